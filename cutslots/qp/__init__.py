@@ -1,5 +1,7 @@
 """The mathematics: regularised equality-constrained quadratic programs for cuts. It never sees an image."""
 
+from cutslots.qp.matching import Matching as Matching
+from cutslots.qp.matching import MatchingSolution as MatchingSolution
 from cutslots.qp.min_cut import CutSolution as CutSolution
 from cutslots.qp.min_cut import MinCut as MinCut
 from cutslots.qp.program import Gamma as Gamma

@@ -20,6 +20,17 @@ from cutslots.errors import InputError
 from cutslots.qp.grid import edges
 
 
+def positive(name: str, value: float) -> float:
+    """`value`, if it is a positive finite number.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not 0 < value < float("inf"):
+        raise InputError(f"{name} is {value}; give a positive finite number.")
+    return float(value)
+
+
 class Gamma(NamedTuple):
     """The program's regularisation: one positive number for each kind of variable."""
 
