@@ -1,8 +1,11 @@
 """The command line as a person uses it: the whole path once, and every refusal."""
 
+import argparse
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutslots.__main__ import main
+from cutslots.cli import ORDER, main, names, parser
 from cutslots.files import home
 from cutslots.report.figures import GAP, HEADER
 
@@ -158,7 +161,7 @@ def test_debug_stays_in_one_process_and_thread(scenes):
     """A breakpoint in the loss stops in the main thread of the very process that was started."""
     script = (
         "import sys, threading, torch\n"
-        "from cutslots.__main__ import main\n"
+        "from cutslots.cli import main\n"
         "from cutslots.models.min_cut_slots import MinCutSlots\n"
         "real = MinCutSlots.loss\n"
         "def loss(outputs, images):\n"
@@ -245,6 +248,51 @@ def test_help_lists_options_with_types_and_ranges(capsys):
     text = capsys.readouterr().out
     for word in ("model.cut.gamma_terminal", "optim.learning_rate", "paper-clevrtex", "cnn | resnet", ">= 1"):
         assert word in text
+
+
+def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """The words of every command, and of every member where a command has members."""
+    yield list(words)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, each in action.choices.items():
+                with contextlib.suppress(SystemExit):
+                    each.parse_args([])  # a command adds its members when it is chosen
+                yield from leaves(each, (*words, name))
+
+
+def test_every_command_has_help(capsys):
+    found = list(leaves(parser()))
+    assert ["prepare", "scenes"] in found
+    for words in found:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main([*words, "--help"])
+        assert exit.value.code == 0
+        assert " ".join(["usage: cutslots", *words]) in capsys.readouterr().out
+
+
+def test_help_lists_the_commands_in_their_order():
+    assert names()[: len(ORDER)] == list(ORDER)
+    text = parser().format_help()
+    places = [text.index(f"\n    {name} ") for name in names()]
+    assert places == sorted(places)
+
+
+def test_a_command_imports_nothing_for_the_others():
+    script = (
+        "import sys\n"
+        "from cutslots.cli import parser\n"
+        "parser().parse_args(['sync', 'name'])\n"
+        "print([name for name in ('cutslots.data', 'cutslots.train', 'mlflow', 'ray', 'pyarrow') if name in sys.modules])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "cutslots", "sync", "nothing"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
 
 
 def test_presets_prints_parameter_counts(capsys):

@@ -22,7 +22,8 @@ ALLOWED = {
     "report": BASE | {"train", "runlog", "metrics", "data"},
     "launch": BASE | {"train", "runlog", "report", "data", "models"},
     "bench": BASE | {"launch", "train", "runlog", "report", "data", "models", "metrics", "nn", "qp"},
-    "__main__": BASE | {"launch", "bench", "train", "runlog", "report", "data", "models", "qp"},
+    "cli": BASE | {"launch", "bench", "train", "runlog", "report", "data", "models", "qp"},
+    "__main__": {"cli"},
     "__init__": {"qp"},
 }
 OWNED = {"mlflow": "runlog", "ray": "launch", "optuna": "launch", "matplotlib": "report"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cutslots.__main__ import _parser
+from cutslots.cli import parser
 from cutslots.train.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +28,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command):
     """Every command line is one that the program takes (the demo and test_cli run them)."""
-    assert _parser().parse_args(shlex.split(command)[1:])
+    assert parser().parse_args(shlex.split(command)[1:])
 
 
 def test_links_into_the_project_exist():

@@ -1,0 +1,81 @@
+"""The command line: every module of this folder is a command, and what `Command` lists is all that it needs.
+
+Errors of the user's making exit with status 2.
+"""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from cutslots.cli._errors import users_fault
+
+# The help lists commands in the order in which they are needed; a new one comes behind these, by name.
+ORDER = ("prepare", "check", "train", "evaluate", "presets", "sync", "ui", "bench")
+
+
+class Command(Protocol):
+    """What a command's module holds; the first line of its docstring is its help, the rest the description in its own help."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add its arguments; called only when this command is the chosen one."""
+        ...
+
+    def run(self, chosen: argparse.Namespace) -> int | None:
+        """Do it; returns the exit status, None for 0."""
+        ...
+
+
+def names() -> list[str]:
+    """The names of all commands, in the order of the help."""
+    found = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    chosen = parser().parse_args(arguments)
+    try:
+        return chosen.run(chosen) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = users_fault(error)
+        if message is None or getattr(chosen, "debug", False):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; what it parses holds the command's `run`."""
+    top = argparse.ArgumentParser(
+        prog="cutslots",
+        description="Object-centric learning by differentiable minimum cuts.",
+        epilog="CUTSLOTS_HOME names the folder of runs, tracking store and built-in data; default ./cutslots-home.",
+    )
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser)
+    for name in names():
+        command = cast(Command, importlib.import_module(f"{__name__}.{name}"))
+        help_line, _, description = (command.__doc__ or name).partition("\n")
+        each = commands.add_parser(name, help=help_line, description=description.strip() or None)
+        each.command = command
+        each.set_defaults(run=command.run)
+    return top
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Asks its command for arguments when it is chosen: what one command imports costs, and can break, no other command."""
+
+    command: Command | None = None
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        command, self.command = self.command, None
+        if command:
+            command.add_arguments(self)
+        return super().parse_known_args(args, namespace)

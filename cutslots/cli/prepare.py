@@ -1,0 +1,68 @@
+"""turn a raw dataset into shards that training reads"""
+
+import argparse
+from pathlib import Path
+
+from cutslots import options
+from cutslots.cli._counting import Counting
+from cutslots.cli._texts import summary
+from cutslots.files import home
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One subcommand a source; each sets `prepare`, the function of the chosen arguments that does it."""
+    from cutslots.data import sources
+
+    by_source = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
+    for name in sources.names():
+        help_line = (sources.load(name).__doc__ or name).splitlines()[0]
+        _add_scenes(by_source.add_parser(name, help=help_line, description=help_line), name)
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Prepare from the chosen source."""
+    chosen.prepare(chosen)
+
+
+def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
+    """The arguments of an image dataset: its folders, its splits and every field of its `Options`."""
+    from cutslots.data import sources
+
+    source = sources.load(name)
+    if source.NEEDS_RAW:
+        parser.add_argument("raw", metavar="RAW", help="the raw dataset: its folder or file")
+        parser.add_argument("out", metavar="OUT", help="the folder to write")
+    else:
+        parser.add_argument("out", metavar="OUT", nargs="?", help=f"the folder to write; default CUTSLOTS_HOME/data/{name}")
+    parser.add_argument("--splits", help="records of each split, e.g. train=0:320,val=320:360,test=360:400")
+    parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds if it was prepared otherwise")
+    for option in options.describe(source.Options()):
+        help_text = f"{option.help} (default {option.value})"
+        parser.add_argument(
+            f"--{option.path.replace('_', '-').replace('.', '-')}",
+            dest=f"option:{option.path}",
+            metavar=option.range.replace(" ", "") if "|" in option.range else options.type_name(option.type).upper(),
+            help=help_text.replace("%", "%%"),  # argparse formats help with %
+        )
+    parser.set_defaults(prepare=_prepare_scenes, source=name, raw=None)
+
+
+def _prepare_scenes(chosen: argparse.Namespace) -> None:
+    from cutslots.data import prepare, sources
+
+    settings = sources.load(chosen.source).Options()
+    for key, text in vars(chosen).items():
+        if key.startswith("option:") and text is not None:
+            settings = options.override(settings, f"{key.removeprefix('option:')}={text}")
+    out = Path(chosen.out) if chosen.out else home() / "data" / chosen.source
+    with Counting("scenes") as progress:
+        manifest = prepare(
+            chosen.source,
+            chosen.raw,
+            out,
+            settings,
+            splits=sources.parse_splits(chosen.splits) if chosen.splits else None,
+            overwrite=chosen.overwrite,
+            progress=progress,
+        )
+    print(f"{out}: {summary(manifest)}")

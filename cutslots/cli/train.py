@@ -1,0 +1,104 @@
+"""train one model in this process
+
+Train one model in this process, without Ray: breakpoints work. Metrics, figures and the model go to MLflow.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cutslots import options
+from cutslots.cli._counting import Counting
+from cutslots.cli._texts import options_table
+from cutslots.errors import InputError
+from cutslots.files import home
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to train on, from which preset, with which options, under which name."""
+    from cutslots.data import sources
+    from cutslots.train.config import PRESETS
+
+    parser.epilog = options_table()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("source", metavar="SOURCE", help=f"which dataset: {', '.join(sources.names())}")
+    parser.add_argument("--data", metavar="DIR", help="its prepared folder; the built-in `scenes` are made when it is missing")
+    parser.add_argument("--preset", help=f"the settings to start from: {', '.join(PRESETS)} (default small)")
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        dest="sets",
+        help="change an option (below); repeatable",
+    )
+    parser.add_argument("--steps", type=int, help="short for --set train.steps=N")
+    parser.add_argument("--seed", type=int, help="short for --set train.seed=N")
+    parser.add_argument("--name", help="the run's name and folder under CUTSLOTS_HOME/runs; default SOURCE-PRESET-SIGNATURE")
+    parser.add_argument("--experiment", help="the MLflow experiment; default SOURCE")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1...; default the first GPU, else the CPU")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="continue this run if it was begun; with RUN, that run with its own settings",
+    )
+    parser.add_argument("--debug", action="store_true", help="no data threads, no live bar, anomaly detection, tracebacks in full")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Train, or go on with, one run; print where it is and how good."""
+    from cutslots.data import Manifest
+    from cutslots.launch.local import finished, runs_dir, stored_run, train_here
+    from cutslots.train.config import preset, signature
+
+    if chosen.resume:
+        run_dir, config, about = stored_run(chosen.resume)
+        data_dir, experiment = Path(chosen.data or about["data"]), about["experiment"]
+        if chosen.preset or chosen.name:
+            raise InputError("--resume RUN takes RUN's own settings; leave out --preset and --name.")
+    else:
+        config = preset(chosen.preset or "small")
+        data_dir, experiment, run_dir = _data_dir(chosen), chosen.experiment or chosen.source, None
+    for assignment in [*chosen.sets, *_short("train.steps", chosen.steps), *_short("train.seed", chosen.seed)]:
+        config = options.override(config, assignment)
+    options.check(config)
+    manifest = Manifest.load(data_dir)
+    if manifest.source != chosen.source:
+        raise InputError(
+            f"{data_dir} holds {manifest.source}, not {chosen.source}. Run: cutslots train {manifest.source} --data {data_dir}"
+        )
+    if run_dir is None:
+        name = chosen.name or f"{chosen.source}-{chosen.preset or 'small'}-{signature(config, manifest.digest)}"
+        run_dir = runs_dir() / name
+    print(f"run {run_dir.name} in {run_dir}", file=sys.stderr)
+    best = finished(run_dir, config, manifest.digest)
+    if best:
+        print("this run is finished already; --name or --seed makes another")
+    else:
+        resume = chosen.resume is not None
+        best = train_here(
+            config, data_dir, run_dir, experiment=experiment, device=chosen.device, resume=resume, debug=chosen.debug
+        ).best
+    print(f"best ARI-FG {best['ari_fg']:.4f}, mIoU {best['miou']:.4f} at step {best['step']:.0f} of {config.train.steps}")
+    print(f"evaluate it: cutslots evaluate {run_dir.name} --data {data_dir}      look at it: cutslots ui")
+
+
+def _short(path: str, value: int | None) -> list[str]:
+    return [] if value is None else [f"{path}={value}"]
+
+
+def _data_dir(chosen: argparse.Namespace) -> Path:
+    from cutslots.data import prepare, sources
+
+    if chosen.data:
+        return Path(chosen.data)
+    source = sources.load(chosen.source)
+    default = home() / "data" / chosen.source
+    if not source.NEEDS_RAW and not (default / "manifest.json").exists():
+        with Counting("scenes") as progress:
+            prepare(chosen.source, None, default, progress=progress)
+    if not default.exists():
+        raise InputError(f"--data is missing. Prepare the set first: cutslots prepare {chosen.source} RAW {default}")
+    return default
