@@ -8,7 +8,7 @@ import torch
 from scipy.sparse.linalg import splu
 
 from cutslots.bench._timing import machine, median_seconds
-from cutslots.qp import Gamma, MinCut, min_cut_program
+from cutslots.qp import Gamma, Grid, MinCut, min_cut_program
 from cutslots.qp.program import edge_costs
 from cutslots.train.config import preset
 
@@ -42,12 +42,12 @@ def _against_kkt(size: int, cuts: int) -> dict[str, float]:
     def both() -> torch.Tensor:
         return torch.autograd.grad(cut(weights).potentials, weights, upstream)[0]
 
-    program = min_cut_program(size, size, Gamma(0.5, 0.5, 0.5))
+    program = min_cut_program(Grid(size, size), Gamma(0.5, 0.5, 0.5))
     kkt = program.kkt()
     factored: list[Any] = []
     factor_seconds = median_seconds(lambda: factored.append(splu(kkt)), repeats=1, warmup=0)
     c = np.zeros((len(program.G), cuts))
-    c[program.blocks["d"]] = edge_costs(weights.detach().double().numpy())
+    c[program.blocks["d"]] = edge_costs(weights.detach().double().numpy(), Grid(size, size))
     rhs = program.rhs(c)
     solved: list[np.ndarray] = []
     kkt_seconds = median_seconds(lambda: solved.append(factored[0].solve(rhs)), repeats=1, warmup=0)

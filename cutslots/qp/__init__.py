@@ -1,5 +1,8 @@
-"""The mathematics: regularised equality-constrained quadratic programs for cuts. It never sees an image."""
+"""The mathematics: regularised equality-constrained quadratic programs for cuts and matchings. It never sees an image."""
 
+from cutslots.qp.graph import EdgeList as EdgeList
+from cutslots.qp.graph import Graph as Graph
+from cutslots.qp.grid import Grid as Grid
 from cutslots.qp.matching import Matching as Matching
 from cutslots.qp.matching import MatchingSolution as MatchingSolution
 from cutslots.qp.min_cut import CutSolution as CutSolution

@@ -1,38 +1,20 @@
-"""The differentiable minimum s-t cut of an image grid, as a layer."""
+"""The differentiable minimum s-t cut of an image grid, or of any graph, as a layer."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutslots.errors import InputError
 from cutslots.qp import solvers
-from cutslots.qp.grid import divergence, gradient
+from cutslots.qp.graph import Graph
+from cutslots.qp.grid import Grid
+from cutslots.qp.linear_map import LinearMap
 from cutslots.qp.program import Gamma
-
-
-class _LinearMap(torch.autograd.Function):
-    """A linear map whose derivative is its transpose, whatever back end computes it.
-
-    The cut's potentials are  p = p_0 - 1/2 S B^T w  with S symmetric. So for a loss l,  dl/dw = -1/2 B S dl/dp : the same solve
-    between the transposed stencils, and the derivative of that is the first map again. One function is both, to any order.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, apply: Callable, transpose: Callable, *inputs: Tensor) -> Any:
-        ctx.maps = apply, transpose
-        # Here and not around the call: the backward pass may run inside an autocast region of its own.
-        with torch.autocast(inputs[0].device.type, enabled=False):
-            return apply(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        apply, transpose = ctx.maps
-        result = _LinearMap.apply(transpose, apply, *grads)
-        return None, None, *(result if isinstance(result, tuple) else (result,))
+from cutslots.qp.terminals import pull
 
 
 @dataclass(frozen=True)
@@ -40,45 +22,48 @@ class CutSolution:
     """The solution of a batch of min-cut programs.
 
     Attributes:
-        potentials: `(batch, H, W)`, a real number a pixel, larger on the source's side. A softmax over several cuts, or a sigmoid
-            of the distance to the terminals, reads them as masks.
+        potentials: `(batch, *graph.shape)`, `(batch, H, W)` on a grid: a real number a vertex, larger on the source's side, 0 where
+            a grid has no pixel. A softmax over several cuts, or a sigmoid of the distance to the terminals, reads them as masks.
         terminals: `(batch, 2)`, the potentials of s and t.
     """
 
-    potentials: Float[Tensor, "batch height width"]
+    potentials: Float[Tensor, "batch *shape"]
     terminals: Float[Tensor, "batch 2"]
-    weights: Float[Tensor, "batch 6 height width"]
+    weights: Float[Tensor, "batch *layout"]
+    graph: Graph
     gamma: Gamma
     beta: float
 
-    def edges(self) -> Float[Tensor, "batch 6 height width"]:
+    def edges(self) -> Float[Tensor, "batch *layout"]:
         """The edge variables d (how far each edge is cut), in the weights' layout; 0 where no edge exists.
 
         Source: the paper's Eq. 2 with the slack eliminated, d = (B p) / 2 - w / (2 gamma).
         """
-        scale = self.weights.new_tensor([self.gamma.edge] * 4 + [self.gamma.terminal] * 2)
-        cut = (self._drop() - self.weights / scale[:, None, None]) / 2
-        return cut * _existing_edges(cut)
+        scaled = self.weights / self.gamma.edge
+        for part, weights in zip(self.graph.terminal_edges(scaled), self.graph.terminal_edges(self.weights), strict=True):
+            part.copy_(weights / self.gamma.terminal)
+        cut = (self._drop() - scaled) / 2
+        if self.graph.exists is None:
+            return cut
+        return cut.masked_fill(torch.from_numpy(~self.graph.exists).to(cut.device), 0)
 
-    def slacks(self) -> Float[Tensor, "batch 6 height width"]:
+    def slacks(self) -> Float[Tensor, "batch *layout"]:
         """The slack variables s = d - B p of the edges, in the weights' layout; 0 where no edge exists."""
         return self.edges() - self._drop()
 
-    def terminal_edges(self) -> tuple[Float[Tensor, "batch height width"], Float[Tensor, "batch height width"]]:
-        """The edge variables of `s -> pixel` and `pixel -> t` alone: what a two-way mask needs."""
-        source, sink = self.terminals[:, 0, None, None], self.terminals[:, 1, None, None]
+    def terminal_edges(self) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
+        """The edge variables of `s -> vertex` and `vertex -> t` alone: what a two-way mask needs."""
+        source, sink = (self.terminals[:, which].view(-1, *[1] * len(self.graph.shape)) for which in range(2))
+        to_source, to_sink = self.graph.terminal_edges(self.weights)
         scale = 1 / (2 * self.gamma.terminal)
-        return (
-            (source - self.potentials) / 2 - self.weights[:, 4] * scale,
-            (self.potentials - sink) / 2 - self.weights[:, 5] * scale,
-        )
+        return (source - self.potentials) / 2 - to_source * scale, (self.potentials - sink) / 2 - to_sink * scale
 
     def terminal_slack(self) -> Float[Tensor, " batch"]:
-        """The slack of the row p_s - p_t - s_st = beta."""
+        """The slack of the row p_s - p_t - s_st = beta; 0 up to rounding where the program has none."""
         return self.terminals[:, 0] - self.terminals[:, 1] - self.beta
 
     def _drop(self) -> Tensor:
-        return _LinearMap.apply(gradient, divergence, self.potentials, self.terminals)
+        return LinearMap.apply(self.graph.gradient, self.graph.divergence, self.potentials, self.terminals)
 
 
 class MinCut(nn.Module):
@@ -87,14 +72,20 @@ class MinCut(nn.Module):
     Args:
         height, width: size of the grid, at least 1 each; any numbers, not only squares or powers of two.
         gamma: the paper's regularisation, > 0. Potentials scale as 1/gamma.
+        neighbours: 4, or 8 with the diagonals.
+        interior_edges: leave out edges that start at a border pixel, as the published code does (the paper's text has them all).
+        pixels: bool `(height, width)`, which pixels are there; None for all. The others have potential 0 and no edge.
         gamma_edge, gamma_terminal, gamma_vertex: separate regularisation of the variables of neighbour edges, of terminal edges
             (and the slack between s and t), and of potentials; each defaults to `gamma`. Potentials are smoothed over a reach of
             `sqrt(gamma_edge / (gamma_terminal + gamma_vertex))` pixels, 0.7 at the paper's single gamma.
-        beta: least drop from s to t (1 in the paper). It moves the terminals only, never a pixel.
+        beta: drop from s to t (1 in the paper). It moves the terminals only, never a pixel.
+        terminal_slack: whether that drop may give way (paper) or not (published code). It moves the terminals only.
         solver: "auto", or a back end by name; `choice` says which serves and why.
 
-    Call it on weights `(batch, 6, height, width)`, >= 0, channels right, left, down, up, s->pixel, pixel->t; it returns a
-    `CutSolution`. float32 and float64 are computed as they come, half precisions in float32.
+    Call it on weights `(batch, C, height, width)`, >= 0, one channel an edge that leaves a pixel: right, left, down, up, s->pixel,
+    pixel->t (C = 6); with 8 neighbours down-right, up-left, down-left, up-right come before the last two (C = 10). It returns a
+    `CutSolution`. float32 and float64 are computed as they come, half precisions in float32. A weight that is not finite spoils
+    its own cut and no other; under `torch.autograd.detect_anomaly()` it is refused by name. `MinCut.on(graph)` cuts any other graph.
 
     Raises:
         InputError: sizes, gammas, solver or weights that cannot be used.
@@ -107,60 +98,82 @@ class MinCut(nn.Module):
         width: int,
         gamma: float = 0.5,
         *,
+        neighbours: int = 4,
+        interior_edges: bool = False,
+        pixels: np.ndarray | Tensor | None = None,
         gamma_edge: float | None = None,
         gamma_terminal: float | None = None,
         gamma_vertex: float | None = None,
         beta: float = 1.0,
+        terminal_slack: bool = True,
         solver: str = "auto",
     ) -> None:
         super().__init__()
-        if height < 1 or width < 1:
-            raise InputError(f"the grid is {height} x {width}; height and width must be at least 1.")
-        self.height, self.width, self.beta = height, width, beta
-        self.gamma = Gamma.of(gamma, gamma_edge, gamma_terminal, gamma_vertex)
-        self.choice = solvers.choose(height, width, solver)
-        self._solver = solvers.build(self.choice, height, width, self.gamma)
-        # The constant part of the solution: beta pulls s and t apart evenly, so pixels stay where they are.
-        self._pull = beta / _pull_denominator(height * width, self.gamma)
+        gammas = Gamma.of(gamma, gamma_edge, gamma_terminal, gamma_vertex)
+        self._set_up(Grid(height, width, neighbours, interior_edges, pixels), gammas, beta, terminal_slack, solver)
 
-    def forward(self, weights: Float[Tensor, "batch 6 height width"]) -> CutSolution:
+    @classmethod
+    def on(
+        cls,
+        graph: Graph,
+        gamma: float = 0.5,
+        *,
+        gamma_edge: float | None = None,
+        gamma_terminal: float | None = None,
+        gamma_vertex: float | None = None,
+        beta: float = 1.0,
+        terminal_slack: bool = True,
+        solver: str = "auto",
+    ) -> Self:
+        """Minimum s-t cuts of a graph that is no plain grid, say `MinCut.on(EdgeList(edges))`; weights are in the graph's layout."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._set_up(graph, Gamma.of(gamma, gamma_edge, gamma_terminal, gamma_vertex), beta, terminal_slack, solver)
+        return layer
+
+    def _set_up(self, graph: Graph, gamma: Gamma, beta: float, terminal_slack: bool, solver: str) -> None:
+        self.graph, self.gamma, self.beta, self.terminal_slack = graph, gamma, beta, terminal_slack
+        self.choice = solvers.choose(graph, solver)
+        self._solver = solvers.BACK_ENDS[self.choice.name](graph, gamma)
+        # The constant part of the solution: beta pulls s and t apart evenly, so vertices stay where they are.
+        self._pull = pull(graph.num_vertices, gamma, beta, terminal_slack)
+
+    def forward(self, weights: Float[Tensor, "batch *layout"]) -> CutSolution:
         weights = self._checked(weights)
-        pixels, terminals = _LinearMap.apply(self._solve, self._transposed, weights)
+        potentials, terminals = LinearMap.apply(self._forward, self._transposed, weights)
         terminals = terminals + terminals.new_tensor([self._pull, -self._pull])
-        return CutSolution(pixels, terminals, weights, self.gamma, self.beta)
+        return CutSolution(potentials, terminals, weights, self.graph, self.gamma, self.beta)
 
     def extra_repr(self) -> str:
         edge, terminal, vertex = self.gamma
-        return f"{self.height}, {self.width}, gamma=({edge:g}, {terminal:g}, {vertex:g}), solver={self.choice.name}"
+        return f"{self.graph}, gamma=({edge:g}, {terminal:g}, {vertex:g}), solver={self.choice.name}"
 
-    def _solve(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        pixels, terminals = divergence(weights)
-        return self._solver.solve(pixels.mul_(-0.5), terminals.mul_(-0.5))
+    # The potentials are  p = p_0 - 1/2 S B^T w  with S symmetric. So for a loss l,  dl/dw = -1/2 B S dl/dp : the same solve between
+    # the transposed stencils.
 
-    def _transposed(self, pixels: Tensor, terminals: Tensor) -> Tensor:
-        pixels, terminals = self._solver.solve(pixels, terminals)
-        return gradient(pixels * -0.5, terminals * -0.5)
+    def _forward(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        potentials, terminals = self.graph.divergence(weights)
+        return self._solve(potentials.mul_(-0.5), terminals.mul_(-0.5))
+
+    def _transposed(self, potentials: Tensor, terminals: Tensor) -> Tensor:
+        potentials, terminals = self._solve(potentials, terminals)
+        return self.graph.gradient(potentials.mul_(-0.5), terminals.mul_(-0.5))
+
+    def _solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
+        potentials, terminals = self._solver.solve(potentials, terminals)
+        # Without slack the drop from s to t is fixed; it is an eigenvector of the system (terminals.py), so taking it away is all.
+        return potentials, terminals if self.terminal_slack else terminals.mean(1, keepdim=True).expand_as(terminals).clone()
 
     def _checked(self, weights: Tensor) -> Tensor:
-        expected = (6, self.height, self.width)
-        if weights.ndim != 4 or weights.shape[1:] != expected:
+        if weights.shape[1:] != self.graph.layout:
             raise InputError(
-                f"weights have shape {tuple(weights.shape)}; this layer takes (batch, {', '.join(map(str, expected))})."
+                f"weights have shape {tuple(weights.shape)}; this layer takes (batch, {', '.join(map(str, self.graph.layout))})."
             )
         if not weights.is_floating_point():
             raise InputError(f"weights are {weights.dtype}; give float32 or float64.")
+        if torch.is_anomaly_enabled() and not weights.isfinite().all():
+            first = (~weights.isfinite()).nonzero()[0].tolist()
+            raise InputError(
+                f"weights{first} is {weights[tuple(first)].item()}; weights must be finite. Look at what computed them."
+            )
         return weights if weights.dtype in (torch.float32, torch.float64) else weights.float()
-
-
-def _pull_denominator(num_pixels: int, gamma: Gamma) -> float:
-    """What beta is divided by to give p_s = -p_t of the program without weights.
-
-    From the antisymmetric part of the 3 x 3 system of s, t and DC: (gamma_t V / 2 + gamma_v + 2 gamma_t) p_s = gamma_t beta.
-    """
-    return num_pixels / 2 + gamma.vertex / gamma.terminal + 2
-
-
-def _existing_edges(like: Tensor) -> Tensor:
-    exists = torch.ones_like(like[:1])
-    exists[:, 0, :, -1] = exists[:, 1, :, 0] = exists[:, 2, -1] = exists[:, 3, 0] = 0
-    return exists

@@ -1,7 +1,7 @@
-"""The min-cut quadratic program written out: the constraint matrix of the paper's Eq. 2-5, for any grid size.
+"""The min-cut quadratic program written out: the constraint matrix of the paper's Eq. 2-5, for any graph.
 
-Nothing on the training path builds these matrices; they are the statement of the problem that every back end is held to, by
-tests and benchmarks.
+This is the statement of the problem that every back end is held to, by tests and benchmarks. The closed form never builds it; the
+paper's own method (solvers/kkt.py) factors it.
 
     minimise    c.z + 1/2 z^T G z        z = (d, s, p, s_st),  c = (w, 0, 0, 0),  G diagonal
     subject to  d - s - B p      = 0     one row an edge: d_uv - s_uv = p_u - p_v
@@ -11,13 +11,14 @@ G holds `gamma.edge` for d and s of edges between pixels, `gamma.terminal` for d
 `gamma.vertex` for p. The paper has one gamma for all of them.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from cutslots.errors import InputError
-from cutslots.qp.grid import edges
+from cutslots.qp.graph import Graph
 
 
 def positive(name: str, value: float) -> float:
@@ -71,27 +72,39 @@ class Program(NamedTuple):
         return np.concatenate([-c, b])
 
 
-def min_cut_program(height: int, width: int, gamma: Gamma, beta: float = 1.0) -> Program:
-    """The program of one s-t cut of a full `height x width` grid."""
-    tail, head, channel, _ = edges(height, width)
-    num_edges, num_vertices = len(tail), height * width + 2
+def min_cut_program(
+    graph: Graph, gamma: Gamma, beta: float = 1.0, terminal_slack: bool = True, as_published: bool = False
+) -> Program:
+    """The program of one s-t cut of a graph.
+
+    Args:
+        terminal_slack: whether the row p_s - p_t = beta has a slack s_st (paper) or not (published code).
+        as_published: keep the variables that no row mentions, as the published code does: an edge variable for every weight of
+            the layout, whether its edge exists or not, and a slack for the last row, whether it is used or not. They change the
+            size of the program and nothing else.
+    """
+    tail, head, slot = graph.edges()
+    num_edges, num_vertices = len(tail), graph.num_vertices + 2
     row = np.arange(num_edges)
+    slots = math.prod(graph.layout) if as_published else num_edges
+    D = sp.csr_array((np.ones(num_edges), (row, slot if as_published else row)), shape=(num_edges, slots))
     signs = np.concatenate([np.ones(num_edges), -np.ones(num_edges)])
     B = sp.csr_array((signs, (np.tile(row, 2), np.concatenate([tail, head]))), shape=(num_edges, num_vertices))
     terminal_row = sp.csr_array(([1.0, -1.0], ([0, 0], [num_vertices - 2, num_vertices - 1])), shape=(1, num_vertices))
-    eye = sp.eye_array(num_edges)
-    A = sp.csr_array(sp.block_array([[eye, -eye, -B, None], [None, None, terminal_row, -sp.eye_array(1)]]))
-    of_edge = np.where(channel < 4, gamma.edge, gamma.terminal)
-    G = np.concatenate([of_edge, of_edge, np.full(num_vertices, gamma.vertex), [gamma.terminal]])
+    slacks = 1 if terminal_slack or as_published else 0
+    last = sp.csr_array(-np.eye(1, slacks) * terminal_slack)
+    A = sp.csr_array(sp.block_array([[D, -sp.eye_array(num_edges), -B, None], [None, None, terminal_row, last]]))
+    of_edge = np.where(np.maximum(tail, head) < graph.num_vertices, gamma.edge, gamma.terminal)
+    of_d = np.full(slots, gamma.edge)
+    of_d[slot if as_published else row] = of_edge
+    G = np.concatenate([of_d, of_edge, np.full(num_vertices, gamma.vertex), np.full(slacks, gamma.terminal)])
     b = np.zeros(num_edges + 1)
     b[-1] = beta
-    ends = np.cumsum([0, num_edges, num_edges, num_vertices, 1]).tolist()
+    ends = np.cumsum([0, slots, num_edges, num_vertices, slacks]).tolist()
     blocks = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(("d", "s", "p", "s_st"))}
     return Program(A, b, G, blocks)
 
 
-def edge_costs(weights: np.ndarray) -> np.ndarray:
-    """Weights (batch, 6, H, W) as columns of edge costs (E, batch), in the order of `grid.edges`."""
-    batch, _, height, width = weights.shape
-    _, _, channel, pixel = edges(height, width)
-    return weights.reshape(batch, 6, height * width)[:, channel, pixel].T
+def edge_costs(weights: np.ndarray, graph: Graph) -> np.ndarray:
+    """Weights `(batch, *layout)` as columns of edge costs `(E, batch)`, in the order of `graph.edges()`."""
+    return weights.reshape(len(weights), -1)[:, graph.edges().slot].T

@@ -4,8 +4,8 @@ With edges and slacks eliminated the program is one system in the potentials,
 
     M p = gamma_t beta q - B^T w / 2 ,    M = B^T G_d B / 2 + gamma_v I + gamma_t q q^T ,    q = e_s - e_t
 
-and a back end applies S = M^-1 to right-hand sides: `solve(pixels (batch, H, W), terminals (batch, 2))` returns the pair of the
-same shapes. S is symmetric, so the same call serves the backward pass. A new back end is one file here and one line in `BACK_ENDS`.
+and a back end applies S = M^-1 to right-hand sides: `solve(potentials (batch, *graph.shape), terminals (batch, 2))` returns the pair of
+the same shapes. S is symmetric, so the same call serves the backward pass. A new back end is one file here and one line in `BACK_ENDS`.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 from cutslots.errors import InputError, nearest
+from cutslots.qp.graph import Graph
 from cutslots.qp.program import Gamma
 from cutslots.qp.solvers.dct import Dct as Dct
 from cutslots.qp.solvers.dense import Dense as Dense
@@ -22,12 +23,14 @@ from cutslots.qp.solvers.dense import Dense as Dense
 class Solver(Protocol):
     """Built once for a graph and its gammas, applied to every batch."""
 
+    def __init__(self, graph: Graph, gamma: Gamma) -> None: ...
+
     @staticmethod
-    def refuses(height: int, width: int) -> str | None:
-        """Why this back end cannot take a grid and which can; None when it can."""
+    def refuses(graph: Graph) -> str | None:
+        """Why this back end cannot take a graph and which can; None when it can."""
         ...
 
-    def solve(self, pixels: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]: ...
+    def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 BACK_ENDS: dict[str, type[Solver]] = {"dct": Dct, "dense": Dense}
@@ -40,22 +43,21 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose(height: int, width: int, solver: str = "auto") -> Choice:
-    """The back end that `solver` stands for on a `height x width` grid.
+def choose(graph: Graph, solver: str = "auto") -> Choice:
+    """The back end that `solver` stands for on a graph.
 
     Raises:
-        InputError: an unknown name, or a grid that the named back end cannot take.
+        InputError: an unknown name, or a graph that the named back end cannot take.
     """
     if solver == "auto":
-        return Choice("dct", "a full grid: the cosine transform diagonalises its Laplacian, so the solution is a closed form")
+        if Dct.refuses(graph) is None:
+            return Choice("dct", "a full grid: the cosine transform diagonalises its Laplacian, so the solution is a closed form")
+        return Choice(
+            "vertex", f"{graph} is no full grid of 4 neighbours: its edges are eliminated and the vertices' matrix factored once"
+        )
     if solver not in BACK_ENDS:
         raise InputError(f"solver={solver!r} is unknown. {nearest(solver, ['auto', *BACK_ENDS])}")
-    refusal = BACK_ENDS[solver].refuses(height, width)
+    refusal = BACK_ENDS[solver].refuses(graph)
     if refusal:
         raise InputError(refusal)
     return Choice(solver, "asked for by name")
-
-
-def build(choice: Choice, height: int, width: int, gamma: Gamma) -> Solver:
-    """The chosen back end for one grid."""
-    return BACK_ENDS[choice.name](height, width, gamma)  # type: ignore[call-arg]

@@ -2,8 +2,8 @@
 
     pixel block        gamma_e L + (gamma_t + gamma_v) I,   L the grid Laplacian with Neumann borders
     its eigenvalues    gamma_e (4 - 2 cos(pi i / H) - 2 cos(pi j / W)) + gamma_t + gamma_v
-    s and t            touch the pixels through the constant vector alone, that is the DC coefficient: every other coefficient is
-                       a division, and DC, p_s and p_t are one 3 x 3 system
+    s and t            touch the DC coefficient alone (terminals.py): DC, p_s and p_t are one 3 x 3 system, and every other
+                       coefficient is a division
 
 Nothing is factored, nothing iterated. Short axes are transformed by a matrix product, long ones by an FFT (Makhoul, "A fast cosine
 transform in one and two dimensions", 1980).
@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cutslots.qp.graph import Graph
+from cutslots.qp.grid import Grid
 from cutslots.qp.program import Gamma
+from cutslots.qp.terminals import coupling
 
 # Below this length the matrix product is the faster transform of an axis: see `cutslots bench transform`.
 FFT_FROM = 256
@@ -26,16 +29,18 @@ class Dct:
     """S in the cosine basis. All tables are made in float64 and rounded once to the data's type."""
 
     @staticmethod
-    def refuses(height: int, width: int) -> None:
-        """Full grids of any size are its home."""
+    def refuses(graph: Graph) -> str | None:
+        if isinstance(graph, Grid) and graph.full:
+            return None
+        return f'solver="dct" takes full grids of 4 neighbours; got {graph}. Use solver="vertex".'
 
-    def __init__(self, height: int, width: int, gamma: Gamma) -> None:
-        self.height, self.width, self.gamma = height, width, gamma
+    def __init__(self, graph: Graph, gamma: Gamma) -> None:
+        (self.height, self.width), self.gamma = graph.shape, gamma
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def solve(self, pixels: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
-        inverse_eigenvalues, coupling = self._table(pixels.device, pixels.dtype)
-        spectrum = dct(dct(pixels, -1), -2)
+    def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
+        inverse_eigenvalues, coupling = self._table(potentials.device, potentials.dtype)
+        spectrum = dct(dct(potentials, -1), -2)
         border = torch.cat([terminals, spectrum[:, :1, 0]], dim=1) @ coupling
         spectrum *= inverse_eigenvalues
         spectrum[:, 0, 0] = border[:, 2]
@@ -46,7 +51,7 @@ class Dct:
         if key not in self._tables:
             tables = (
                 _inverse_eigenvalues(self.height, self.width, self.gamma),
-                _coupling(self.height * self.width, self.gamma),
+                coupling(self.height * self.width, self.gamma),
             )
             self._tables[key] = tuple(torch.from_numpy(table).to(device, dtype) for table in tables)  # type: ignore[assignment]
         return self._tables[key]
@@ -56,15 +61,6 @@ def _inverse_eigenvalues(height: int, width: int, gamma: Gamma) -> np.ndarray:
     rows = 2 - 2 * np.cos(np.pi * np.arange(height) / height)
     columns = 2 - 2 * np.cos(np.pi * np.arange(width) / width)
     return 1 / (gamma.edge * (rows[:, None] + columns) + gamma.terminal + gamma.vertex)
-
-
-def _coupling(num_pixels: int, gamma: Gamma) -> np.ndarray:
-    """The inverse of the 3 x 3 system of (p_s, p_t, DC)."""
-    gt, gv, root = gamma.terminal, gamma.vertex, math.sqrt(num_pixels)
-    own = gt * num_pixels / 2 + gv + gt
-    return np.linalg.inv(
-        np.array([[own, -gt, -gt * root / 2], [-gt, own, -gt * root / 2], [-gt * root / 2, -gt * root / 2, gt + gv]])
-    )
 
 
 def dct(x: Tensor, axis: int) -> Tensor:
