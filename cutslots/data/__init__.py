@@ -8,12 +8,13 @@ from cutslots import options as options_module
 from cutslots.data import sources
 from cutslots.data.batches import Batch as Batch
 from cutslots.data.batches import Batches as Batches
+from cutslots.data.manifest import Info
+from cutslots.data.manifest import Manifest as Manifest
+from cutslots.data.reading import check as check
 from cutslots.data.scene import Preparation as Preparation
 from cutslots.data.scene import Ranges
 from cutslots.data.scene import Scene as Scene
-from cutslots.data.shards import Info, Progress, write
-from cutslots.data.shards import Manifest as Manifest
-from cutslots.data.shards import check as check
+from cutslots.data.shards import Progress, write
 from cutslots.errors import InputError
 
 

@@ -1,7 +1,17 @@
-"""Batches of prepared scenes: a pure function of (seed, epoch, step, rank)."""
+"""Batches of prepared scenes: a pure function of (seed, epoch, step, rank).
+
+A prepared set holds images or clips; `frames` says what an item of a batch is, whichever it holds:
+
+    Batches(folder, "train", 64)                          # whole records: images (b, H, W, 3), or clips (b, T, H, W, 3)
+    Batches(folder, "train", 64, frames=1)                # images, or every frame of every clip by itself (b, H, W, 3)
+    Batches(folder, "train", 64, frames=2)                # every pair of adjacent frames of every clip (b, 2, H, W, 3)
+    Batches(folder, "train", 64, frames=2, distance=15)   # such pairs as frames 5 and 20
+
+Item i of a set of clips is clip i // W with first frame i % W, W = T - (frames - 1) * distance; an epoch has every item
+once. Instance ids keep their meaning over a clip.
+"""
 
 import json
-import math
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cutslots.data.shards import Manifest, Shard
+from cutslots.data.manifest import Manifest
+from cutslots.data.reading import Shard
 from cutslots.errors import InputError
 
 
@@ -20,9 +31,9 @@ class Batch(NamedTuple):
     """Scenes of one step on one rank.
 
     Attributes:
-        images: torch.uint8 (b, H, W, 3), RGB; (b, T, H, W, 3) for clips.
-        masks: torch.uint8 (b, H, W), instance ids, 0 = background; (b, T, H, W) for clips.
-        index: int64 (b,), positions in the split.
+        images: torch.uint8 (b, H, W, 3), RGB; (b, T, H, W, 3) with a time axis.
+        masks: torch.uint8 (b, H, W), instance ids, 0 = background; (b, T, H, W) with a time axis.
+        index: int64 (b,), numbers of the items in the split.
     """
 
     images: torch.Tensor
@@ -33,23 +44,30 @@ class Batch(NamedTuple):
 class Batches:
     """One rank's batches of one split, read from the shards into fresh memory.
 
-    The order of an epoch is `np.random.default_rng((seed, epoch)).permutation(num_scenes)`, cut into global batches,
-    and a global batch is cut in rank order: one rank and two ranks see the same global batches.
+    An item is an image, a clip, or frames of a clip, see the module. The order of an epoch is
+    `np.random.default_rng((seed, epoch)).permutation(num_scenes)`, cut into global batches, and a global batch is cut in
+    rank order: one rank and two ranks see the same global batches.
+
+    Attributes:
+        num_scenes: number of items.
+        num_frames: length of the batches' time axis; None without one.
 
     Args:
         directory: folder that `prepare` wrote.
         split: name of the split.
-        batch_size: scenes in a GLOBAL batch, over all ranks.
+        batch_size: items in a GLOBAL batch, over all ranks.
+        frames: frames of an item; None takes whole records. One frame has no time axis.
+        distance: between the frames of an item, in frames.
         seed: of the order.
         rank, world_size: this process among those that share the batch.
         shuffle: False keeps the record order in every epoch.
-        drop_last: False adds the last, smaller batch, so that an epoch has every scene exactly once over all ranks; a
+        drop_last: False adds the last, smaller batch, so that an epoch has every item exactly once over all ranks; a
             rank whose share of it is empty ends its epoch one step earlier.
         prefetch: batches that one background thread keeps ready; 0 = no thread, for debugging.
 
     Raises:
         InputError: no finished data there, a shard missing or damaged, no such split, a batch that does not divide over
-            the ranks, or fewer scenes than one batch.
+            the ranks, fewer items than one batch, or records of too few frames.
     """
 
     def __init__(
@@ -58,6 +76,8 @@ class Batches:
         split: str,
         batch_size: int,
         *,
+        frames: int | None = None,
+        distance: int = 1,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -67,7 +87,8 @@ class Batches:
     ):
         self.manifest = Manifest.load(directory)
         entries = self.manifest.split(split).shards
-        self.num_scenes = self.manifest.split(split).count
+        self._windows, self._offsets = _window(self.manifest.frame_shape, frames, distance)
+        self.num_scenes = self.manifest.split(split).count * self._windows
         _check_numbers(batch_size, rank, world_size, prefetch)
         if self.num_scenes < (batch_size if drop_last else 1):
             raise InputError(
@@ -75,6 +96,9 @@ class Batches:
                 f"Use a batch_size of at most {self.num_scenes}."
             )
         self.split, self.batch_size, self.seed = split, batch_size, seed
+        clips = len(self.manifest.frame_shape) > 2
+        self.num_frames = len(self._offsets) if clips and frames != 1 else None
+        self._whole = frames is None or not clips
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.shuffle, self.drop_last = shuffle, drop_last
         self._shards = [Shard(Path(directory), entry, self.manifest.frame_shape) for entry in entries]
@@ -120,11 +144,15 @@ class Batches:
         return self._gather(whole[first:last].copy())
 
     def ids(self, index: Sequence[int] | np.ndarray) -> list[str]:
-        """The ids of the scenes at these positions in the split."""
-        return self._column("id", index)
+        """The ids of these items; of frames of a clip with their numbers, `movi_a_train_000012[3,4]`."""
+        ids = self._column("id", index)
+        if self._whole:
+            return ids
+        firsts = np.asarray(index) % self._windows
+        return [f"{id}[{','.join(map(str, first + self._offsets))}]" for id, first in zip(ids, firsts, strict=True)]
 
     def metadata(self, index: Sequence[int] | np.ndarray) -> list[list[dict[str, Any]]]:
-        """For every position in the split the objects' metadata; entry k - 1 of a scene belongs to mask id k."""
+        """For every item the objects' metadata; entry k - 1 belongs to mask id k."""
         return [json.loads(text) for text in self._column("objects", index)]
 
     def _ahead(self, epoch: int, steps: range) -> Generator[Batch, None, None]:
@@ -153,28 +181,45 @@ class Batches:
             self._order = (epoch, order)
         return order
 
-    def _locate(self, index: np.ndarray) -> Iterator[tuple[Shard, int]]:
-        which = np.searchsorted(self._ends, index, side="right")
+    def _locate(self, items: np.ndarray) -> Iterator[tuple[Shard, int, int]]:
+        """The shard, the row in it and the first frame of every item."""
+        records, firsts = np.divmod(items, self._windows)
+        which = np.searchsorted(self._ends, records, side="right")
         starts = np.concatenate([[0], self._ends])[which]
-        for shard, row in zip(which.tolist(), (index - starts).tolist(), strict=True):
-            yield self._shards[shard], row
+        for shard, row, first in zip(which.tolist(), (records - starts).tolist(), firsts.tolist(), strict=True):
+            yield self._shards[shard], row, first
 
     def _gather(self, index: np.ndarray) -> Batch:
-        frame = self.manifest.frame_shape
-        images = torch.empty((len(index), *frame, 3), dtype=torch.uint8)
-        masks = torch.empty((len(index), *frame), dtype=torch.uint8)
-        pixels, labels = images.numpy().reshape(-1).data, masks.numpy().reshape(-1).data
-        wide, narrow = 3 * math.prod(frame), math.prod(frame)
-        for at, (shard, row) in enumerate(self._locate(index)):
-            image, mask = (slice(at * size, (at + 1) * size) for size in (wide, narrow))
-            shard.read(row, pixels[image], labels[mask])
+        height, width = self.image_size
+        times = () if self.num_frames is None else (self.num_frames,)
+        images = torch.empty((len(index), *times, height, width, 3), dtype=torch.uint8)
+        masks = torch.empty((len(index), *times, height, width), dtype=torch.uint8)
+        flat = (len(index), len(self._offsets), height * width)
+        pixels, labels = images.numpy().reshape(*flat[:2], 3 * flat[2]), masks.numpy().reshape(flat)
+        for at, (shard, row, first) in enumerate(self._locate(index)):
+            shard.read(row, first + self._offsets, pixels[at], labels[at])
         return Batch(images, masks, index)
 
     def _column(self, name: str, index: Sequence[int] | np.ndarray) -> list[Any]:
         positions = np.asarray(index, dtype=np.int64)
         if positions.size and not (positions.min() >= 0 and positions.max() < self.num_scenes):
             raise InputError(f"index must lie in 0 to {self.num_scenes - 1}; got {positions.min()} to {positions.max()}.")
-        return [shard.records.column(name)[row].as_py() for shard, row in self._locate(positions)]
+        return [shard.records.column(name)[row].as_py() for shard, row, _ in self._locate(positions)]
+
+
+def _window(frame_shape: tuple[int, ...], frames: int | None, distance: int) -> tuple[int, np.ndarray]:
+    """The number of items in a record, and the frames of its first one."""
+    total = frame_shape[0] if len(frame_shape) > 2 else 1
+    frames = total if frames is None else frames
+    if frames < 1 or distance < 1:
+        raise InputError(f"frames is {frames} and distance {distance}; both must be at least 1.")
+    offsets = distance * np.arange(frames)
+    if offsets[-1] >= total:
+        what = f"clips of {total} frames" if total > 1 else "single images"
+        raise InputError(
+            f"{frames} frames at distance {distance} span {offsets[-1] + 1}, but the data are {what}. Use fewer or nearer ones."
+        )
+    return total - int(offsets[-1]), offsets
 
 
 def _check_numbers(batch_size: int, rank: int, world_size: int, prefetch: int) -> None:

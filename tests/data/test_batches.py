@@ -2,13 +2,14 @@
 
 import gc
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cutslots.data import Batch, Batches
+from cutslots.data import Batch, Batches, Scene, shards
 from cutslots.data.sources import scenes
 from cutslots.errors import InputError
 
@@ -123,3 +124,82 @@ def test_what_does_not_fit_is_refused(prepared: Path) -> None:
         batches.batch(0, 10)
     with pytest.raises(InputError, match="index must lie in 0 to 159"):
         batches.ids([160])
+
+
+def clip(index: int) -> Scene:
+    """Six frames of 8 x 8 whose every byte tells clip and frame."""
+    stamp = np.uint8(10 * index) + np.arange(6, dtype=np.uint8)
+    image = np.broadcast_to(stamp[:, None, None, None], (6, 8, 8, 3)).copy()
+    return Scene(f"clip_{index}", image, image[..., 0].copy() % 3, ({"clip": index}, {}))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("clips") / "set"
+
+    def read(done: dict[str, int]) -> Generator[tuple[str, Scene], None, int]:
+        for index in range(7):
+            yield "train", clip(index)
+        return 7
+
+    shards.write(read, directory, shards.Info("clips", {}, {}, {"train": (0, 7)}), scenes_per_shard=3)
+    return directory
+
+
+def test_whole_clips(clips: Path) -> None:
+    batches = Batches(clips, "train", 3, shuffle=False, drop_last=False)
+    assert (batches.num_scenes, batches.num_frames, batches.image_size) == (7, 6, (8, 8))
+    for batch in batches.epoch(0):
+        for row, number in enumerate(batch.index):
+            np.testing.assert_array_equal(batch.images[row].numpy(), clip(number).image)
+            np.testing.assert_array_equal(batch.masks[row].numpy(), clip(number).mask)
+        assert batches.ids(batch.index) == [f"clip_{number}" for number in batch.index]
+
+
+@pytest.mark.parametrize("distance", [1, 2, 5])
+def test_an_epoch_has_every_pair_of_every_clip_once(clips: Path, distance: int) -> None:
+    batches = Batches(clips, "train", 1, frames=2, distance=distance, seed=3)
+    assert (batches.num_scenes, batches.num_frames) == (7 * (6 - distance), 2)
+    seen = set()
+    for batch in batches.epoch(1):
+        assert batch.images.shape == (1, 2, 8, 8, 3)
+        assert batch.masks.shape == (1, 2, 8, 8)
+        number, first = divmod(int(batch.images[0, 0, 0, 0, 0]), 10)
+        np.testing.assert_array_equal(batch.images[0].numpy(), clip(number).image[[first, first + distance]])
+        np.testing.assert_array_equal(batch.masks[0].numpy(), clip(number).mask[[first, first + distance]])
+        assert batches.ids(batch.index) == [f"clip_{number}[{first},{first + distance}]"]
+        assert batches.metadata(batch.index)[0][0] == {"clip": number}
+        seen.add((number, first))
+    assert seen == {(number, first) for number in range(7) for first in range(6 - distance)}
+
+
+def test_single_frames_have_no_time_axis(clips: Path, prepared: Path) -> None:
+    batches = Batches(clips, "train", 42, frames=1, shuffle=False)
+    assert (batches.num_scenes, batches.num_frames) == (42, None)
+    batch = batches.batch(0, 0)
+    np.testing.assert_array_equal(batch.images.numpy(), np.concatenate([clip(number).image for number in range(7)]))
+    np.testing.assert_array_equal(batch.masks.numpy(), np.concatenate([clip(number).mask for number in range(7)]))
+    assert batches.ids([0, 41]) == ["clip_0[0]", "clip_6[5]"]
+    images, same_images = Batches(prepared, "train", 16), Batches(prepared, "train", 16, frames=1)
+    assert same([images.batch(2, 1)], [same_images.batch(2, 1)])
+    assert images.ids([3]) == same_images.ids([3])
+
+
+def test_pairs_are_shared_over_ranks_and_resumed(clips: Path) -> None:
+    whole = list(Batches(clips, "train", 10, frames=2).epoch(4))
+    ranks = [Batches(clips, "train", 10, frames=2, rank=rank, world_size=2) for rank in range(2)]
+    for one, parts in zip(whole, zip(*(rank.epoch(4) for rank in ranks), strict=True), strict=True):
+        assert torch.equal(one.images, torch.cat([part.images for part in parts]))
+    assert same(list(Batches(clips, "train", 10, frames=2, prefetch=0).epoch(4, 2)), whole[2:])
+
+
+def test_windows_that_do_not_fit_are_refused(clips: Path, prepared: Path) -> None:
+    for folder, frames, distance, message in (
+        (clips, 2, 6, "2 frames at distance 6 span 7, but the data are clips of 6 frames"),
+        (clips, 7, 1, "7 frames at distance 1 span 7"),
+        (prepared, 2, 1, "span 2, but the data are single images"),
+        (clips, 0, 1, "frames is 0"),
+        (clips, 2, 0, "distance 0; both must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Batches(folder, "train", 1, frames=frames, distance=distance)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cutslots import data, files
-from cutslots.data import shards
+from cutslots.data import reading, shards
 from cutslots.data.scene import Scene
 from cutslots.data.sources import scenes
 from cutslots.errors import InputError
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         *(f"train-0000{number}.arrow" for number in range(3)),
         "val-00000.arrow",
     ]
-    shard = shards.Shard(tmp_path / "out", manifest.split("val").shards[0], (8, 8))
+    shard = reading.Shard(tmp_path / "out", manifest.split("val").shards[0], (8, 8))
     assert shard.records.column("id").to_pylist() == [f"made_{index}" for index in range(10, 14)]
     assert shard.records.column("num_objects").to_pylist() == [2] * 4
     np.testing.assert_array_equal(shard.masks, [made(index).mask for index in range(10, 14)])

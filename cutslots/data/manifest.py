@@ -1,0 +1,160 @@
+"""What a prepared folder holds, written down: `manifest.json`, or `progress.json` while the folder is being written."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cutslots import files
+from cutslots.data.scene import SCHEMA_VERSION, Ranges
+from cutslots.errors import InputError, nearest
+
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d{5}\.arrow")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What decides the content of a prepared folder: two folders of one info hold the same scenes.
+
+    Attributes:
+        source: name of the source.
+        raw: description of the raw files, without machine paths.
+        options: the source's options.
+        ranges: for every split the half-open range of records, None = to the end.
+    """
+
+    source: str
+    raw: dict[str, Any]
+    options: dict[str, Any]
+    ranges: Ranges
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One finished shard: its file name, number of scenes, size in bytes and SHA-256."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The finished shards of one split, in record order."""
+
+    shards: tuple[ShardEntry, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of scenes."""
+        return sum(shard.count for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a prepared folder holds.
+
+    Attributes:
+        source, raw, options, ranges: see `Info`.
+        frame_shape: shape of one mask: (H, W), or (T, H, W) for clips.
+        max_objects: the largest instance id in any mask.
+        splits: the shards of every split.
+        schema_version: version of the record format.
+        version: the cutslots that wrote it.
+    """
+
+    source: str
+    raw: dict[str, Any]
+    options: dict[str, Any]
+    ranges: Ranges
+    frame_shape: tuple[int, ...] = ()
+    max_objects: int = 0
+    splits: dict[str, Split] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+    version: str = ""
+
+    @classmethod
+    def load(cls, directory: Path | str) -> "Manifest":
+        """The manifest of a finished folder.
+
+        Raises:
+            InputError: no such folder, no or only half prepared data in it, a damaged manifest or a foreign schema
+                version.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise InputError(f"data folder {directory} does not exist. Make it with: cutslots prepare.")
+        if (directory / MANIFEST).exists():
+            return cls.read(directory / MANIFEST)
+        if (directory / PROGRESS).exists():
+            raise InputError(f"data folder {directory} is half prepared. Run the same prepare command again to continue.")
+        raise InputError(
+            f"data folder {directory} has no {MANIFEST}, so it is not a prepared data set. "
+            "Give the folder that cutslots prepare wrote, or prepare one."
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """The manifest in one JSON file."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            theirs = found["schema_version"]
+            if theirs != SCHEMA_VERSION:
+                raise InputError(
+                    f"{path} has schema version {theirs}, this cutslots reads version {SCHEMA_VERSION}. "
+                    "Prepare the data again with this version."
+                )
+            found["ranges"] = {name: tuple(bounds) for name, bounds in found["ranges"].items()}
+            found["frame_shape"] = tuple(found["frame_shape"])
+            found["splits"] = {
+                name: Split(tuple(ShardEntry(**shard) for shard in split["shards"])) for name, split in found["splits"].items()
+            }
+            return cls(**found)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is damaged ({error!r}). Prepare the data again with overwrite.") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as JSON values."""
+        found = dataclasses.asdict(self)
+        for name, split in self.splits.items():
+            found["splits"][name]["count"] = split.count
+        return json.loads(json.dumps(found))
+
+    def save(self, path: Path) -> None:
+        """Write the manifest atomically."""
+        files.write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
+
+    @property
+    def info(self) -> Info:
+        """What decided the content."""
+        return Info(self.source, self.raw, self.options, self.ranges)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width = self.frame_shape[-2:]
+        return height, width
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits that stand for the content: the same wherever and whenever it was prepared."""
+        content = self.to_json()
+        del content["version"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def split(self, name: str) -> Split:
+        """The shards of one split.
+
+        Raises:
+            InputError: there is no split of that name.
+        """
+        if name not in self.splits:
+            raise InputError(f"unknown split {name!r}. {nearest(name, list(self.splits))}")
+        return self.splits[name]

@@ -1,0 +1,112 @@
+"""Prepared data read back: shards as memory maps and plain reads, and the check of a whole folder."""
+
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+
+from cutslots import files
+from cutslots.data.manifest import Manifest, ShardEntry
+from cutslots.data.scene import num_visible, schema
+from cutslots.errors import InputError
+
+
+class Shard:
+    """One shard, open for reading.
+
+    Attributes:
+        records: the Arrow record batch with all columns, memory-mapped.
+        masks: uint8 (n, *frame_shape), a read-only view of the mapped file.
+
+    Raises:
+        InputError: the file is absent, has another size than the manifest says, or is no Arrow file of our schema.
+    """
+
+    def __init__(self, directory: Path, entry: ShardEntry, frame_shape: tuple[int, ...]):
+        path = directory / entry.file
+        repair = "Run cutslots prepare with overwrite to make it again."
+        if not path.is_file():
+            raise InputError(f"shard {path} is missing. {repair}")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise InputError(f"shard {path} is damaged: {size} bytes, the manifest says {entry.bytes}. {repair}")
+        try:
+            whole = pa.memory_map(str(path)).read_buffer()
+            reader = ipc.open_file(pa.BufferReader(whole))
+            if not reader.schema.equals(schema(frame_shape), check_metadata=True):
+                raise InputError(f"shard {path} has another schema than the manifest says. {repair}")
+            self.records = reader.get_batch(0)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"shard {path} is damaged: {error}. {repair}") from None
+        count = self.records.num_rows
+        if reader.num_record_batches != 1 or count != entry.count:
+            raise InputError(f"shard {path} has {count} scenes, the manifest says {entry.count}. {repair}")
+        self.masks: np.ndarray = self.records.column("mask").to_numpy_ndarray()
+        self._path = path
+        self._num_frames = frame_shape[0] if len(frame_shape) > 2 else 1
+        self._starts = [self.records.column(name).storage.values.buffers()[1].address - whole.address for name in ("image", "mask")]
+        self._handle = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+
+    def read(self, row: int, times: np.ndarray, images: np.ndarray, masks: np.ndarray) -> None:
+        """Read frames of one record into contiguous uint8 arrays.
+
+        A plain read, not the map: pages of a map count as this process's memory (with large pages 2 MB for every scene
+        touched), and a file that is cut off meanwhile would kill the process instead of raising an error.
+
+        Args:
+            row: of the record.
+            times: int64 (n,), ascending numbers of the frames; [0] of an image.
+            images, masks: (n, bytes of a frame), filled.
+        """
+        adjacent = times[-1] - times[0] == len(times) - 1
+        for start, frames in zip(self._starts, (images, masks), strict=True):
+            size = frames.shape[1]
+            where = start + (row * self._num_frames + times) * size
+            for at, into in [(where[0], frames)] if adjacent else zip(where, frames, strict=True):
+                if os.preadv(self._handle, [into.reshape(-1).data], int(at)) != into.size:
+                    raise InputError(f"shard {self._path} was cut off while it was in use. Prepare the data again.")
+
+
+def check(directory: Path | str) -> list[str]:
+    """Everything that is wrong with a finished folder, one sentence each; an empty list when all is well.
+
+    Compares every shard with the manifest (presence, size, SHA-256, schema, counts) and every record with itself (mask
+    ids, `num_objects`, metadata).
+
+    Raises:
+        InputError: there is no finished folder to check, see `Manifest.load`.
+    """
+    directory = Path(directory)
+    manifest = Manifest.load(directory)
+    problems = [f"split {name} is empty" for name, split in manifest.splits.items() if not split.count]
+    listed = [entry for split in manifest.splits.values() for entry in split.shards]
+    for entry in listed:
+        problems += _check_shard(directory, entry, manifest)
+    strays = sorted(path.name for path in directory.glob("*.arrow") if path.name not in {entry.file for entry in listed})
+    return problems + [f"{name} is not in the manifest" for name in strays]
+
+
+def _check_shard(directory: Path, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
+    try:
+        shard = Shard(directory, entry, manifest.frame_shape)
+    except InputError as error:
+        yield str(error)
+        return
+    if files.sha256(directory / entry.file) != entry.sha256:
+        yield f"{entry.file} is damaged: its SHA-256 is not the manifest's"
+        return
+    counts = shard.records.column("num_objects").to_numpy()
+    names = shard.records.column("id").to_pylist()
+    for row, (name, objects) in enumerate(zip(names, shard.records.column("objects").to_pylist(), strict=True)):
+        mask = shard.masks[row]
+        where, largest, known = f"{entry.file}, scene {name}", int(mask.max()), len(json.loads(objects))
+        if largest > min(manifest.max_objects, known):
+            yield f"{where}: mask id {largest}; max_objects is {manifest.max_objects} and {known} objects are described"
+        if num_visible(mask) != counts[row]:
+            yield f"{where}: num_objects is {counts[row]}, the mask shows {num_visible(mask)}"
