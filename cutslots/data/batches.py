@@ -87,7 +87,7 @@ class Batches:
     ):
         self.manifest = Manifest.load(directory)
         entries = self.manifest.split(split).shards
-        self._windows, self._offsets = _window(self.manifest.frame_shape, frames, distance)
+        self._frames, self._windows = _window(self.manifest.frame_shape, frames, distance)
         self.num_scenes = self.manifest.split(split).count * self._windows
         _check_numbers(batch_size, rank, world_size, prefetch)
         if self.num_scenes < (batch_size if drop_last else 1):
@@ -97,7 +97,7 @@ class Batches:
             )
         self.split, self.batch_size, self.seed = split, batch_size, seed
         clips = len(self.manifest.frame_shape) > 2
-        self.num_frames = len(self._offsets) if clips and frames != 1 else None
+        self.num_frames = len(self._frames) if clips and frames != 1 else None
         self._whole = frames is None or not clips
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.shuffle, self.drop_last = shuffle, drop_last
@@ -148,8 +148,8 @@ class Batches:
         ids = self._column("id", index)
         if self._whole:
             return ids
-        firsts = np.asarray(index) % self._windows
-        return [f"{id}[{','.join(map(str, first + self._offsets))}]" for id, first in zip(ids, firsts, strict=True)]
+        firsts = (int(item) % self._windows for item in index)
+        return [f"{id}[{','.join(map(str, self._frames_from(first)))}]" for id, first in zip(ids, firsts, strict=True)]
 
     def metadata(self, index: Sequence[int] | np.ndarray) -> list[list[dict[str, Any]]]:
         """For every item the objects' metadata; entry k - 1 belongs to mask id k."""
@@ -194,11 +194,15 @@ class Batches:
         times = () if self.num_frames is None else (self.num_frames,)
         images = torch.empty((len(index), *times, height, width, 3), dtype=torch.uint8)
         masks = torch.empty((len(index), *times, height, width), dtype=torch.uint8)
-        flat = (len(index), len(self._offsets), height * width)
-        pixels, labels = images.numpy().reshape(*flat[:2], 3 * flat[2]), masks.numpy().reshape(flat)
+        pixels, labels = images.numpy().reshape(-1).data, masks.numpy().reshape(-1).data
+        narrow = len(self._frames) * height * width
         for at, (shard, row, first) in enumerate(self._locate(index)):
-            shard.read(row, first + self._offsets, pixels[at], labels[at])
+            image, mask = (slice(at * size, (at + 1) * size) for size in (3 * narrow, narrow))
+            shard.read(row, self._frames_from(first), pixels[image], labels[mask])
         return Batch(images, masks, index)
+
+    def _frames_from(self, first: int) -> range:
+        return range(first, first + self._frames.stop, self._frames.step)
 
     def _column(self, name: str, index: Sequence[int] | np.ndarray) -> list[Any]:
         positions = np.asarray(index, dtype=np.int64)
@@ -207,19 +211,20 @@ class Batches:
         return [shard.records.column(name)[row].as_py() for shard, row, _ in self._locate(positions)]
 
 
-def _window(frame_shape: tuple[int, ...], frames: int | None, distance: int) -> tuple[int, np.ndarray]:
-    """The number of items in a record, and the frames of its first one."""
+def _window(frame_shape: tuple[int, ...], frames: int | None, distance: int) -> tuple[range, int]:
+    """The frames of a record's first item, and how many items it has."""
     total = frame_shape[0] if len(frame_shape) > 2 else 1
-    frames = total if frames is None else frames
+    if frames is None:
+        frames, distance = total, 1
     if frames < 1 or distance < 1:
         raise InputError(f"frames is {frames} and distance {distance}; both must be at least 1.")
-    offsets = distance * np.arange(frames)
-    if offsets[-1] >= total:
+    span = (frames - 1) * distance + 1
+    if span > total:
         what = f"clips of {total} frames" if total > 1 else "single images"
         raise InputError(
-            f"{frames} frames at distance {distance} span {offsets[-1] + 1}, but the data are {what}. Use fewer or nearer ones."
+            f"{frames} frames at distance {distance} span {span}, but the data are {what}. Use fewer or nearer frames."
         )
-    return total - int(offsets[-1]), offsets
+    return range(0, span, distance if frames > 1 else 1), total - span + 1
 
 
 def _check_numbers(batch_size: int, rank: int, world_size: int, prefetch: int) -> None:

@@ -53,24 +53,29 @@ class Shard:
         self._handle = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
 
-    def read(self, row: int, times: np.ndarray, images: np.ndarray, masks: np.ndarray) -> None:
-        """Read frames of one record into contiguous uint8 arrays.
+    def read(self, row: int, times: range, images: memoryview, masks: memoryview) -> None:
+        """Read the pixels of one record's frames into two byte buffers.
 
         A plain read, not the map: pages of a map count as this process's memory (with large pages 2 MB for every scene
         touched), and a file that is cut off meanwhile would kill the process instead of raising an error.
 
         Args:
             row: of the record.
-            times: int64 (n,), ascending numbers of the frames; [0] of an image.
-            images, masks: (n, bytes of a frame), filled.
+            times: numbers of the frames, ascending; range(1) of an image.
+            images, masks: filled with the frames one behind the other.
         """
-        adjacent = times[-1] - times[0] == len(times) - 1
-        for start, frames in zip(self._starts, (images, masks), strict=True):
-            size = frames.shape[1]
-            where = start + (row * self._num_frames + times) * size
-            for at, into in [(where[0], frames)] if adjacent else zip(where, frames, strict=True):
-                if os.preadv(self._handle, [into.reshape(-1).data], int(at)) != into.size:
-                    raise InputError(f"shard {self._path} was cut off while it was in use. Prepare the data again.")
+        first, count = row * self._num_frames + times[0], len(times)
+        for start, into in zip(self._starts, (images, masks), strict=True):
+            size = len(into) // count
+            if times.step == 1:  # one block in the file
+                self._fill(into, start + first * size)
+            else:
+                for at in range(count):
+                    self._fill(into[at * size : (at + 1) * size], start + (first + at * times.step) * size)
+
+    def _fill(self, into: memoryview, start: int) -> None:
+        if os.preadv(self._handle, [into], start) != len(into):
+            raise InputError(f"shard {self._path} was cut off while it was in use. Prepare the data again.")
 
 
 def check(directory: Path | str) -> list[str]:
