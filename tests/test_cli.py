@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cutslots.cli import ORDER, main, names, parser
+from cutslots.cli._facts import tracking_store
 from cutslots.files import home
 from cutslots.report.figures import GAP, HEADER
 
@@ -113,6 +114,9 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     assert "scenes/val/ari_fg" not in logged("scenes").data.metrics
     assert main(again) == 0
     assert "scenes/val/ari_fg" in logged("scenes").data.metrics
+    (store,) = tracking_store()
+    assert store.mark == "ok"
+    assert store.text.endswith("runs: 1")
 
 
 def test_the_figure_has_a_row_an_image_and_a_column_a_view(scenes, tmp_path):

@@ -1,0 +1,276 @@
+"""What `cutslots doctor` finds: functions that look and return facts, and print nothing."""
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from cutslots.cli._texts import summary
+from cutslots.errors import InputError
+from cutslots.files import home
+
+PROBE_SECONDS, SERVER_SECONDS = 120, 5
+# Finds cuSPARSE, opens it on the GPU, and solves with it, which also compiles a kernel: each of the three can fail alone.
+CUPY_PROBE = """
+import cupy
+from cupyx import cusparse
+from cupyx.scipy.sparse import identity
+from cupyx.scipy.sparse.linalg import spsolve_triangular
+assert spsolve_triangular(identity(2, format="csr"), cupy.ones(2)).sum() == 2
+print(f"{cupy.__version__}, cuSPARSE {cusparse.getVersion()}")
+"""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the report.
+
+    Attributes:
+        mark: ok; missing: not there, and nothing is broken by that; problem: broken.
+        name: what it is about.
+        text: what was found.
+        remedy: a command that mends it.
+    """
+
+    mark: Literal["ok", "missing", "problem"]
+    name: str
+    text: str
+    remedy: str | None = None
+
+
+def collect() -> list[Fact]:
+    """All facts, in the order of the report."""
+    packages = [partial(package, name) for name in ("pyarrow", "ray", "optuna", "mlflow")]
+    looks = [python, torch, *packages, gpu, cupy, cholmod, ray_cluster, home_folder, tracking_store, datasets]
+    with ThreadPoolExecutor() as pool:  # the time goes into imports, each in a process of its own
+        return [fact for found in pool.map(_guarded, looks) for fact in found]
+
+
+def _guarded(look: Callable[[], list[Fact]]) -> list[Fact]:
+    try:
+        return look()
+    except (ImportError, OSError) as error:  # a package that does not load has a line of its own, with the remedy
+        return [Fact("problem", "cutslots", f"cannot look further: {error}")]
+
+
+# ---- packages
+
+
+def python() -> list[Fact]:
+    """The interpreter."""
+    return [Fact("ok", "Python", f"{sys.version.split()[0]}, {sys.executable}")]
+
+
+def torch() -> list[Fact]:
+    """PyTorch and what it was built for; that it can be imported is sure, as cutslots was."""
+    import torch
+
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return [_too_old("torch", torch.__version__) or Fact("ok", "torch", f"{torch.__version__}, {built}")]
+
+
+def package(name: str) -> list[Fact]:
+    """A package that cutslots requires: there, new enough, and importable."""
+    if importlib.util.find_spec(name) is None:
+        return [Fact("problem", name, "not installed", f"pip install '{name}{_floor(name)}'")]
+    works, said = probe(f"import {name}; print({name}.__version__)")
+    if not works:
+        return [Fact("problem", name, f"cannot be imported: {said}", f"pip install --force-reinstall '{name}{_floor(name)}'")]
+    return [_too_old(name, said) or Fact("ok", name, said)]
+
+
+def probe(code: str) -> tuple[bool, str]:
+    """Whether a program succeeds, and the last line it printed, or else its error.
+
+    It has a process of its own, because a library that does not fit its machine can end the process that loads it.
+    """
+    command = [sys.executable, "-P", "-c", code]  # -P: a folder that happens to be called `ray` is not the package
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL, env=env, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer within {PROBE_SECONDS} s"
+    if done.returncode < 0:
+        return False, f"it ended the process with {signal.Signals(-done.returncode).name}"
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else ""
+
+
+def _floor(distribution: str) -> str:
+    """The oldest version that cutslots takes, as `>=1.2`; empty where nothing is known."""
+    try:
+        required = importlib.metadata.requires("cutslots") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return ""
+    found = (re.match(rf"{re.escape(distribution)}(?:\[.*?\])?(>=[\d.]+)", line) for line in required)
+    return next((match[1] for match in found if match), "")
+
+
+def _too_old(distribution: str, version: str) -> Fact | None:
+    floor = _floor(distribution)
+    there, least = ([int(number) for number in re.findall(r"\d+", text.split("+")[0])] for text in (version, floor))
+    if there >= least:
+        return None
+    return Fact("problem", distribution, f"{version}; cutslots needs {floor}", f"pip install --upgrade '{distribution}{floor}'")
+
+
+# ---- what solves and trains
+
+
+def gpu() -> list[Fact]:
+    """Every GPU with its memory and compute capability, after a computation on it, or why there is none."""
+    import torch
+
+    remedy = "nvidia-smi" if torch.version.cuda else "pip install --force-reinstall torch"
+    if shutil.which("nvidia-smi") is None:
+        remedy = None  # no driver: this is a machine without a GPU, and nothing to mend
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:
+        return [Fact("missing", "GPU", f"{_first_line(error)}; the CPU does everything, slower", remedy)]
+    facts = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        text = f"cuda:{index} {found.name}, {size(found.total_memory)}, compute capability {found.major}.{found.minor}"
+        try:
+            torch.ones(2, device=f"cuda:{index}").sum().item()
+            facts.append(Fact("ok", "GPU", text))
+        except RuntimeError as error:
+            facts.append(Fact("problem", "GPU", f"{text}, does not compute: {_first_line(error)}", remedy))
+    return facts
+
+
+def cupy() -> list[Fact]:
+    """CuPy and cuSPARSE through it, by solving with it."""
+    import torch
+
+    install = f"pip install 'cupy-cuda{(torch.version.cuda or '12').split('.')[0]}x[ctk]'"
+    there, has_gpu = importlib.util.find_spec("cupy") is not None, torch.cuda.is_available()
+    if not has_gpu:
+        return [Fact("missing", "cuSPARSE", f"needs a GPU; CuPy is {'' if there else 'not '}installed")]
+    if not there:
+        return [Fact("missing", "cuSPARSE", "CuPy is not installed", install)]
+    works, said = probe(CUPY_PROBE)
+    return [Fact("ok", "cuSPARSE", f"CuPy {said}") if works else Fact("problem", "cuSPARSE", f"CuPy fails: {said}", install)]
+
+
+def cholmod() -> list[Fact]:
+    """CHOLMOD through scikit-sparse."""
+    install = "apt-get install libsuitesparse-dev && pip install 'cutslots[cholmod]'"
+    if importlib.util.find_spec("sksparse") is None:
+        return [Fact("missing", "CHOLMOD", "scikit-sparse is not installed; SciPy's SuperLU factors instead", install)]
+    works, said = probe("import sksparse, sksparse.cholmod; print(sksparse.__version__)")
+    if not works:
+        return [Fact("problem", "CHOLMOD", f"scikit-sparse cannot be imported: {said}", install)]
+    return [_too_old("scikit-sparse", said) or Fact("ok", "CHOLMOD", f"scikit-sparse {said}")]
+
+
+def ray_cluster() -> list[Fact]:
+    """Whether runs would join a cluster."""
+    address = os.environ.get("RAY_ADDRESS")
+    text = f"RAY_ADDRESS={address}" if address else "RAY_ADDRESS is not set: Ray starts on this machine when it is needed"
+    return [Fact("ok", "Ray cluster", text)]
+
+
+# ---- what lies on disk
+
+
+def home_folder() -> list[Fact]:
+    """The home folder and the room on its disk."""
+    folder = home()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    text = f"{folder}, {size(shutil.disk_usage(there).free)} free" + ("" if there == folder else "; made when it is needed")
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return [Fact("ok", "CUTSLOTS_HOME", text)]
+    return [Fact("problem", "CUTSLOTS_HOME", f"{text}; {there} is no folder you may write to", "export CUTSLOTS_HOME=FOLDER")]
+
+
+def tracking_store() -> list[Fact]:
+    """The tracking store, without making it."""
+    from cutslots.runlog import default_uri
+    from cutslots.runlog.store import without_password
+
+    uri, name = default_uri(), "tracking store"
+    shown = without_password(uri)
+    if uri.startswith("http"):
+        try:
+            address = re.sub(r"//[^/@]*@", "//", uri)  # asking for its health takes no login
+            with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=SERVER_SECONDS):
+                return [Fact("ok", name, f"{shown} answers")]
+        except urllib.error.HTTPError:
+            return [Fact("ok", name, f"{shown} answers")]  # with a refusal, but somebody is there
+        except OSError as error:
+            text = f"{shown} does not answer: {error}; runs go on without it and deliver later"
+            return [Fact("missing", name, text, "cutslots sync RUN")]
+    if not uri.startswith("sqlite:///"):
+        return [Fact("ok", name, shown)]
+    database = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
+    if not database.exists():
+        return [Fact("missing", name, f"{database} is made by the first run", "cutslots train scenes")]
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=SERVER_SECONDS)) as connection:
+            (count,) = connection.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()
+        return [Fact("ok", name, f"{database}, {size(database.stat().st_size)}, runs: {count:,}")]
+    except sqlite3.OperationalError as error:  # locked, no permission, or not MLflow's yet
+        return [Fact("missing", name, f"{database} cannot be read now: {error}")]
+    except sqlite3.DatabaseError as error:
+        text = f"{database} is damaged: {error}; without it, `cutslots sync RUN` delivers a run anew"
+        return [Fact("problem", name, text, f"mv {database} {database}.damaged")]
+
+
+def datasets() -> list[Fact]:
+    """The prepared datasets in the home folder; their shards are not read, which is for `cutslots check`."""
+    from cutslots.data.manifest import MANIFEST, PROGRESS
+
+    folder = home() / "data"
+    found = [dataset(path) for path in sorted(folder.glob("*")) if (path / MANIFEST).exists() or (path / PROGRESS).exists()]
+    return found or [Fact("missing", "datasets", f"none in {folder}", "cutslots prepare scenes")]
+
+
+def dataset(folder: Path) -> Fact:
+    """One prepared folder, by its manifest."""
+    from cutslots.data import Manifest, sources
+    from cutslots.data.manifest import MANIFEST
+
+    name = f"data {folder.name}"
+    source = folder.name if folder.name in sources.names() else "SOURCE"
+    raw = "" if source != "SOURCE" and not sources.load(source).NEEDS_RAW else "RAW "
+    again = f"cutslots prepare {source} {raw}{folder}"
+    if not (folder / MANIFEST).exists():
+        return Fact("missing", name, f"{folder} is half prepared", again)
+    try:
+        return Fact("ok", name, summary(Manifest.load(folder)))
+    except (InputError, OSError) as error:
+        return Fact("problem", name, str(error), f"{again} --overwrite")
+
+
+# ---- in words
+
+
+def size(count: float) -> str:
+    """A number of bytes as a person reads it, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
