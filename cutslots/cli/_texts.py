@@ -16,14 +16,19 @@ def summary(manifest: "Manifest") -> str:
 
 
 def options_table() -> str:
-    """Every option of training with its value in each preset, its meaning, type and range."""
-    from cutslots.train.config import PRESETS, preset
+    """Every option of training, a table a model, with its value in each preset, its meaning, type and range."""
+    from cutslots.train.config import PRESETS, RunConfig, preset
 
-    columns = {name: options.flat(preset(name)) for name in PRESETS}
-    lines = ["options for --set, by their path or any unambiguous ending of it:", ""]
-    lines.append(f"  {'':<30}" + "".join(f"{name:<15}" for name in columns))
-    for option in options.describe(preset("small")):
-        values = "".join(f"{options.text(column.get(option.path)):<15}" for column in columns.values())
-        kind = ", ".join(part for part in (options.type_name(option.type), option.range) if part)
-        lines.append(f"  {option.path:<30}{values}{option.help} ({kind})")
+    by_model: dict[str, dict[str, RunConfig]] = {}
+    for name in PRESETS:
+        by_model.setdefault(preset(name).model_name, {})[name] = preset(name)
+    lines = ["options for --set, by their path or any unambiguous ending of it:"]
+    for model, presets in by_model.items():
+        columns = {name: options.flat(config) for name, config in presets.items()}
+        widths = {name: max(15, len(name) + 2) for name in columns}
+        lines += ["", f"  {model:<30}" + "".join(f"{name:<{width}}" for name, width in widths.items())]
+        for option in options.describe(next(iter(presets.values()))):
+            values = "".join(f"{options.text(columns[name][option.path]):<{width}}" for name, width in widths.items())
+            kind = ", ".join(part for part in (options.type_name(option.type), option.range) if part)
+            lines.append(f"  {option.path:<30}{values}{option.help} ({kind})")
     return "\n".join(lines)

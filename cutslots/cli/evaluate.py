@@ -54,7 +54,8 @@ def run(chosen: argparse.Namespace) -> None:
     print(f"{path} on {batches.manifest.source} {chosen.split}, {scores['num_images']:.0f} images of {side} x {side}")
     print(f"{'':<14}{'ARI-FG':>9}{'ARI':>9}{'mIoU':>9}{'MSE':>11}")
     print(f"{'alpha masks':<14}{scores['ari_fg']:>9.4f}{scores['ari']:>9.4f}{scores['miou']:>9.4f}{scores['mse']:>11.2f}")
-    print(f"{'cut masks':<14}{scores['cut_ari_fg']:>9.4f}{scores['cut_ari']:>9.4f}{scores['cut_miou']:>9.4f}")
+    if "cut_ari_fg" in scores:
+        print(f"{'cut masks':<14}{scores['cut_ari_fg']:>9.4f}{scores['cut_ari']:>9.4f}{scores['cut_miou']:>9.4f}")
     if chosen.json:
         write_text(Path(chosen.json), json.dumps(found, indent=2) + "\n")
     if chosen.figure:

@@ -1,7 +1,22 @@
-"""Models: one file each, its name is the model's name.
+"""Models: one file each, its name is the model's name. Training, evaluation, figures, checkpoints and export read no more of it
+than this:
 
-A file holds `Config` (with `build()`), `Outputs` and the module, whose static `loss(outputs, images)` is what training minimises.
-Images are `(batch, 3, H, W)` in [-1, 1]; outputs carry at least `reconstruction`, `reconstructions`, `alpha` and `masks`.
+- `Config`, a frozen dataclass of options (`cutslots.options`) with defaults, an `image_size` in pixels, and `build()`, which
+  returns the module. The module keeps it as `config`.
+- `forward(images)` takes `(batch, 3, H, W)` in [-1, 1] and returns `Outputs`, a frozen dataclass of tensors whose first axis is
+  the batch:
+    - `reconstruction`, `(batch, 3, H, W)` in [-1, 1];
+    - `reconstructions`, `(batch, slots, 3, H, W)`: a picture a slot;
+    - `alpha`, `(batch, slots, H, W)`, summing to 1 over slots: the masks that are scored;
+    - `masks`, only in models that cut, `(batch, slots, h, w)` where h divides H: scored beside alpha as `cut_*`;
+    - `attention`, only in models that group otherwise, `(batch, slots, h, w)`: shown in figures;
+    - and whatever else is worth a look in a debugger.
+- `loss(outputs, images)` is the number that training minimises. It is a static method unless it keeps something from step to step,
+  which then lies in the module's buffers, so that a resumed run has it.
+
+Random numbers come from torch's global generator while the module is in training mode: `fit` seeds it and its checkpoints keep its
+state. In evaluation mode a model draws nothing that depends on the batch or on what was drawn before (`cutslots.nn.noise`), so that
+scores and predictions are the same every time. `tests/models/test_interface.py` asks all this of every model that has a preset.
 """
 
 import importlib

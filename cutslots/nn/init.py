@@ -24,3 +24,22 @@ def he_init(module: nn.Module) -> None:
         nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_in))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+
+
+def glorot_init(module: nn.Module) -> None:
+    """Draw every convolution and linear layer, and what a GRU cell does to its input, from a uniform of variance 2 / (fan-in +
+    fan-out); make a GRU cell's recurrent weights orthogonal and set all biases to 0, in place.
+
+    Source: Glorot and Bengio, Understanding the difficulty of training deep feedforward neural networks (2010); TensorFlow's
+    defaults, with which Slot Attention was published.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.GRUCell):
+            nn.init.xavier_uniform_(layer.weight_ih)
+            nn.init.orthogonal_(layer.weight_hh)
+            nn.init.zeros_(layer.bias_ih)
+            nn.init.zeros_(layer.bias_hh)

@@ -18,10 +18,13 @@ PALETTE = np.array(
     dtype=np.uint8,
 )  # fmt: skip
 GAP, HEADER = 4, 18
+# What groups the pixels before the decoder does, by the name it has in a model's outputs; each model has one of them or none.
+GROUPINGS = {"masks": "cut masks", "attention": "attention"}
 
 
 def sample_figure(sample: Sample, path: Path, rows: int = 6, tile: int = 96) -> None:
-    """Write a PNG: a row an image, with image, reconstruction, true masks, alpha masks, cut masks, then a picture a slot.
+    """Write a PNG: a row an image, with image, reconstruction, true masks, alpha masks, what the model has of cut masks and
+    attention, then a picture a slot.
 
     A slot's picture is shown under its own opacity on grey, so that what it owns stands out.
     """
@@ -50,7 +53,11 @@ def _columns(sample: Sample) -> list[tuple[str, np.ndarray]]:
         ("reconstruction", _to_bytes(outputs.reconstruction.movedim(1, -1).numpy())),
         ("true masks", _colours(sample.true.numpy())),
         ("alpha masks", _colours(outputs.alpha.argmax(1).numpy())),
-        ("cut masks", _colours(outputs.masks.argmax(1).numpy())),
+        *(
+            (title, _colours(getattr(outputs, name).argmax(1).numpy()))
+            for name, title in GROUPINGS.items()
+            if hasattr(outputs, name)
+        ),
         *((f"slot {slot}", slots[:, slot]) for slot in range(slots.shape[1])),
     ]
 

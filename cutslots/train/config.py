@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cutslots import models, options
 from cutslots.errors import InputError, nearest
-from cutslots.models import min_cut_slots
+from cutslots.models import genesis_v2, min_cut_slots, slot_attention
 from cutslots.models.min_cut_slots import CutConfig
+from cutslots.models.slot_attention import AttentionConfig
 from cutslots.nn.decoder import DecoderConfig
 from cutslots.nn.encoders import EncoderConfig
 from cutslots.nn.slots import SlotsConfig
@@ -98,10 +99,61 @@ def small() -> RunConfig:
     )
 
 
+def slot_attention_clevr() -> RunConfig:
+    """Slot Attention for CLEVR between the encoder and decoder of `paper-clevr`, on its own published schedule."""
+    return RunConfig(
+        model=slot_attention.Config(),
+        optim=OptimConfig(warmup_steps=10_000, decay=0.5),  # the rate halves every 100,000 steps
+        train=TrainConfig(steps=500_000),
+    )
+
+
+def slot_attention_clevrtex() -> RunConfig:
+    """Slot Attention for ClevrTex between the encoder and decoder of `paper-clevrtex`."""
+    config = slot_attention_clevr()
+    return replace(config, model=slot_attention.Config(encoder=EncoderConfig(kind="resnet", channels=100)))
+
+
+def slot_attention_small() -> RunConfig:
+    """Slot Attention beside `small`: the same images, encoder, decoder, number of slots, batches and steps."""
+    base = small()
+    return replace(
+        base,
+        model=slot_attention.Config(
+            image_size=32,
+            num_slots=4,
+            encoder=base.model.encoder,
+            attention=AttentionConfig(size=32, hidden=64),
+            decoder=base.model.decoder,
+        ),
+        optim=replace(base.optim, learning_rate=1e-3),
+    )
+
+
+def genesis_v2_clevr() -> RunConfig:
+    """GENESIS-V2 for CLEVR, sizes and schedule as published; the U-Net and decoder are its own."""
+    return RunConfig(
+        model=genesis_v2.Config(),
+        optim=OptimConfig(learning_rate=1e-4, batch_size=32, decay=1.0),
+        train=TrainConfig(steps=500_000),
+    )
+
+
+def genesis_v2_small() -> RunConfig:
+    """GENESIS-V2 beside `small`: the same images, number of slots, batches and steps."""
+    base = small()
+    return replace(base, model=genesis_v2.Config(image_size=32, num_slots=4, size=32))
+
+
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "paper-clevr": paper_clevr,
     "paper-clevrtex": paper_clevrtex,
     "small": small,
+    "slot-attention-clevr": slot_attention_clevr,
+    "slot-attention-clevrtex": slot_attention_clevrtex,
+    "slot-attention-small": slot_attention_small,
+    "genesis-v2-clevr": genesis_v2_clevr,
+    "genesis-v2-small": genesis_v2_small,
 }
 
 

@@ -82,9 +82,9 @@ def evaluate(
 ) -> tuple[dict[str, float], Sample]:
     """Mean scores over the images of `batches` and a sample of them.
 
-    Scores: `ari_fg`, `ari`, `miou` on alpha masks (argmax, ties to the lowest slot); `cut_ari_fg`, `cut_ari`, `cut_miou` the same
-    on the cut masks, enlarged to the image by repetition; `mse` summed over an image in [0, 1] at the model's size, `mse_mean` the
-    mean of an element; `num_images`.
+    Scores: `ari_fg`, `ari`, `miou` on alpha masks (argmax, ties to the lowest slot); for models with cut masks `cut_ari_fg`,
+    `cut_ari`, `cut_miou`, the same on those, enlarged to the image by repetition; `mse` summed over an image in [0, 1] at the
+    model's size, `mse_mean` the mean of an element; `num_images`.
 
     Args:
         max_images: how many at most, from the first on; None: all.
@@ -119,27 +119,26 @@ def evaluate(
     return {name: total / done for name, total in totals.items()} | {"num_images": float(done)}, sample
 
 
-def label_maps(outputs, size: int) -> tuple[Tensor, Tensor]:
-    """Slots of the pixels, `(batch, size, size)`, by alpha masks and by cut masks."""
-    cut = outputs.masks.argmax(1)
-    factor = size // cut.shape[-1]
-    return outputs.alpha.argmax(1), cut.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+def label_maps(outputs, size: int) -> dict[str, Tensor]:
+    """Slots of the pixels, `(batch, size, size)`: `masks` by alpha and, where the model has cut masks, `cut_masks`."""
+    maps = {"masks": outputs.alpha.argmax(1)}
+    if hasattr(outputs, "masks"):
+        cut = outputs.masks.argmax(1)
+        factor = size // cut.shape[-1]
+        maps["cut_masks"] = cut.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return maps
 
 
 def _scores(outputs, images: Tensor, true: Tensor) -> dict[str, Tensor]:
-    alpha, cut = label_maps(outputs, images.shape[-1])
     num_slots = outputs.alpha.shape[1]
     error = mse((images + 1) / 2, (outputs.reconstruction.float() + 1) / 2)
-    return {
-        "ari_fg": ari_fg(true, alpha),
-        "ari": ari(true, alpha),
-        "miou": miou(true, alpha, num_slots),
-        "mse": error,
-        "mse_mean": error / images[0].numel(),
-        "cut_ari_fg": ari_fg(true, cut),
-        "cut_ari": ari(true, cut),
-        "cut_miou": miou(true, cut, num_slots),
-    }
+    scores = {"mse": error, "mse_mean": error / images[0].numel()}
+    for name, labels in label_maps(outputs, images.shape[-1]).items():
+        prefix = name.removesuffix("masks")
+        scores[f"{prefix}ari_fg"] = ari_fg(true, labels)
+        scores[f"{prefix}ari"] = ari(true, labels)
+        scores[f"{prefix}miou"] = miou(true, labels, num_slots)
+    return scores
 
 
 def _sample(images: Tensor, true: Tensor, outputs) -> Sample:

@@ -81,8 +81,8 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
         images: `(N, H, W, 3)` uint8 RGB, square, of the model's size or a whole multiple of it. N may be 0.
 
     Returns:
-        `masks` and `cut_masks`, `(N, size, size)` uint8 label maps by alpha and by the cuts, 0 for slot 0 (the background in models
-        that have one); `reconstructions`, `(N, size, size, 3)` uint8.
+        `masks`, `(N, size, size)` uint8 label maps by alpha, 0 for slot 0 (the background in models that have one); `cut_masks`,
+        the same by the cuts, of models that have them; `reconstructions`, `(N, size, size, 3)` uint8.
 
     Raises:
         InputError: another shape or type, or a `batch_size` below 1.
@@ -94,16 +94,14 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
     device = next(model.parameters()).device
     count, size = len(images), image_size(model)
     reduction((images.shape[1], images.shape[2]), size)
-    found = {
-        "masks": np.empty((count, size, size), np.uint8),
-        "cut_masks": np.empty((count, size, size), np.uint8),
-        "reconstructions": np.empty((count, size, size, 3), np.uint8),
-    }
+    if not count:
+        return {name: value[:0] for name, value in predict(model, np.zeros((1, *images.shape[1:]), np.uint8)).items()}
+    found: dict[str, np.ndarray] = {}
     for start in range(0, count, batch_size):
         part = slice(start, start + batch_size)
         outputs = model(to_model(torch.from_numpy(np.ascontiguousarray(images[part])), size, device))
-        alpha, cut = label_maps(outputs, size)
         picture = ((outputs.reconstruction.float() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
-        for into, value in zip(found.values(), (alpha, cut, picture), strict=True):
+        for name, value in {**label_maps(outputs, size), "reconstructions": picture}.items():
+            into = found.setdefault(name, np.empty((count, *value.shape[1:]), np.uint8))
             into[part] = value.to(torch.uint8).cpu().numpy()
     return found

@@ -60,11 +60,12 @@ class Terminal(Observer):
             self.say(f"step {step:>6}/{self.steps}  {shown}  {_clock(left)} left")
 
     def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
+        cuts = ""
+        if "cut_ari_fg" in scores:
+            cuts = f"   by cut masks: ARI-FG {scores['cut_ari_fg']:.3f}  mIoU {scores['cut_miou']:.3f}"
         self.say(
             f"step {step:>6}  ARI-FG {scores['ari_fg']:.3f}  ARI {scores['ari']:.3f}  mIoU {scores['miou']:.3f}"
-            f"  MSE {scores['mse']:.1f}"
-            f"   by cut masks: ARI-FG {scores['cut_ari_fg']:.3f}  mIoU {scores['cut_miou']:.3f}"
-            f"   ({scores['num_images']:.0f} validation images)"
+            f"  MSE {scores['mse']:.1f}{cuts}   ({scores['num_images']:.0f} validation images)"
         )
 
     def saved(self, step: int, path: Path, best: bool) -> None:

@@ -102,7 +102,7 @@ def test_paper_presets_have_the_papers_sizes(name):
     assert (config.image_size, config.num_slots, config.slots.size, config.cut.gamma) == (128, 12, 64, 0.5)
     assert (config.temperature.object, config.temperature.combined, config.decoder.start) == (0.5, 0.1, 8)
     model = config.build()
-    assert (model.cut.height, model.cut.width) == (64, 64)
+    assert model.cut.graph.shape == (64, 64)
     assert model.encoder(torch.zeros(2, 3, 128, 128)).shape == (2, 64 if name == "paper-clevr" else 100, 64, 64)
     counts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
     total, parts = PARAMETERS[name]

@@ -1,0 +1,20 @@
+"""Random numbers inside a model: fresh in training, fixed in evaluation."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SEED = 0
+
+
+def drawn(draw: Callable[..., Tensor], batch: int, *shape: int, fresh: bool, device: torch.device) -> Tensor:
+    """`(batch, *shape)` random numbers of `draw`, which is `torch.randn` or `torch.rand`.
+
+    With `fresh`, as in training, they come from torch's global generator, which `fit` seeds and checkpoints keep. Without it, as in
+    evaluation, every image gets the same numbers: what a model says of an image then depends neither on the batch it came in,
+    nor on the device, nor on what was drawn before.
+    """
+    if fresh:
+        return draw(batch, *shape, device=device)
+    return draw(*shape, generator=torch.Generator().manual_seed(SEED)).to(device).expand(batch, *shape)

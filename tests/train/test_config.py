@@ -1,0 +1,16 @@
+"""Presets keep their identity: a finished run must still be found by the version that follows."""
+
+import pytest
+
+from cutslots.train.config import PRESETS, preset, signature
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("paper-clevr", "6bd864aff5ff"), ("paper-clevrtex", "71bcb1026770"), ("small", "5dd18148dc6f")]
+)
+def test_signatures_stay(name, expected):
+    assert signature(preset(name), "data") == expected
+
+
+def test_every_preset_is_another_run():
+    assert len({signature(preset(name), "data") for name in PRESETS}) == len(PRESETS)
