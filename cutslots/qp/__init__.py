@@ -1,5 +1,6 @@
 """The mathematics: regularised equality-constrained quadratic programs for cuts and matchings. It never sees an image."""
 
+from cutslots.qp.equality import EqualityQP as EqualityQP
 from cutslots.qp.graph import EdgeList as EdgeList
 from cutslots.qp.graph import Graph as Graph
 from cutslots.qp.grid import Grid as Grid

@@ -98,7 +98,8 @@ class EdgeList:
         self.num_vertices = num_vertices
         self.shape: tuple[int, ...] = (num_vertices,)
         self.layout: tuple[int, ...] = (len(pairs) + 2 * num_vertices,)
-        self.vertices = self.exists = None
+        self.vertices: np.ndarray | None = None
+        self.exists: np.ndarray | None = None
         self._pairs = pairs.astype(np.int64)
         self._ends: dict[torch.device, tuple[Tensor, Tensor]] = {}
 

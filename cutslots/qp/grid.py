@@ -1,8 +1,8 @@
 """Image graphs: pixels joined to their neighbours in both directions, and to the terminals s and t.
 
-Weights of a cut are `(batch, C, H, W)`: the channels of a pixel are the edges that leave it towards its neighbours, then the one that
-comes from s and the one that goes to t, in the order of `Grid.channels`. An edge that would leave the image, or join a pixel that is
-not there, does not exist: its weight is never read and its gradient is 0.
+Weights of a cut are `(batch, C, H, W)`: the channels of a pixel are the edges that leave it towards its neighbours, then the one
+that comes from s and the one that goes to t, in the order of `Grid.channels`. An edge that would leave the image, or join a pixel
+that is not there, does not exist: its weight is never read and its gradient is 0.
 """
 
 import numpy as np
@@ -47,7 +47,7 @@ class Grid:
         self.num_vertices = int(there.sum())
         self.vertices = None if there.all() else np.flatnonzero(there)
         self.full = neighbours == 4 and not interior_edges and self.vertices is None
-        self.exists = self._existing(there)
+        self.exists: np.ndarray | None = self._existing(there)
         # Nothing stops a stencil at the border or at a missing pixel but a zero weight: on a plain grid, slices do.
         self._sliced = self.vertices is None and not interior_edges
         self._absent_edges: dict[torch.device, Tensor] = {}
@@ -63,7 +63,7 @@ class Grid:
         head[-2], tail[-2] = number, n
         for channel, (from_, to) in enumerate(self._ways()):
             head[channel][from_] = number[to]
-        slot = np.flatnonzero(self.exists)
+        slot = np.flatnonzero(np.asarray(self.exists))
         return Edges(tail.ravel()[slot], head.ravel()[slot], slot)
 
     def divergence(
@@ -128,7 +128,7 @@ class Grid:
 
     def _absent(self, device: torch.device) -> Tensor:
         if device not in self._absent_edges:
-            self._absent_edges[device] = torch.from_numpy(~self.exists).to(device)
+            self._absent_edges[device] = torch.from_numpy(~np.asarray(self.exists)).to(device)
         return self._absent_edges[device]
 
 

@@ -82,10 +82,11 @@ class MinCut(nn.Module):
         terminal_slack: whether that drop may give way (paper) or not (published code). It moves the terminals only.
         solver: "auto", or a back end by name; `choice` says which serves and why.
 
-    Call it on weights `(batch, C, height, width)`, >= 0, one channel an edge that leaves a pixel: right, left, down, up, s->pixel,
-    pixel->t (C = 6); with 8 neighbours down-right, up-left, down-left, up-right come before the last two (C = 10). It returns a
-    `CutSolution`. float32 and float64 are computed as they come, half precisions in float32. A weight that is not finite spoils
-    its own cut and no other; under `torch.autograd.detect_anomaly()` it is refused by name. `MinCut.on(graph)` cuts any other graph.
+    Call it on weights `(batch, C, height, width)`, >= 0, one channel an edge that leaves a pixel: right, left, down, up,
+    s->pixel, pixel->t (C = 6); with 8 neighbours down-right, up-left, down-left, up-right come before the last two (C = 10). It
+    returns a `CutSolution`. float32 and float64 are computed as they come, half precisions in float32. A weight that is not
+    finite spoils its own cut and no other; under `torch.autograd.detect_anomaly()` it is refused by name. `MinCut.on(graph)` cuts
+    any other graph.
 
     Raises:
         InputError: sizes, gammas, solver or weights that cannot be used.
@@ -125,7 +126,7 @@ class MinCut(nn.Module):
         terminal_slack: bool = True,
         solver: str = "auto",
     ) -> Self:
-        """Minimum s-t cuts of a graph that is no plain grid, say `MinCut.on(EdgeList(edges))`; weights are in the graph's layout."""
+        """Minimum s-t cuts of any graph, say `MinCut.on(EdgeList(edges))`; weights are in the graph's layout."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer._set_up(graph, Gamma.of(gamma, gamma_edge, gamma_terminal, gamma_vertex), beta, terminal_slack, solver)

@@ -1,11 +1,12 @@
 """How s and t are tied to a graph's vertices: through their mean alone.
 
-Every vertex has one edge from s and one to t, all with the same gamma. So s and t meet the vertices through the constant vector, which
-is an eigenvector of every graph's vertex block (the Laplacian maps it to 0). What is left is one 3 x 3 system in p_s, p_t and the DC
-coefficient (the sum of the potentials over sqrt(n)), whatever the graph; the rest of the vertices never learns of the terminals.
+Every vertex has one edge from s and one to t, all with the same gamma. So s and t meet the vertices through the constant vector,
+which is an eigenvector of every graph's vertex block (the Laplacian maps it to 0). What is left is one 3 x 3 system in p_s, p_t
+and the DC coefficient (the sum of the potentials over sqrt(n)), whatever the graph; the rest of the vertices never learns of the
+terminals.
 
-The drop p_s - p_t is an eigenvector of that system by itself, and beta drives it alone. Hence beta moves the terminals and never a vertex,
-and a program without slack in its last row, which fixes the drop at beta, differs in p_s and p_t only.
+The drop p_s - p_t is an eigenvector of that system by itself, and beta drives it alone. Hence beta moves the terminals and never
+a vertex, and a program without slack in its last row, which fixes the drop at beta, differs in p_s and p_t only.
 """
 
 import math

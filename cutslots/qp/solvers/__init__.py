@@ -4,8 +4,9 @@ With edges and slacks eliminated the program is one system in the potentials,
 
     M p = gamma_t beta q - B^T w / 2 ,    M = B^T G_d B / 2 + gamma_v I + gamma_t q q^T ,    q = e_s - e_t
 
-and a back end applies S = M^-1 to right-hand sides: `solve(potentials (batch, *graph.shape), terminals (batch, 2))` returns the pair of
-the same shapes. S is symmetric, so the same call serves the backward pass. A new back end is one file here and one line in `BACK_ENDS`.
+and a back end applies S = M^-1 to right-hand sides: `solve(potentials (batch, *graph.shape), terminals (batch, 2))` returns the
+pair of the same shapes. S is symmetric, so the same call serves the backward pass. A new back end is one file here and one line
+in `BACK_ENDS`.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -17,6 +18,8 @@ from cutslots.qp.graph import Graph
 from cutslots.qp.program import Gamma
 from cutslots.qp.solvers.dct import Dct as Dct
 from cutslots.qp.solvers.dense import Dense as Dense
+from cutslots.qp.solvers.kkt import Kkt as Kkt
+from cutslots.qp.solvers.vertex import Vertex as Vertex
 
 
 @runtime_checkable
@@ -33,7 +36,7 @@ class Solver(Protocol):
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-BACK_ENDS: dict[str, type[Solver]] = {"dct": Dct, "dense": Dense}
+BACK_ENDS: dict[str, type[Solver]] = {"dct": Dct, "vertex": Vertex, "kkt": Kkt, "dense": Dense}
 
 
 class Choice(NamedTuple):

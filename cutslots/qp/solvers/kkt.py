@@ -1,0 +1,45 @@
+"""The paper's method: a sparse Cholesky factor of A A^T, and forward and backward substitution with it (section 3.1).
+
+Nothing is eliminated by hand. A cost -r on the potentials makes them S r, so the solution of Eq. 5 with that cost,
+
+    z = -G^-1 (c + A^T l) ,     A G^-1 A^T l = -A G^-1 c ,     c = (0, 0, -r, 0)
+
+has S r as its part p. In units of gamma_v, A G^-1 A^T is A A^T at the paper's single gamma, whatever it is: one factor serves a
+sweep. The part of A that meets p is -B above the terminals' row, so the graph's stencils multiply with it.
+"""
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from cutslots.qp import factors
+from cutslots.qp.graph import Graph
+from cutslots.qp.program import Gamma, min_cut_program
+
+
+class Kkt:
+    """S by substitution with the factor of the constraints."""
+
+    @staticmethod
+    def refuses(graph: Graph) -> None:
+        """Any graph is welcome, at the price of a factor with more than half as many numbers as vertices squared."""
+
+    def __init__(self, graph: Graph, gamma: Gamma) -> None:
+        self.graph, self.gamma = graph, gamma
+        self._slot = torch.from_numpy(graph.edges().slot)
+        program = min_cut_program(graph, gamma)
+        scaled = sp.csr_array(program.A @ sp.diags_array(np.sqrt(gamma.vertex / program.G)))
+        self.factor = factors.of_constraints(scaled, f"A A^T of {graph}")
+
+    def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
+        slot = self._slot.to(potentials.device)
+        drops = self.graph.gradient(potentials, terminals).flatten(1)[:, slot]
+        rows = torch.cat([-drops, terminals[:, :1] - terminals[:, 1:]], dim=1)
+        multipliers = self.factor.solve(rows)
+        of_edges = multipliers.new_zeros(len(potentials), *self.graph.layout)
+        of_edges.view(len(potentials), -1)[:, slot] = -multipliers[:, :-1]
+        back, back_terminals = self.graph.divergence(of_edges)
+        last = multipliers[:, -1:]
+        scale = 1 / self.gamma.vertex
+        return (potentials - back) * scale, (terminals - back_terminals - torch.cat([last, -last], dim=1)) * scale
