@@ -63,10 +63,11 @@ def schema(frame_shape: Sequence[int]) -> pa.Schema:
 
 def record_batch(scenes: Sequence[Scene]) -> pa.RecordBatch:
     """Scenes of one frame shape as one Arrow record batch: every column is one contiguous block."""
+    pixels = (np.stack([getattr(scene, name) for scene in scenes]) for name in ("image", "mask"))
     columns = [
         pa.array([scene.id for scene in scenes], pa.string()),
-        pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([scene.image for scene in scenes])),
-        pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([scene.mask for scene in scenes])),
+        # Of arrays in another order `stack` makes one in that order, which would be another type to Arrow.
+        *(pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(block)) for block in pixels),
         pa.array([num_visible(scene.mask) for scene in scenes], pa.int32()),
         pa.array([json.dumps(scene.objects, allow_nan=False) for scene in scenes], pa.string()),
     ]
@@ -104,3 +105,21 @@ class Preparation:
         """The uint8 image (..., H, W, 3) and mask (..., H, W) after crop and resize."""
         rows, columns = self.window(*mask.shape[-2:])
         return self.resize(image[..., rows, columns, :], mask[..., rows, columns])
+
+
+def bilinear_without_antialias(image: np.ndarray, size: int) -> np.ndarray:
+    """A uint8 image (h, w, 3) at (size, size, 3), each new pixel mixed from the four old ones around its centre.
+
+    This is TensorFlow's default; Pillow's bilinear, in `Preparation`, averages over the area that a new pixel covers.
+    """
+    rows, columns = (_around(length, size) for length in image.shape[:2])
+    tall = image[rows[0]] * (1 - rows[2][:, None, None]) + image[rows[1]] * rows[2][:, None, None]
+    both = tall[:, columns[0]] * (1 - columns[2][:, None]) + tall[:, columns[1]] * columns[2][:, None]
+    return np.rint(both).astype(np.uint8)
+
+
+def _around(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every new pixel of an axis the old pixels before and behind its centre, and the part of the second."""
+    centre = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
+    before = np.floor(centre).astype(np.int64)
+    return before, np.minimum(before + 1, length - 1), (centre - before).astype(np.float32)

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import google_crc32c
 import numpy as np
 
+from cutslots.data.places import Place
 from cutslots.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -29,7 +30,7 @@ _CRC = struct.Struct("<I")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def records(path: Path | str, start: int = 0) -> Generator[tuple[int, bytes], None, int]:
+def records(where: Place | Path | str, start: int = 0) -> Generator[tuple[int, bytes], None, int]:
     """Yield (record number, data) of a plain or GZIP file from record `start` on; return how many records there are.
 
     Skipped records cost no checksum of their data, and in a plain file no reading either.
@@ -37,8 +38,8 @@ def records(path: Path | str, start: int = 0) -> Generator[tuple[int, bytes], No
     Raises:
         InputError: the file is empty, is no TFRecord file, ends inside a record, or a checksum does not fit.
     """
-    path, number = Path(path), 0
-    with open(path, "rb") as file:
+    place, number = Place.of(where), 0
+    with place.open() as file:
         stream = _GzipStream(file) if file.read(2) == GZIP_MAGIC else _PlainStream(file)
         file.seek(0)
         try:
@@ -52,10 +53,10 @@ def records(path: Path | str, start: int = 0) -> Generator[tuple[int, bytes], No
         except (_DamageError, zlib.error) as error:
             reason = f"the gzip stream is damaged ({error})" if isinstance(error, zlib.error) else str(error)
             raise InputError(
-                f"{path}, record {number}: {reason}. Fetch or copy the file again; the earlier records are good."
+                f"{place}, record {number}: {reason}. Fetch or copy the file again; the earlier records are good."
             ) from None
     if number == 0:
-        raise InputError(f"{path} is empty: there is no record in it. Fetch or copy the file again.")
+        raise InputError(f"{place} is empty: there is no record in it. Fetch or copy the file again.")
     return number
 
 

@@ -3,36 +3,65 @@
 import importlib
 import pkgutil
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Protocol, cast
 
+from cutslots.data.places import Place
 from cutslots.data.scene import Ranges, Scene
 from cutslots.errors import InputError, nearest
 
 
 class Source(Protocol):
-    """What a source module holds; the first line of its docstring is its help."""
+    """What a source module holds; the first line of its docstring is its help.
+
+    `found` is what `find` returned; an item is one record before it is decoded. Both are the module's own business, but an
+    item is sent to other processes: it is small, or it is the record's bytes.
+    """
 
     __doc__: str | None
     NEEDS_RAW: bool
     Options: type
 
-    def splits(self, options: Any) -> Ranges:
+    def find(self, raw: Place | None, options: Any) -> Any:
+        """What there is at `raw`, looked at once; refuses what lacks files."""
+        ...
+
+    def splits(self, found: Any, options: Any) -> Ranges:
         """The default half-open range of records of every split; None = to the end."""
         ...
 
-    def describe(self, raw: Path | None, options: Any) -> dict[str, Any]:
+    def describe(self, found: Any, options: Any) -> dict[str, Any]:
         """The raw data for the manifest, as JSON values without machine paths: file names and sizes."""
         ...
 
-    def read(self, raw: Path | None, options: Any, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Scene], None, int]:
-        """Yield (split, scene) in record order within every split, without the first `done[split]` scenes of it.
+    def records(self, found: Any, options: Any, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Any], None, int]:
+        """Yield (split, item) in record order within every split, without the first `done[split]` items of it.
 
         Returns the number of records that it passed: all of them when a split stayed empty.
         """
         ...
+
+    def decode(self, item: Any, options: Any) -> Scene:
+        """The prepared scene of an item; runs in any process."""
+        ...
+
+
+def indices(splits: Ranges, done: dict[str, int], total: int) -> Iterator[tuple[str, int]]:
+    """(split, number of the record) for everything still wanted of `total` records."""
+    for name, (start, stop) in splits.items():
+        for index in range(start + done[name], total if stop is None else min(stop, total)):
+            yield name, index
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put the name of a file or record in front of what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def names() -> list[str]:

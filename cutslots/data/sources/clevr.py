@@ -1,25 +1,37 @@
 """CLEVR with masks (DeepMind's multi_object_datasets): one GZIP TFRecord file of 100,000 scenes of up to 10 objects.
 
 The raw data is `clevr_with_masks_train.tfrecords`, or a folder in which it is the only `*.tfrecords` file. Ids 1..n are
-the entities 1..n of the record, in its order.
+the entities 1..n of the record, in its order. CLEVR6 is `max_objects` 6, CLEVR10 everything.
 
-Source: https://github.com/google-deepmind/multi_object_datasets (format); the record ranges and the preparation are
-those of the ClevrTex benchmark (Karazija, Laina, Rupprecht 2021).
+Source: https://github.com/google-deepmind/multi_object_datasets (format). Protocol `benchmark`: Karazija, Laina,
+Rupprecht, "ClevrTex" (2021). Protocol `slot-attention`: Locatello et al., "Object-Centric Learning with Slot Attention"
+(2020), section 4.1, and the preprocessing of its public code: rows 29 to 221, columns 64 to 256, bilinear without
+anti-aliasing, the first 70,000 records for training and 320 of the others for evaluation. It names no validation
+scenes; `val` here are 320 later ones.
 """
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from cutslots.data import tfrecord
-from cutslots.data.scene import Preparation, Ranges, Scene
+from cutslots.data.places import Place
+from cutslots.data.scene import Preparation, Ranges, Scene, bilinear_without_antialias
+from cutslots.data.sources import naming
 from cutslots.errors import InputError
+from cutslots.options import option
 
 NEEDS_RAW = True
-SPLITS: Ranges = {"test": (0, 15_000), "val": (15_000, 30_000), "train": (30_000, 100_000)}
+SPLITS: dict[str, Ranges] = {
+    "benchmark": {"test": (0, 15_000), "val": (15_000, 30_000), "train": (30_000, 100_000)},
+    "slot-attention": {"train": (0, 70_000), "test": (70_000, 85_000), "val": (85_000, 100_000)},
+}
+SLOT_ATTENTION_CROP = slice(29, 221), slice(64, 256)
+SLOT_ATTENTION_SCENES = 320  # of every split but train
 
 HEIGHT, WIDTH, ENTITIES = 240, 320, 11
 
@@ -34,52 +46,112 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Options(Preparation):
-    """Crop and size of the prepared images."""
+    """Which records, and crop and size of the prepared images."""
+
+    protocol: str = option(
+        "benchmark", "whose splits, crop and resize: ClevrTex's benchmark or Slot Attention", choices=tuple(SPLITS)
+    )
+    max_objects: int | None = option(None, "keep scenes of at most so many objects; 6 is CLEVR6", low=1, high=10)
+
+    def window(self, height: int, width: int) -> tuple[slice, slice]:
+        """The rows and columns that the protocol's crop keeps."""
+        return SLOT_ATTENTION_CROP if self.protocol == "slot-attention" else super().window(height, width)
+
+    def resize(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The cropped image and mask at `size`, as the protocol does it; masks nearest in both."""
+        if self.protocol == "benchmark":
+            return super().resize(image, mask)
+        small = Image.fromarray(mask).resize((self.size, self.size), Image.Resampling.NEAREST)
+        return bilinear_without_antialias(image, self.size), np.asarray(small)
 
 
-def splits(options: Options) -> Ranges:
-    """The benchmark's record ranges; for a file of fewer records give your own."""
-    return dict(SPLITS)
+class Item(NamedTuple):
+    """One record: the file's name, its number there, and its data."""
+
+    file: str
+    number: int
+    payload: bytes
 
 
-def describe(raw: Path | None, options: Options) -> dict[str, Any]:
-    """Name and size of the raw file."""
-    path = _file(raw)
-    return {"files": {path.name: path.stat().st_size}}
-
-
-def read(raw: Path | None, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Scene], None, int]:
-    """One pass over the file; the wanted records alone are decoded.
+def find(raw: Place | None, options: Options) -> Place:
+    """The one raw file.
 
     Raises:
-        InputError: the file is damaged, or a record is not as the format says.
+        InputError: there is none or more than one, or the options contradict each other.
     """
-    path = _file(raw)
-    wanted = sorted((start + done[name], stop, name) for name, (start, stop) in splits.items())
-    wanted = [(start, stop, name) for start, stop, name in wanted if stop is None or start < stop]
-    if not wanted:
-        return 0
-    source = tfrecord.records(path, start=wanted[0][0])
+    assert raw is not None, "NEEDS_RAW"
+    if options.protocol == "slot-attention" and options.crop != Preparation.crop:
+        raise InputError(f"crop is {options.crop}, but the protocol slot-attention has a crop of its own. Leave crop out.")
+    if raw.info.is_file:
+        return raw
+    found = raw.files()
+    tables = [path for path in found if path.endswith(".tfrecords")]
+    if len(tables) == 1:
+        return raw.at(tables[0])
+    there = [raw.at(path).name for path in found]
+    what = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "") if there else "nothing"
+    raise InputError(f"raw {raw} must hold exactly one *.tfrecords file; it has {len(tables)}. In it: {what}.")
+
+
+def splits(found: Place, options: Options) -> Ranges:
+    """The protocol's record ranges; for a file of fewer records give your own."""
+    return dict(SPLITS[options.protocol])
+
+
+def describe(found: Place, options: Options) -> dict[str, Any]:
+    """Name and size of the raw file."""
+    return {"files": {found.name: found.info.size}}
+
+
+def records(found: Place, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
+    """One pass over the file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    short = SLOT_ATTENTION_SCENES if options.protocol == "slot-attention" else math.inf
+    limits = {name: math.inf if name == "train" else short for name in splits}
+    kept = dict.fromkeys(splits, 0)
+    source = tfrecord.records(found, start=min(start for start, _ in splits.values()))
     while True:
         try:
             number, payload = next(source)
         except StopIteration as end:
             return end.value
-        while wanted[0][1] is not None and number >= wanted[0][1]:
-            wanted.pop(0)
-        start, stop, name = wanted[0]
-        if number >= start:
-            try:
-                scene = decode(payload, f"clevr_{number:06d}", options)
-            except InputError as error:
-                raise InputError(f"{path}, record {number}: {error}") from None
-            yield name, scene
-        if len(wanted) == 1 and stop is not None and number + 1 >= stop:
+        name = _split_of(number, splits)
+        if name and kept[name] < limits[name] and _wanted(Item(str(found), number, payload), options):
+            kept[name] += 1
+            if kept[name] > done[name]:
+                yield name, Item(str(found), number, payload)
+        if all(kept[name] >= limits[name] or (stop is not None and number + 1 >= stop) for name, (_, stop) in splits.items()):
             return number + 1
 
 
-def decode(payload: bytes | memoryview, id: str, preparation: Preparation) -> Scene:
+def decode(item: Item, options: Options) -> Scene:
     """The scene that a record holds, prepared.
+
+    Raises:
+        InputError: the record is not as the format says.
+    """
+    with naming(f"{item.file}, record {item.number}"):
+        return scene(item.payload, f"clevr_{item.number:06d}", options)
+
+
+def _split_of(number: int, splits: Ranges) -> str | None:
+    return next((name for name, (start, stop) in splits.items() if start <= number and (stop is None or number < stop)), None)
+
+
+def _wanted(item: Item, options: Options) -> bool:
+    """Whether a record's objects are few enough; without a limit it is not looked at."""
+    if options.max_objects is None:
+        return True
+    with naming(f"{item.file}, record {item.number}"):
+        visible = _floats(tfrecord.example(item.payload), "visibility") > 0.5
+        return int(visible[1:].sum()) <= options.max_objects
+
+
+def scene(payload: bytes | memoryview, id: str, preparation: Preparation) -> Scene:
+    """The scene of a record's data.
 
     Raises:
         InputError: the record is not as the format says.
@@ -119,19 +191,6 @@ def instance_ids(masks: np.ndarray) -> np.ndarray:
     if (total != 255).any():
         raise InputError(f"{np.count_nonzero(total != 255)} pixels are in no mask or in several.")
     return ids
-
-
-def _file(raw: Path | None) -> Path:
-    """The one raw file."""
-    assert raw is not None, "NEEDS_RAW"
-    if raw.is_file():
-        return raw
-    found = sorted(raw.glob("*.tfrecords"))
-    if len(found) == 1:
-        return found[0]
-    there = sorted(path.name for path in raw.iterdir())
-    what = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "") if there else "nothing"
-    raise InputError(f"raw {raw} must hold exactly one *.tfrecords file; it has {len(found)}. In it: {what}.")
 
 
 def _elements(features: dict[str, tfrecord.Feature], name: str, count: int) -> np.ndarray:

@@ -8,14 +8,15 @@ is a pure function of (seed, index, options).
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cutslots.data import raycast
+from cutslots.data.places import Place
 from cutslots.data.raycast import Body, Texture
 from cutslots.data.scene import Ranges, Scene
+from cutslots.data.sources import indices
 from cutslots.errors import InputError
 from cutslots.options import option
 
@@ -54,25 +55,36 @@ class Options:
     max_objects: int = option(3, "most objects in a scene", low=1, high=10)
 
 
-def splits(options: Options) -> Ranges:
+def find(raw: Place | None, options: Options) -> None:
+    """There are no files.
+
+    Raises:
+        InputError: the options contradict each other.
+    """
+    if options.min_objects > options.max_objects:
+        raise InputError(f"min_objects is {options.min_objects}, more than max_objects {options.max_objects}. Raise max_objects.")
+
+
+def splits(found: None, options: Options) -> Ranges:
     """The first tenth is for testing and the second for validation, as in ClevrTex."""
     tenth = options.count // 10
     return {"test": (0, tenth), "val": (tenth, 2 * tenth), "train": (2 * tenth, options.count)}
 
 
-def describe(raw: Path | None, options: Options) -> dict[str, Any]:
-    """There are no files; the renderer's version stands for them."""
-    if options.min_objects > options.max_objects:
-        raise InputError(f"min_objects is {options.min_objects}, more than max_objects {options.max_objects}. Raise max_objects.")
+def describe(found: None, options: Options) -> dict[str, Any]:
+    """The renderer's version stands for the files that there are not."""
     return {"renderer": RENDERER}
 
 
-def read(raw: Path | None, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Scene], None, int]:
-    """Render the scenes of every range, as far as `count` goes."""
-    for name, (start, stop) in splits.items():
-        for index in range(start + done[name], min(options.count, stop or options.count)):
-            yield name, render(index, options)
+def records(found: None, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, int], None, int]:
+    """The numbers of the scenes of every range, as far as `count` goes."""
+    yield from indices(splits, done, options.count)
     return options.count
+
+
+def decode(item: int, options: Options) -> Scene:
+    """The scene of this number."""
+    return render(item, options)
 
 
 def render(index: int, options: Options) -> Scene:

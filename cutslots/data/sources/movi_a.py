@@ -1,0 +1,279 @@
+"""MOVi-A (Kubric): clips of 24 frames of up to 10 falling objects, TFRecord files as TensorFlow Datasets writes them.
+
+The raw data is the folder with `features.json`, `dataset_info.json` and the `*.tfrecord-*` files, or one above it that holds
+a single such folder, in any resolution. The set's own splits stay (`validation` is `val` here); records are numbered
+through them in the order of `dataset_info.json`. Id k is instance k - 1 and the same in all frames of a clip.
+
+Source: Greff et al., "Kubric: A Scalable Dataset Generator" (2022) and the builder in https://github.com/google-research/kubric
+(challenges/movi/movi_a.py); crop and size are those of the paper's section 6.3.
+"""
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cutslots.data import images, tfrecord
+from cutslots.data.places import Place
+from cutslots.data.scene import Preparation, Ranges, Scene
+from cutslots.data.sources import naming
+from cutslots.errors import InputError
+
+NEEDS_RAW = True
+FILE_NAME = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+LABELS = ("shape", "size", "color", "material")
+NUMBERS = ("mass", "friction", "restitution")
+
+
+@dataclass(frozen=True)
+class Options(Preparation):
+    """Crop and size of the prepared frames."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """What `features.json` says of every record.
+
+    Attributes:
+        frames: number of them; None where it is left open.
+        labels: the names of the classes of every label.
+    """
+
+    frames: int | None
+    labels: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class File:
+    """One TFRecord file, the split that it is part of, the number of its first clip there, and how many it has."""
+
+    place: Place
+    split: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of all splits in order, and their format."""
+
+    files: list[File]
+    sizes: dict[str, int]
+    format: Format
+
+
+class Item(NamedTuple):
+    """One record: where it is for messages, the clip's id, its data and their format."""
+
+    where: str
+    id: str
+    payload: bytes
+    format: Format
+
+
+def find(raw: Place | None, options: Options) -> Found:
+    """The folder's files.
+
+    Raises:
+        InputError: no such folder or several, a file is missing, or a description cannot be read.
+    """
+    assert raw is not None, "NEEDS_RAW"
+    folder = _folder(raw)
+    there = {folder.at(path).name: size for path, size in folder.files().items()}
+    with naming(str(folder / "dataset_info.json")):
+        files = _files(folder, _json(folder / "dataset_info.json", there))
+    missing = [file.place.name for file in files if file.place.name not in there]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise InputError(f"raw {folder} lacks {', '.join(missing[:5])}{more}. Fetch them again.")
+    with naming(str(folder / "features.json")):
+        frames = _num_frames(_json(folder / "features.json", there))
+    labels = {name: _label_names(folder / f"instances-{name}_label.labels.txt", there) for name in LABELS}
+    return Found(files, {file.place.name: there[file.place.name] for file in files}, Format(frames, labels))
+
+
+def splits(found: Found, options: Options) -> Ranges:
+    """The set's own splits."""
+    ranges: Ranges = {}
+    total = 0
+    for file in found.files:
+        start, _ = ranges.get(file.split, (total, None))
+        total += file.count
+        ranges[file.split] = (start, total)
+    return ranges
+
+
+def describe(found: Found, options: Options) -> dict[str, Any]:
+    """Names and sizes of the files."""
+    return {"files": found.sizes}
+
+
+def records(found: Found, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
+    """The records of every range, file by file.
+
+    Raises:
+        InputError: a file is damaged or has another number of records than `dataset_info.json` says.
+    """
+    for name, (start, stop) in splits.items():
+        begin, before = start + done[name], 0
+        for file in found.files:
+            last = before + file.count
+            if begin < last and (stop is None or stop > before):
+                for number, payload in _clips(file, max(begin - before, 0)):
+                    if stop is not None and before + number >= stop:
+                        break
+                    id = f"movi_a_{file.split}_{file.first + number:06d}"
+                    yield name, Item(f"{file.place}, record {number}", id, payload, found.format)
+            before = last
+    return sum(file.count for file in found.files)
+
+
+def decode(item: Item, options: Options) -> Scene:
+    """The clip that a record holds, prepared.
+
+    Raises:
+        InputError: the record is not as the format says.
+    """
+    with naming(item.where):
+        features = tfrecord.example(item.payload)
+        video = _frames(features, "video", item.format.frames)
+        segmentations = _frames(features, "segmentations", len(video))
+        objects = _objects(features, item.format.labels)
+        frames = []
+        for time, (picture, segmentation) in enumerate(zip(video, segmentations, strict=True)):
+            with naming(f"frame {time}"):
+                frames.append(_frame(picture, segmentation, len(objects)))
+                if frames[-1][1].shape != frames[0][1].shape:
+                    raise InputError(f"its size is {frames[-1][1].shape}, that of the first {frames[0][1].shape}.")
+    return Scene(
+        item.id, *options.apply(np.stack([frame[0] for frame in frames]), np.stack([frame[1] for frame in frames])), objects
+    )
+
+
+def _frame(picture: memoryview, segmentation: memoryview, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
+    with naming("video"):
+        image = images.rgb(picture)
+    with naming("segmentations"):
+        ids = images.ids(segmentation)
+        if ids.shape != image.shape[:2]:
+            raise InputError(f"the ids are {ids.shape}, the image is {image.shape[:2]}.")
+        if ids.max() > num_objects:
+            raise InputError(f"there is id {ids.max()}, but the record describes {num_objects} instances.")
+    return image, ids
+
+
+def _clips(file: File, start: int) -> Generator[tuple[int, bytes], None, None]:
+    """The records of a file from `start` on, and the count of all of them checked when its end is reached."""
+    count = yield from tfrecord.records(file.place, start)
+    if count != file.count:
+        raise InputError(f"{file.place} has {count} records, dataset_info.json says {file.count}. Fetch the file again.")
+
+
+def _folder(raw: Place) -> Place:
+    """The folder with features.json."""
+    if raw.info.is_file:
+        raise InputError(f"raw {raw} is a file. Give the folder of the MOVi-A data, with features.json in it.")
+    found = [raw.at(path).parent for path in raw.files(recursive=True) if raw.at(path).name == "features.json"]
+    if not found:
+        raise InputError(f"raw {raw} has no features.json. Give the folder that TensorFlow Datasets wrote, such as 128x128/1.0.0.")
+    if len(found) > 1:
+        raise InputError(f"raw {raw} holds several sets: {', '.join(map(str, found))}. Give one of them.")
+    return found[0]
+
+
+def _json(place: Place, there: dict[str, int]) -> Any:
+    if place.name not in there:
+        raise InputError("it is missing. Fetch it again: it is part of what TensorFlow Datasets writes.")
+    try:
+        return json.loads(place.read())
+    except ValueError as error:
+        raise InputError(f"it is damaged ({error}). Fetch it again.") from None
+
+
+def _files(folder: Place, info: Any) -> list[File]:
+    """The files that `dataset_info.json` names, in its order."""
+    files = []
+    try:
+        for split in info["splits"]:
+            lengths = [int(length) for length in split["shardLengths"]]
+            for at, length in enumerate(lengths):
+                name = (split.get("filepathTemplate") or FILE_NAME).format(
+                    DATASET=info["name"],
+                    SPLIT=split["name"],
+                    FILEFORMAT="tfrecord",
+                    SHARD_X_OF_Y=f"{at:05d}-of-{len(lengths):05d}",
+                )
+                files.append(
+                    File(folder / name, "val" if split["name"] == "validation" else split["name"], sum(lengths[:at]), length)
+                )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"it has not the form that TensorFlow Datasets writes ({error!r}).") from None
+    if not files:
+        raise InputError("it names no files.")
+    return files
+
+
+def _num_frames(description: Any) -> int | None:
+    """The number of frames of a clip, after a look at what `features.json` says of the two features that are read."""
+    try:
+        features = description["featuresDict"]["features"]
+        video, segmentations = features["video"], features["segmentations"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"it describes no {error}, so this is no MOVi-A as TensorFlow Datasets writes it.") from None
+    for name, feature, channels in (("video", video, 3), ("segmentations", segmentations, 1)):
+        shape, kind = _first(feature, "dimensions") or [channels], _first(feature, "dtype") or "uint8"
+        if int(shape[-1]) != channels or kind != "uint8":
+            raise InputError(f"{name} is {kind} with {shape[-1]} channels; MOVi-A has uint8 with {channels}.")
+    frames = int((_first(video, "dimensions") or [-1])[0])
+    return frames if frames > 0 else None
+
+
+def _first(description: Any, key: str) -> Any:
+    """The first value of this key at any depth of a JSON object; None without one."""
+    if not isinstance(description, dict):
+        return None
+    if key in description:
+        return description[key]
+    return next((found for value in description.values() if (found := _first(value, key)) is not None), None)
+
+
+def _label_names(place: Place, there: dict[str, int]) -> list[str]:
+    with naming(str(place)):
+        if place.name not in there:
+            raise InputError("it is missing. Fetch it again: it is part of what TensorFlow Datasets writes.")
+    return place.read().decode().split()
+
+
+def _frames(features: dict[str, tfrecord.Feature], name: str, number: int | None) -> list[memoryview]:
+    """The encoded frames of a feature."""
+    frames = _feature(features, name, "bytes").bytes()
+    if not frames or len(frames) != (number or len(frames)):
+        raise InputError(f"{name} has {len(frames)} frames; there must be {number or 'some'}.")
+    return frames
+
+
+def _feature(features: dict[str, tfrecord.Feature], name: str, kind: str) -> tfrecord.Feature:
+    if name not in features or features[name].kind != kind:
+        raise InputError(f"there is no {kind} feature {name!r}, so this is no MOVi-A record.")
+    return features[name]
+
+
+def _objects(features: dict[str, tfrecord.Feature], labels: dict[str, list[str]]) -> tuple[dict[str, Any], ...]:
+    """What stays the same over a clip, of every instance."""
+    columns: dict[str, list[Any]] = {}
+    for name, words in labels.items():
+        codes = _feature(features, f"instances/{name}_label", "int64").ints()
+        if len(codes) and not 0 <= codes.min() <= codes.max() < len(words):
+            raise InputError(f"instances/{name}_label has codes {codes.min()} to {codes.max()}; there are {len(words)} names.")
+        columns[name] = [words[code] for code in codes]
+    for name in NUMBERS:
+        values = _feature(features, f"instances/{name}", "float").floats()
+        if not np.isfinite(values).all():
+            raise InputError(f"instances/{name} has a value that is not finite.")
+        columns[name] = [round(float(value), 4) for value in values]
+    counts = {name: len(column) for name, column in columns.items()}
+    if len(set(counts.values())) != 1:
+        raise InputError(f"the instances' features have different lengths: {counts}.")
+    return tuple(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
