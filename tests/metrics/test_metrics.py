@@ -48,6 +48,26 @@ def test_miou_equals_the_loop_over_masks(num_true, num_pred):
     np.testing.assert_allclose(miou(true, pred, num_pred), expected, atol=1e-12)
 
 
+def test_values_worked_by_hand():
+    true = torch.tensor([[[0, 0, 1, 1, 2, 2]], [[0, 0, 1, 1, 2, 2]]])
+    pred = torch.tensor([[[5, 5, 0, 0, 1, 3]], [[0, 1, 1, 1, 2, 2]]])
+    # First: of 15 pairs 2 are together in both, 3 in the true map, 2 in the other: (2 - 6/15) / (5/2 - 6/15). Its foreground: of 6
+    # pairs 1, 2 and 1: (1 - 1/3) / (3/2 - 1/3). Second: 2, 3 and 4: (2 - 12/15) / (7/2 - 12/15); its foreground is whole.
+    np.testing.assert_allclose(ari(true, pred), [16 / 21, 4 / 9], atol=1e-15)
+    np.testing.assert_allclose(ari_fg(true, pred), [4 / 7, 1], atol=1e-15)
+    # First: IoUs 1, 1 and 1/2, and three spare slots of which one, 3, has a pixel. Second: 1/2, 2/3 and 1.
+    np.testing.assert_allclose(miou(true, pred), [2.5 / 4, (1 / 2 + 2 / 3 + 1) / 3], atol=1e-15)
+
+
+@pytest.mark.parametrize("kinds", [(torch.uint8, torch.int64), (torch.int32, torch.uint8), (torch.int16, torch.int32)])
+def test_any_integers_are_labels(kinds):
+    true, pred = label_maps(5, 6, 9)
+    for score in (ari, ari_fg, miou):
+        assert torch.equal(score(true.to(kinds[0]), pred.to(kinds[1])), score(true, pred))
+    strided = pred.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert torch.equal(ari(true, strided), ari(true, pred))
+
+
 def test_degenerate_images():
     empty = torch.zeros(1, 4, 4, dtype=torch.long)
     one = torch.ones(1, 4, 4, dtype=torch.long)
