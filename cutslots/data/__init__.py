@@ -56,7 +56,8 @@ def prepare(
     options_module.check(options)
     found = source.find(_raw_place(source_name, source.NEEDS_RAW, raw), options)
     ranges = sources.check_splits(splits) if splits else source.splits(found, options)
-    info = Info(source_name, source.describe(found, options), dataclasses.asdict(options), ranges)
+    values, defaults = dataclasses.asdict(options), dataclasses.asdict(source.Options())
+    info = Info(source_name, source.describe(found, options), values, ranges, defaults)
 
     def read(done: Done) -> Generator[tuple[str, Scene], None, int]:
         passed = 0

@@ -25,12 +25,14 @@ class Info:
         raw: description of the raw files, without machine paths.
         options: the source's options.
         ranges: for every split the half-open range of records, None = to the end.
+        defaults: of the options, for folders of a version that did not have some of them yet.
     """
 
     source: str
     raw: dict[str, Any]
     options: dict[str, Any]
     ranges: Ranges
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def _begin(directory: Path, info: Info, overwrite: bool) -> Manifest:
         fresh = Manifest(info.source, info.raw, info.options, info.ranges, version=_version())
         return dataclasses.replace(fresh, splits={name: Split() for name in info.ranges})
     state = Manifest.read(path)
-    differences = list(_differences(_plain(state.info), _plain(info)))
+    stored = dataclasses.replace(state.info, options=info.defaults | state.options, defaults=info.defaults)
+    differences = list(_differences(_plain(stored), _plain(info)))
     if differences:
         raise InputError(f"{directory} already holds other data: {'; '.join(differences)}. Name another folder, or overwrite it.")
     return state if path.name == MANIFEST else _keep_whole(state, directory)

@@ -1,16 +1,18 @@
 """The CLEVR source on miniature files in the real format, and on the rendered one where it is at hand."""
 
 import gzip
-from functools import partial
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from clevr_files import CLEVR_NAME, byte_list, clevr_features, clevr_truth, example, float_list, write_records
 from PIL import Image
 
 from cutslots import data
 from cutslots.data import shards, sources, tfrecord
+from cutslots.data.places import Place
 from cutslots.data.sources import clevr
 from cutslots.errors import InputError
 
@@ -45,7 +47,7 @@ def test_round_trip_is_exact(clevr_file: Path, tmp_path: Path) -> None:
 
 def test_metadata_in_words(clevr_file: Path) -> None:
     _, payload = next(tfrecord.records(clevr_file))
-    first = clevr.decode(payload, "x", clevr.Options()).objects[0]
+    first = clevr.scene(payload, "x", clevr.Options()).objects[0]
     assert first["shape"] in clevr.WORDS["shape"][1:]
     assert first["color"] in clevr.WORDS["color"][1:]
     assert first["rotation"] == 90
@@ -55,8 +57,9 @@ def test_metadata_in_words(clevr_file: Path) -> None:
 def test_records_outside_the_splits_are_not_decoded(tmp_path: Path) -> None:
     payloads = [b"no example" if index in (0, 2) else example(clevr_features(index)) for index in range(4)]
     path = write_records(tmp_path / CLEVR_NAME, payloads)
-    found = list(clevr.read(path, clevr.Options(size=16), {"b": (3, 4), "a": (1, 2)}, {"a": 0, "b": 0}))
-    assert [(name, scene.id) for name, scene in found] == [("a", "clevr_000001"), ("b", "clevr_000003")]
+    for options in (clevr.Options(size=16), clevr.Options(size=16, max_objects=9)):
+        found = list(clevr.records(Place.of(path), options, {"b": (3, 4), "a": (1, 2)}, {"a": 0, "b": 0}))
+        assert [(name, clevr.decode(item, options).id) for name, item in found] == [("a", "clevr_000001"), ("b", "clevr_000003")]
 
 
 def test_the_file_must_be_the_only_one(tmp_path: Path, clevr_file: Path) -> None:
@@ -122,8 +125,12 @@ def test_damage_keeps_finished_shards_and_a_rerun_continues(clevr_file: Path, tm
     path, out, options = tmp_path / CLEVR_NAME, tmp_path / "out", clevr.Options(size=16)
     info = shards.Info("clevr", {}, {}, {"train": (0, 10)})
 
+    def read(done: dict[str, int]) -> Generator[tuple[str, data.Scene], None, int]:
+        for name, item in clevr.records(Place.of(path), options, info.ranges, done):
+            yield name, clevr.decode(item, options)
+        return 10
+
     def run() -> data.Manifest:
-        read = partial(clevr.read, path, options, info.ranges)
         return shards.write(read, out, info, scenes_per_shard=2)
 
     path.write_bytes(clevr_file.read_bytes()[: clevr_file.stat().st_size * 2 // 3])
@@ -137,6 +144,38 @@ def test_damage_keeps_finished_shards_and_a_rerun_continues(clevr_file: Path, tm
     assert run().split("train").count == 10
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
     assert data.check(out) == []
+
+
+def test_clevr6_keeps_scenes_of_few_objects_and_continues(clevr_file: Path, tmp_path: Path) -> None:
+    """Records 0, 3, 6 and 9 of the miniature file have 3 objects, 1, 4 and 7 have 4, the others 5."""
+    options = clevr.Options(size=16, max_objects=4)
+    manifest = data.prepare("clevr", clevr_file, tmp_path / "out", options, {"train": (0, 6), "test": (6, None)})
+    assert manifest.options["max_objects"] == 4
+    assert [data.Batches(tmp_path / "out", name, 1).num_scenes for name in ("train", "test")] == [4, 3]
+    ids = data.Batches(tmp_path / "out", "train", 1).ids(range(4))
+    assert ids == [f"clevr_00000{number}" for number in (0, 1, 3, 4)]
+    rest = clevr.records(Place.of(clevr_file), options, {"train": (0, 6), "test": (6, None)}, {"train": 2, "test": 1})
+    assert [item.number for _, item in rest] == [3, 4, 7, 9]
+
+
+def test_slot_attentions_protocol(clevr_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = clevr.Options(protocol="slot-attention")
+    assert clevr.splits(Place.of(clevr_file), options) == {"train": (0, 70_000), "test": (70_000, 85_000), "val": (85_000, 100_000)}
+    image, ids, _ = clevr_truth(3)
+    _, payload = list(tfrecord.records(clevr_file))[3]
+    scene = clevr.scene(payload, "x", options)
+    cropped = torch.from_numpy(image[29:221, 64:256].copy()).permute(2, 0, 1)[None].float()
+    resized = torch.nn.functional.interpolate(cropped, (128, 128), mode="bilinear", align_corners=False, antialias=False)
+    np.testing.assert_allclose(scene.image, resized[0].permute(1, 2, 0).numpy(), atol=0.501)
+    where = np.floor((np.arange(128) + 0.5) * 1.5).astype(int)
+    np.testing.assert_array_equal(scene.mask, ids[29:221, 64:256][np.ix_(where, where)])
+
+    monkeypatch.setattr(clevr, "SLOT_ATTENTION_SCENES", 2)
+    manifest = data.prepare("clevr", clevr_file, tmp_path / "out", options, {"train": (0, 4), "test": (4, 7), "val": (7, 10)})
+    assert {name: split.count for name, split in manifest.splits.items()} == {"train": 4, "test": 2, "val": 2}
+    assert manifest.options["protocol"] == "slot-attention"
+    with pytest.raises(InputError, match="slot-attention has a crop of its own"):
+        data.prepare("clevr", clevr_file, tmp_path / "other", clevr.Options(protocol="slot-attention", crop=0.7))
 
 
 def test_parse_splits() -> None:
@@ -160,11 +199,11 @@ def test_parse_splits() -> None:
 
 
 def test_sources_are_the_folder() -> None:
-    assert {"clevr", "scenes"} <= set(sources.names())
+    assert sources.names() == ["clevr", "clevrtex", "movi_a", "scenes"]
     for name in sources.names():
         source = sources.load(name)
         assert source.__doc__
-        assert sources.check_splits(source.splits(source.Options()))
+        assert callable(source.decode)
     with pytest.raises(InputError, match="Did you mean 'clevr'"):
         sources.load("clever")
 
@@ -180,7 +219,7 @@ def test_rendered_file_against_a_naive_decoder() -> None:
     pixels = b"".join(features["image"].bytes())
     image = np.frombuffer(pixels, np.uint8).reshape(240, 320, 3)
     masks = np.frombuffer(b"".join(features["mask"].bytes()), np.uint8).reshape(11, 240, 320)
-    scene = clevr.decode(payload, "x", clevr.Options())
+    scene = clevr.scene(payload, "x", clevr.Options())
     small, ids = naive(image, masks.argmax(0).astype(np.uint8), 128)
     np.testing.assert_array_equal(scene.image, small)
     np.testing.assert_array_equal(scene.mask, ids)

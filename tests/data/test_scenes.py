@@ -64,17 +64,16 @@ def test_objects_do_not_touch() -> None:
 
 def test_splits_and_resume() -> None:
     options = scenes.Options(count=45, size=16)
-    ranges = scenes.splits(options)
+    ranges = scenes.splits(None, options)
     assert ranges == {"test": (0, 4), "val": (4, 8), "train": (8, 45)}
-    found = list(scenes.read(None, options, ranges, {"test": 4, "val": 2, "train": 35}))
-    assert [(name, scene.id) for name, scene in found] == [
-        (name, f"plain_{index:06d}") for name, index in (("val", 6), ("val", 7), ("train", 43), ("train", 44))
-    ]
+    found = list(scenes.records(None, options, ranges, {"test": 4, "val": 2, "train": 35}))
+    assert found == [("val", 6), ("val", 7), ("train", 43), ("train", 44)]
+    assert scenes.decode(43, options).id == "plain_000043"
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="min_objects is 4, more than max_objects 3"):
-        scenes.describe(None, scenes.Options(min_objects=4))
+        scenes.find(None, scenes.Options(min_objects=4))
     monkeypatch.setattr(scenes, "GAP", 1.5)
     with pytest.raises(InputError, match="found no place for 9 objects in 200 tries"):
         scenes.render(0, scenes.Options(min_objects=9, max_objects=9))

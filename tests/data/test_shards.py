@@ -1,5 +1,6 @@
 """Shards and manifest: what survives interruption, what is refused, what `check` finds."""
 
+import dataclasses
 import errno
 import json
 import resource
@@ -117,6 +118,16 @@ def test_other_data_is_refused_with_what_differs(tmp_path: Path) -> None:
     again = Source()
     shards.write(again, tmp_path, other, overwrite=True)
     assert again.yielded == 14, "overwrite mends a damaged folder of the same data too"
+
+
+def test_an_option_that_came_later_counts_as_its_default(tmp_path: Path) -> None:
+    later = {"size": 8, "mode": "usual"}
+    shards.write(Source(), tmp_path, INFO)
+    again = Source()
+    shards.write(again, tmp_path, dataclasses.replace(INFO, options=later, defaults=later))
+    assert again.yielded == 0
+    with pytest.raises(InputError, match=r"options\.mode is usual there, rare now"):
+        shards.write(Source(), tmp_path, dataclasses.replace(INFO, options={**later, "mode": "rare"}, defaults=later))
 
 
 def test_folders_of_others_are_not_touched(tmp_path: Path) -> None:

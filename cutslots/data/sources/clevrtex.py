@@ -42,11 +42,10 @@ class Options(Preparation):
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a variant, complete: the paths of image, ids and metadata by number, and their bytes in all."""
+    """The files of a variant, complete: by number the paths of image, ids and metadata."""
 
     raw: Place
     paths: list[tuple[str, str, str]]
-    bytes: int
 
 
 class Item(NamedTuple):
@@ -65,7 +64,7 @@ def find(raw: Place | None, options: Options) -> Found:
     assert raw is not None, "NEEDS_RAW"
     if raw.info.is_file:
         raise InputError(f"raw {raw} is a file. Give the folder into which the ClevrTex archives were unpacked.")
-    by_kind, size, others = _index(raw, options.variant)
+    by_kind, others = _index(raw, options.variant)
     numbers = {number for kind in KINDS for number in by_kind[kind]}
     if not numbers:
         there = f" There are images of {', '.join(sorted(others))}." if others else ""
@@ -85,7 +84,7 @@ def find(raw: Place | None, options: Options) -> Found:
         )
     image, ids, metadata = (by_kind[kind] for kind in KINDS)
     paths = [(image[number], ids[number], metadata[number]) for number in range(len(numbers))]
-    return Found(raw, paths, size)
+    return Found(raw, paths)
 
 
 def splits(found: Found, options: Options) -> Ranges:
@@ -97,8 +96,8 @@ def splits(found: Found, options: Options) -> Ranges:
 
 
 def describe(found: Found, options: Options) -> dict[str, Any]:
-    """The number of images, and the bytes of all their files."""
-    return {"images": len(found.paths), "bytes": found.bytes}
+    """The number of images; not their bytes, so that a damaged one can be mended and the preparation go on."""
+    return {"images": len(found.paths)}
 
 
 def records(found: Found, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
@@ -129,11 +128,11 @@ def decode(item: Item, options: Options) -> Scene:
     return Scene(f"clevrtex_{options.variant}_{item.number:06d}", *options.apply(image, ids), objects)
 
 
-def _index(raw: Place, variant: str) -> tuple[dict[str, dict[int, str]], int, set[str]]:
-    """The paths by kind and number, their bytes in all, and the other variants that there are."""
+def _index(raw: Place, variant: str) -> tuple[dict[str, dict[int, str]], set[str]]:
+    """The paths by kind and number, and the other variants that there are."""
     found: dict[str, dict[int, str]] = defaultdict(dict)
-    total, others = 0, set()
-    for path, size in raw.files(recursive=True).items():
+    others = set()
+    for path in raw.files(recursive=True):
         match = NAME.fullmatch(path.rpartition("/")[2])
         if not match:
             continue
@@ -145,8 +144,7 @@ def _index(raw: Place, variant: str) -> tuple[dict[str, dict[int, str]], int, se
         if number in found[kind]:
             raise InputError(f"number {number} is there twice: {found[kind][number]} and {path}. Remove one.")
         found[kind][number] = path
-        total += size
-    return found, total, others
+    return found, others
 
 
 def _file_name(variant: str, number: int, kind: str) -> str:
