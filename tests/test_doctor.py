@@ -9,10 +9,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import scipy.sparse
+import torch
+from safetensors.torch import save_file
 
 from cutslots.cli import _facts, main, parser
 from cutslots.cli._facts import Fact
 from cutslots.files import home, write_text
+from cutslots.qp import factors
+from cutslots.qp.cholesky import factorise
 
 
 @pytest.fixture
@@ -20,6 +25,12 @@ def scenes() -> Path:
     folder = home() / "data" / "scenes"
     assert main(["prepare", "scenes", "--count", "10", "--size", "16"]) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_factors(tmp_path, monkeypatch):
+    """The factors of the person who runs this are neither looked at nor cleared."""
+    monkeypatch.setenv("CUTSLOTS_FACTORS", str(tmp_path / "factors"))
 
 
 def only(facts: list[Fact]) -> Fact:
@@ -35,6 +46,7 @@ def test_a_fresh_machine_has_no_problem_and_stays_fresh(capsys):
     for name in ("tracking store", "datasets"):
         assert facts[name]["mark"] == "missing"
         assert parser().parse_args(shlex.split(facts[name]["remedy"])[1:])
+    assert ", 0 factors, " in facts["factor cache"]["text"]
     assert {"GPU", "cuSPARSE", "CHOLMOD"} <= facts.keys()
     assert list(home().iterdir()) == []
 
@@ -81,6 +93,22 @@ def test_a_library_that_does_not_load_is_told_and_ends_nothing(code, expected):
 def test_what_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(_facts, "PROBE_SECONDS", 1)
     assert _facts.probe("import time; time.sleep(60)") == (False, "no answer within 1 s")
+
+
+def test_cusparse_says_why_it_cannot_be_used():
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    works, said = _facts.probe("from cutslots.cli._facts import solve_with_cusparse; print(solve_with_cusparse())")
+    assert not works
+    assert "CuPy" in said
+    assert only(_facts.cusparse()).mark == "missing"
+
+
+@pytest.mark.gpu
+def test_cusparse_solves():
+    pytest.importorskip("cupy")
+    assert only(_facts.gpu()).mark == "ok"
+    assert only(_facts.cusparse()).mark == "ok"
 
 
 def test_a_package_is_there_and_new_enough():
@@ -145,3 +173,24 @@ def test_a_cluster_is_named(monkeypatch):
     assert "ray://head:10001" in only(_facts.ray_cluster()).text
     monkeypatch.delenv("RAY_ADDRESS")
     assert "not set" in only(_facts.ray_cluster()).text
+
+
+def test_damaged_factors_are_problems_that_their_remedy_mends(capsys):
+    for name in ("whole", "altered", "old"):
+        factors.get(name, f"the {name} matrix", lambda: factorise(scipy.sparse.diags_array([2.0, 3.0, 4.0])))
+    content = bytearray((factors.folder() / "altered.safetensors").read_bytes())
+    content[-1] ^= 1
+    (factors.folder() / "altered.safetensors").write_bytes(content)
+    save_file({"values": torch.ones(1)}, factors.folder() / "old.safetensors", {"cutslots_factor": "0"})
+    cache, *problems = _facts.factor_cache()
+    assert ", 3 factors, " in cache.text
+    assert [fact.mark for fact in (cache, *problems)] == ["ok", "problem", "problem"]
+    assert "altered.safetensors is damaged" in problems[0].text
+    assert "old.safetensors is of version 0" in problems[1].text
+    remedy = problems[0].remedy
+    assert remedy is not None
+    assert main(shlex.split(remedy)[1:]) == 0
+    said = capsys.readouterr().out
+    assert "3 factors" in said
+    assert "the whole matrix" in said
+    assert ", 0 factors, 0 bytes" in only(_facts.factor_cache()).text

@@ -24,15 +24,6 @@ from cutslots.errors import InputError
 from cutslots.files import home
 
 PROBE_SECONDS, SERVER_SECONDS = 120, 5
-# Finds cuSPARSE, opens it on the GPU, and solves with it, which also compiles a kernel: each of the three can fail alone.
-CUPY_PROBE = """
-import cupy
-from cupyx import cusparse
-from cupyx.scipy.sparse import identity
-from cupyx.scipy.sparse.linalg import spsolve_triangular
-assert spsolve_triangular(identity(2, format="csr"), cupy.ones(2)).sum() == 2
-print(f"{cupy.__version__}, cuSPARSE {cusparse.getVersion()}")
-"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Fact:
 def collect() -> list[Fact]:
     """All facts, in the order of the report."""
     packages = [partial(package, name) for name in ("pyarrow", "ray", "optuna", "mlflow")]
-    looks = [python, torch, *packages, gpu, cupy, cholmod, ray_cluster, home_folder, tracking_store, datasets]
+    looks = [python, torch, *packages, gpu, cusparse, cholmod, ray_cluster, home_folder, tracking_store, datasets, factor_cache]
     with ThreadPoolExecutor() as pool:  # the time goes into imports, each in a process of its own
         return [fact for found in pool.map(_guarded, looks) for fact in found]
 
@@ -98,8 +89,9 @@ def probe(code: str) -> tuple[bool, str]:
 
     It has a process of its own, because a library that does not fit its machine can end the process that loads it.
     """
-    command = [sys.executable, "-P", "-c", code]  # -P: a folder that happens to be called `ray` is not the package
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-P", "-c", code]
+    # It imports from where this process does, and from nowhere else: -P leaves out the working directory.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MLFLOW_DISABLE_TELEMETRY": "true"}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL, env=env, check=False
@@ -156,18 +148,39 @@ def gpu() -> list[Fact]:
     return facts
 
 
-def cupy() -> list[Fact]:
-    """CuPy and cuSPARSE through it, by solving with it."""
+def cusparse() -> list[Fact]:
+    """cuSPARSE through CuPy, by solving with it."""
     import torch
 
     install = f"pip install 'cupy-cuda{(torch.version.cuda or '12').split('.')[0]}x[ctk]'"
-    there, has_gpu = importlib.util.find_spec("cupy") is not None, torch.cuda.is_available()
-    if not has_gpu:
+    there = importlib.util.find_spec("cupy") is not None
+    if not torch.cuda.is_available():
         return [Fact("missing", "cuSPARSE", f"needs a GPU; CuPy is {'' if there else 'not '}installed")]
     if not there:
-        return [Fact("missing", "cuSPARSE", "CuPy is not installed", install)]
-    works, said = probe(CUPY_PROBE)
-    return [Fact("ok", "cuSPARSE", f"CuPy {said}") if works else Fact("problem", "cuSPARSE", f"CuPy fails: {said}", install)]
+        return [Fact("missing", "cuSPARSE", "CuPy is not installed; large factors are applied as dense panels, slower", install)]
+    works, said = probe("from cutslots.cli._facts import solve_with_cusparse; print(solve_with_cusparse())")
+    return [Fact("ok", "cuSPARSE", said) if works else Fact("problem", "cuSPARSE", said, install)]
+
+
+def solve_with_cusparse() -> str:
+    """Solve a small system on the GPU; returns the versions that did it, or ends the process with the reason why not."""
+    import torch
+    from scipy.sparse import diags_array
+
+    from cutslots.qp import cusparse
+    from cutslots.qp.cholesky import factorise
+
+    reason = cusparse.missing()
+    if reason:
+        sys.exit(" ".join(reason.split()))
+    rhs = torch.ones(1, 2, device="cuda")
+    solved = cusparse.Substitution(factorise(diags_array([1.0, 4.0])), rhs.device, rhs.dtype).solve(rhs)
+    if not solved.allclose(rhs / rhs.new_tensor([1, 4])):
+        sys.exit(f"cuSPARSE solves wrongly: {solved.tolist()} in place of [[1, 0.25]]")
+    import cupy
+    from cupy_backends.cuda.libs import cusparse as library
+
+    return f"CuPy {cupy.__version__}, cuSPARSE {library.getVersion(cupy.cuda.device.get_cusparse_handle())}"
 
 
 def cholmod() -> list[Fact]:
@@ -258,6 +271,25 @@ def dataset(folder: Path) -> Fact:
         return Fact("ok", name, summary(Manifest.load(folder)))
     except (InputError, OSError) as error:
         return Fact("problem", name, str(error), f"{again} --overwrite")
+
+
+def factor_cache() -> list[Fact]:
+    """The factors on this node's disk, all verified; each damaged one is a problem."""
+    from cutslots.qp import factors
+
+    found, name = factors.stored(), "factor cache"
+    text = f"{factors.folder()}, {len(found)} factors, {size(sum(each.bytes for each in found))}"
+    problems = [Fact("problem", name, each.problem, "cutslots doctor --clear-factors") for each in found if each.problem]
+    return [Fact("ok", name, text), *problems]
+
+
+def cleared_factors() -> list[Fact]:
+    """What was freed by deleting every factor on this node's disk; they are made anew when they are needed."""
+    from cutslots.qp import factors
+
+    deleted = factors.clear()
+    text = f"{factors.folder()}, {len(deleted)} factors, {size(sum(each.bytes for each in deleted))} freed"
+    return [Fact("ok", "factor cache", text), *(Fact("ok", "freed", f"{each.about}, {size(each.bytes)}") for each in deleted)]
 
 
 # ---- in words
