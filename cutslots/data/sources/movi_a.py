@@ -165,10 +165,14 @@ def _frame(picture: memoryview, segmentation: memoryview, num_objects: int) -> t
 
 
 def _clips(file: File, start: int) -> Generator[tuple[int, bytes], None, None]:
-    """The records of a file from `start` on, and the count of all of them checked when its end is reached."""
-    count = yield from tfrecord.records(file.place, start)
-    if count != file.count:
-        raise InputError(f"{file.place} has {count} records, dataset_info.json says {file.count}. Fetch the file again.")
+    """The records of a file from `start` on, their number checked when its end is reached."""
+    number = start - 1
+    for number, payload in tfrecord.records(file.place, start):
+        if number >= file.count:
+            break
+        yield number, payload
+    if number + 1 != file.count:
+        raise InputError(f"{file.place} has not the {file.count} records that dataset_info.json says. Fetch the file again.")
 
 
 def _folder(raw: Place) -> Place:
