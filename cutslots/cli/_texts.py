@@ -24,11 +24,13 @@ def options_table() -> str:
         by_model.setdefault(preset(name).model_name, {})[name] = preset(name)
     lines = ["options for --set, by their path or any unambiguous ending of it:"]
     for model, presets in by_model.items():
+        described = options.describe(next(iter(presets.values())))
         columns = {name: options.flat(config) for name, config in presets.items()}
+        margin = 2 + max(len(option.path) for option in described)
         widths = {name: max(15, len(name) + 2) for name in columns}
-        lines += ["", f"  {model:<30}" + "".join(f"{name:<{width}}" for name, width in widths.items())]
-        for option in options.describe(next(iter(presets.values()))):
+        lines += ["", f"  {model:<{margin}}" + "".join(f"{name:<{width}}" for name, width in widths.items())]
+        for option in described:
             values = "".join(f"{options.text(columns[name][option.path]):<{width}}" for name, width in widths.items())
             kind = ", ".join(part for part in (options.type_name(option.type), option.range) if part)
-            lines.append(f"  {option.path:<30}{values}{option.help} ({kind})")
+            lines.append(f"  {option.path:<{margin}}{values}{option.help} ({kind})")
     return "\n".join(lines)

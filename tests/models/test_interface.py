@@ -1,6 +1,8 @@
 """What training, evaluation, figures and export ask of every model: each small preset is put through all of it."""
 
 import dataclasses
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cutslots import options
+from cutslots import models, options
+from cutslots.cli import main
+from cutslots.cli._texts import options_table
 from cutslots.data import Batches, prepare, sources
-from cutslots.models import names
 from cutslots.report.figures import GAP, GROUPINGS, sample_figure
 from cutslots.train import Observer, checkpoint, evaluate, fit, load_model, predict
 from cutslots.train.config import PRESETS, RunConfig, from_json, preset, to_json
@@ -48,7 +51,7 @@ def model(config):
 
 
 def test_every_model_has_a_small_preset():
-    assert {preset(name).model_name for name in SMALL} == set(names())
+    assert {preset(name).model_name for name in SMALL} == set(models.names())
 
 
 def test_outputs_are_tensors_that_begin_with_the_batch(model, images):
@@ -131,6 +134,11 @@ def test_trained_scored_drawn_exported_and_used(config, scenes, tmp_path, capsys
     columns = 4 + len(GROUPINGS.keys() & vars(outputs).keys()) + outputs.alpha.shape[1]
     assert Image.open(tmp_path / "figure.png").width == GAP + columns * (32 + GAP)
 
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(scenes), "--split", "val", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "alpha masks" in printed
+    assert ("cut masks" in printed) == cuts
+
     batches = Batches(scenes, "val", 3, shuffle=False, drop_last=False)
     again, _ = evaluate(model, batches, torch.device("cpu"), 4)
     assert again == pytest.approx(keep.scores, rel=1e-4)
@@ -144,3 +152,31 @@ def test_trained_scored_drawn_exported_and_used(config, scenes, tmp_path, capsys
     assert {name: value.shape for name, value in predict(model, pictures[:0]).items()} == {
         name: (0, *value.shape[1:]) for name, value in found.items()
     }
+
+
+def test_the_table_of_options_has_every_option_of_every_preset():
+    table = options_table()
+    for name in PRESETS:
+        assert re.search(rf" {name} ", table)
+        for option in options.describe(preset(name)):
+            assert re.search(rf"^  {re.escape(option.path)} .*{re.escape(option.help)}", table, re.MULTILINE), option.path
+
+
+def test_a_new_model_is_one_file(scenes, tmp_path, monkeypatch):
+    """The README's example, put into the folder as it says, goes the whole way."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "class Layers" in block)
+    (tmp_path / "layers.py").write_text(code)
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    try:
+        model = models.load("layers").Config(image_size=32, num_slots=4)
+        config = dataclasses.replace(preset("small"), model=model)
+        for assignment in (*SHORT, "model.num_slots=3"):
+            config = options.override(config, assignment)
+        assert from_json(to_json(config)) == config
+        result = fit(config, scenes, tmp_path / "run", device="cpu")
+        assert 0 <= result.best["miou"] <= 1
+        pictures = np.zeros((1, 32, 32, 3), np.uint8)
+        assert predict(load_model(tmp_path / "run"), pictures)["masks"].shape == (1, 32, 32)
+    finally:
+        sys.modules.pop("cutslots.models.layers", None)
