@@ -4,14 +4,17 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, Protocol
 
 from cutslots.errors import InputError
 
+ALONE_SECONDS = 2.0  # what is done in less is not worth the start of other processes, which takes longer
 AHEAD = 3  # items under way for every process, so that none waits while an earlier item takes long
 
 
@@ -27,7 +30,7 @@ def num_cores() -> int:
 
 
 def processes(workers: int | None = None) -> Map:
-    """A map over processes of this machine; each is started once for all items.
+    """A map over processes of this machine, begun in this one and spread when it takes its time.
 
     Args:
         workers: number of processes; None for one a core. One is the built-in `map`.
@@ -42,12 +45,17 @@ def processes(workers: int | None = None) -> Map:
         return map
 
     def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        source, start = iter(items), time.monotonic()
+        while (elapsed := time.monotonic() - start) < ALONE_SECONDS and (first := list(islice(source, 1))):
+            yield function(first[0])
+        if elapsed < ALONE_SECONDS:
+            return
         # Not `fork`, which would copy the locks of a progress bar's thread; the server imports once for all processes.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["cutslots.data"])
         pool = ProcessPoolExecutor(number, context, initializer=_follow)
         try:
-            yield from ordered(lambda item: pool.submit(function, item), lambda future: future.result(), items, AHEAD * number)
+            yield from ordered(lambda item: pool.submit(function, item), lambda future: future.result(), source, AHEAD * number)
         except BrokenProcessPool:
             raise InputError("a worker process was killed, perhaps for want of memory. Run again with fewer workers.") from None
         finally:
