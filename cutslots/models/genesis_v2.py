@@ -118,7 +118,8 @@ class GenesisV2(nn.Module):
         return Outputs(
             attention=attention,
             slots=slots,
-            divergence=self._divergence(slots, Normal(mean, deviation)),
+            # Unchecked: a run that diverged shall end with fit's message, which names the step and the images.
+            divergence=self._divergence(slots, Normal(mean, deviation, validate_args=False)),
             reconstructions=reconstructions,
             log_alpha=log_alpha,
             alpha=alpha,
@@ -129,7 +130,8 @@ class GenesisV2(nn.Module):
         """One sample's estimate; each slot's prior is predicted from the slots before it, the first one's is standard."""
         mean, spread = self.prior_head(self.prior(slots[:, :-1])[0]).float().chunk(2, dim=-1)
         first = torch.zeros_like(slots[:, :1])
-        prior = Normal(torch.cat([first, mean.tanh()], 1), torch.cat([first + 1, torch.sigmoid(spread + 4) + 1e-4], 1))
+        means, deviations = torch.cat([first, mean.tanh()], 1), torch.cat([first + 1, torch.sigmoid(spread + 4) + 1e-4], 1)
+        prior = Normal(means, deviations, validate_args=False)
         return (posterior.log_prob(slots) - prior.log_prob(slots)).sum((1, 2))
 
     def loss(self, outputs: Outputs, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:

@@ -80,6 +80,11 @@ def test_the_loss_is_a_number_with_a_gradient(model, images, precision):
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
+def test_what_is_not_finite_reaches_the_loss_where_fit_looks_for_it(model, images):
+    images[1, 0, 3, 3] = float("nan")
+    assert not model.loss(model(images), images).isfinite()
+
+
 def test_evaluation_depends_on_the_image_alone(model, images):
     model.eval()
     with torch.no_grad():
