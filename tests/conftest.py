@@ -26,4 +26,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes into the home folder of the person who runs it."""
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("CUTSLOTS_FACTORS", str(tmp_path_factory.mktemp("factors")))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

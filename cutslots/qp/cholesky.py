@@ -137,7 +137,8 @@ class _Inverse:
     def __init__(self, factor: Factor, device: torch.device, dtype: torch.dtype) -> None:
         lower = factor.lower().tocoo()
         index = torch.from_numpy(np.stack([lower.row, lower.col]).astype(np.int64))
-        dense = torch.sparse_coo_tensor(index, torch.from_numpy(lower.data), lower.shape).to(device).to_dense()
+        sparse = torch.sparse_coo_tensor(index, torch.from_numpy(lower.data), lower.shape, check_invariants=True)
+        dense = sparse.to(device).to_dense()
         back = torch.argsort(factor.permutation.to(device))
         self.inverse = torch.cholesky_inverse(dense)[back][:, back].to(dtype)
 

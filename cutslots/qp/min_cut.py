@@ -1,7 +1,6 @@
 """The differentiable minimum s-t cut of an image grid, or of any graph, as a layer."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -125,7 +124,7 @@ class MinCut(nn.Module):
         beta: float = 1.0,
         terminal_slack: bool = True,
         solver: str = "auto",
-    ) -> Self:
+    ) -> "MinCut":
         """Minimum s-t cuts of any graph, say `MinCut.on(EdgeList(edges))`; weights are in the graph's layout."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cutslots.qp import factors
-from cutslots.qp.graph import Graph
+from cutslots.qp.graph import Graph, gather, scatter
 from cutslots.qp.program import Gamma, min_cut_program
 
 
@@ -42,4 +42,5 @@ class Kkt:
         back, back_terminals = self.graph.divergence(of_edges)
         last = multipliers[:, -1:]
         scale = 1 / self.gamma.vertex
-        return (potentials - back) * scale, (terminals - back_terminals - torch.cat([last, -last], dim=1)) * scale
+        solved = scatter(gather(potentials - back, self.graph.vertices), self.graph.vertices, potentials.shape)
+        return solved * scale, (terminals - back_terminals - torch.cat([last, -last], dim=1)) * scale
