@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from cutslots import options as options_module
-from cutslots.data import sources
+from cutslots.data import cache, sources
 from cutslots.data.batches import Batch as Batch
 from cutslots.data.batches import Batches as Batches
+from cutslots.data.cache import local as local
+from cutslots.data.cache import publish as publish
 from cutslots.data.manifest import Info
 from cutslots.data.manifest import Manifest as Manifest
 from cutslots.data.parallel import Map
-from cutslots.data.places import Place
+from cutslots.data.places import Place, is_uri
 from cutslots.data.reading import check as check
 from cutslots.data.scene import Preparation as Preparation
 from cutslots.data.scene import Ranges
@@ -37,7 +39,7 @@ def prepare(
     Args:
         source_name: a member of `sources.names()`.
         raw: the raw file or folder, a path or a URI such as s3://bucket/folder; None for a source that needs none.
-        out: folder to write to.
+        out: folder to write to; for a URI it is made in `CUTSLOTS_HOME/cache` and copied there when it is finished.
         options: an instance of the source's `Options`; None for its defaults.
         splits: for every split its half-open range of records; None for the source's own.
         overwrite: start anew, whatever prepared data `out` holds, instead of continuing or refusing.
@@ -69,7 +71,10 @@ def prepare(
         yield from map(partial(_decode, source_name, options), items())
         return passed
 
-    return write(read, out, info, overwrite=overwrite, progress=progress)
+    def prepared(folder: Path) -> Manifest:
+        return write(read, folder, info, overwrite=overwrite, progress=progress)
+
+    return cache.prepared(str(out), prepared, overwrite) if is_uri(out) else prepared(Path(out))
 
 
 def _decode(source_name: str, options: Any, item: tuple[str, Any]) -> tuple[str, Scene]:

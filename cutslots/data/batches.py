@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from cutslots.data.cache import local
 from cutslots.data.manifest import Manifest
 from cutslots.data.reading import Shard
 from cutslots.errors import InputError
@@ -53,7 +54,7 @@ class Batches:
         num_frames: length of the batches' time axis; None without one.
 
     Args:
-        directory: folder that `prepare` wrote.
+        directory: folder that `prepare` wrote, or the URI of one, which is fetched once, see `cache.local`.
         split: name of the split.
         batch_size: items in a GLOBAL batch, over all ranks.
         frames: frames of an item; None takes whole records. One frame has no time axis.
@@ -85,6 +86,7 @@ class Batches:
         drop_last: bool = True,
         prefetch: int = 2,
     ):
+        directory = local(directory)
         self.manifest = Manifest.load(directory)
         entries = self.manifest.split(split).shards
         self._frames, self._windows = _window(self.manifest.frame_shape, frames, distance)
@@ -101,7 +103,7 @@ class Batches:
         self._whole = frames is None or not clips
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.shuffle, self.drop_last = shuffle, drop_last
-        self._shards = [Shard(Path(directory), entry, self.manifest.frame_shape) for entry in entries]
+        self._shards = [Shard(directory, entry, self.manifest.frame_shape) for entry in entries]
         self._ends = np.cumsum([entry.count for entry in entries])
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 

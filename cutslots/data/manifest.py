@@ -103,12 +103,21 @@ class Manifest:
     @classmethod
     def read(cls, path: Path) -> "Manifest":
         """The manifest in one JSON file."""
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, name: str) -> "Manifest":
+        """The manifest in a JSON text; `name` is its file's, for messages.
+
+        Raises:
+            InputError: damaged, or of a foreign schema version.
+        """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(text)
             theirs = found["schema_version"]
             if theirs != SCHEMA_VERSION:
                 raise InputError(
-                    f"{path} has schema version {theirs}, this cutslots reads version {SCHEMA_VERSION}. "
+                    f"{name} has schema version {theirs}, this cutslots reads version {SCHEMA_VERSION}. "
                     "Prepare the data again with this version."
                 )
             found["ranges"] = {name: tuple(bounds) for name, bounds in found["ranges"].items()}
@@ -120,7 +129,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{path} is damaged ({error!r}). Prepare the data again with overwrite.") from None
+            raise InputError(f"{name} is damaged ({error!r}). Prepare the data again with overwrite.") from None
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
