@@ -1,5 +1,8 @@
 """The adjusted Rand index of label maps, from one batched contingency table."""
 
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -17,13 +20,20 @@ def contingency(
     """
     if not true.numel():
         return true.new_zeros(true.shape[0], 1, num_pred or 1, dtype=torch.int64)
-    num_true = int(true.max()) + 1
-    num_pred = max(num_pred or 1, int(pred.max()) + 1)
-    size = num_true * num_pred
-    # In int32 and in place: writing int64 intermediates of all pixels takes longer than counting them.
-    cell = torch.arange(0, len(true) * size, size, dtype=torch.int32, device=true.device)[:, None, None] + pred.int()
-    cell.add_(true.int(), alpha=num_pred)
-    return torch.bincount(cell.flatten(), minlength=len(true) * size).view(-1, num_true, num_pred)
+    library: Any = torch
+    arrays: Any = (torch.arange(len(true), device=true.device)[:, None, None], true, pred)
+    if true.device.type == "cpu":
+        # The same lines in numpy, which stays in this thread: torch would share each of them among threads, and on a busy machine
+        # wait longer for the last one than the whole count takes.
+        library, arrays = np, [array.numpy() for array in arrays]
+    image, row, column = arrays
+    num_true = int(row.max()) + 1
+    num_pred = max(num_pred or 1, int(column.max()) + 1)
+    cell = image * num_true + row
+    cell *= num_pred
+    cell += column
+    counts = library.bincount(cell.reshape(-1), minlength=len(true) * num_true * num_pred)
+    return torch.as_tensor(counts).view(-1, num_true, num_pred)
 
 
 def ari(true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batch height width"]) -> Float[Tensor, " batch"]:
@@ -37,7 +47,7 @@ def ari(true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batc
 
     Source: Hubert and Arabie, Comparing partitions (1985), in the pair-counting form; equals scikit-learn's `adjusted_rand_score`.
     """
-    return _adjusted_rand(contingency(true, pred))
+    return adjusted_rand(contingency(true, pred))
 
 
 def ari_fg(true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batch height width"]) -> Float[Tensor, " batch"]:
@@ -49,10 +59,11 @@ def ari_fg(true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "b
 
     Source: the ClevrTex benchmark's definition, which the paper's Table 1 uses.
     """
-    return _adjusted_rand(contingency(true, pred)[:, 1:])
+    return adjusted_rand(contingency(true, pred)[:, 1:])
 
 
-def _adjusted_rand(table: Tensor) -> Tensor:
+def adjusted_rand(table: Integer[Tensor, "batch true pred"]) -> Float[Tensor, " batch"]:
+    """Adjusted Rand index of contingency tables; see `ari`."""
     table = table.double()
     total = table.sum((1, 2))
     together = table.square().sum((1, 2))

@@ -27,7 +27,11 @@ def miou(
 
     Source: the ClevrTex benchmark's evaluator, which the paper's Table 1 uses.
     """
-    table = contingency(true, pred, num_slots)
+    return matched_iou(contingency(true, pred, num_slots))
+
+
+def matched_iou(table: Integer[Tensor, "batch true pred"]) -> Float[Tensor, " batch"]:
+    """Mean IoU of contingency tables; see `miou`."""
     size = max(table.shape[1:])
     # Padded to a square, as the benchmark does: every mask gets a partner, if need be an empty one.
     table = torch.nn.functional.pad(table, (0, size - table.shape[2], 0, size - table.shape[1])).double()
@@ -38,4 +42,4 @@ def miou(
     matched = np.take_along_axis(iou, partner[:, :, None], axis=2)[:, :, 0].sum(1)
     partner_area = np.take_along_axis(pred_area.cpu().numpy(), partner, axis=1)
     pairs = ((true_area.cpu().numpy() > 0) | (partner_area > 0)).sum(1)
-    return torch.from_numpy(matched / np.maximum(pairs, 1)).to(true.device)
+    return torch.from_numpy(matched / np.maximum(pairs, 1)).to(table.device)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cutslots.data.batches import Batches
 from cutslots.errors import InputError
-from cutslots.metrics import ari, ari_fg, miou, mse
+from cutslots.metrics import mse, segmentation
 from cutslots.train.observer import Sample
 
 SAMPLE_IMAGES = 8
@@ -130,14 +130,11 @@ def label_maps(outputs, size: int) -> dict[str, Tensor]:
 
 
 def _scores(outputs, images: Tensor, true: Tensor) -> dict[str, Tensor]:
-    num_slots = outputs.alpha.shape[1]
     error = mse((images + 1) / 2, (outputs.reconstruction.float() + 1) / 2)
     scores = {"mse": error, "mse_mean": error / images[0].numel()}
     for name, labels in label_maps(outputs, images.shape[-1]).items():
-        prefix = name.removesuffix("masks")
-        scores[f"{prefix}ari_fg"] = ari_fg(true, labels)
-        scores[f"{prefix}ari"] = ari(true, labels)
-        scores[f"{prefix}miou"] = miou(true, labels, num_slots)
+        found = segmentation(true, labels, outputs.alpha.shape[1])
+        scores |= {f"{name.removesuffix('masks')}{score}": values for score, values in found.items()}
     return scores
 
 

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
-from cutslots.metrics import ari, ari_fg, miou, mse
+from cutslots.metrics import ari, ari_fg, miou, mse, segmentation
 
 
 def label_maps(seed, num_true, num_pred, batch=16, size=24):
@@ -85,6 +85,16 @@ def test_a_spare_slot_lowers_miou():
     assert miou(true, true).item() == 1
     # The second half of the background went to a slot of its own: IoUs 1/2, 1 and 0 over three pairs.
     assert miou(true, torch.tensor([[[0, 2, 1, 1]]])).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("num_slots", [None, 5, 9])
+def test_scores_together_are_the_scores_apart(num_slots):
+    true, pred = label_maps(7, 4, 5)
+    together = segmentation(true, pred, num_slots)
+    apart = {"ari_fg": ari_fg(true, pred), "ari": ari(true, pred), "miou": miou(true, pred, num_slots)}
+    assert together.keys() == apart.keys()
+    for name, score in apart.items():
+        assert torch.equal(together[name], score)
 
 
 def test_labels_are_names_only():
