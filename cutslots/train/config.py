@@ -142,7 +142,7 @@ def genesis_v2_clevr() -> RunConfig:
 def genesis_v2_small() -> RunConfig:
     """GENESIS-V2 beside `small`: the same images, number of slots, batches and steps."""
     base = small()
-    # A narrower likelihood (the goal still is a squared error of 0.003) and a lighter prior: the published ones need far more steps.
+    # A narrower likelihood (with the goal still at a squared error of 0.003) and a lighter prior: the published ones take longer.
     geco = genesis_v2.GecoConfig(goal=-0.653, start=0.01)
     return replace(
         base,

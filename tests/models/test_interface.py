@@ -80,6 +80,21 @@ def test_the_loss_is_a_number_with_a_gradient(model, images, precision):
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
+def test_a_few_images_are_learnt(config, model, scenes):
+    images = Batches(scenes, "train", 4, shuffle=False).batch(0, 0).images.permute(0, 3, 1, 2) / 127.5 - 1
+    optimizer = torch.optim.Adam(model.parameters(), config.optim.learning_rate)
+    errors = []
+    for _ in range(60):
+        outputs = model(images)
+        optimizer.zero_grad()
+        model.loss(outputs, images).backward()
+        optimizer.step()
+        errors.append(float(torch.nn.functional.mse_loss(outputs.reconstruction.detach(), images)))
+    assert errors[-1] < 0.7 * errors[0]
+    # Better than the best single colour, which needs no objects.
+    assert errors[-1] < float((images - images.mean((2, 3), keepdim=True)).square().mean())
+
+
 def test_what_is_not_finite_reaches_the_loss_where_fit_looks_for_it(model, images):
     images[1, 0, 3, 3] = float("nan")
     assert not model.loss(model(images), images).isfinite()
