@@ -29,7 +29,7 @@ from torch import Tensor
 
 from cutslots.errors import InputError
 from cutslots.files import atomic
-from cutslots.qp.cholesky import Factor, factorise
+from cutslots.qp.cholesky import Factor, factorise, has_cholmod
 
 LOG = logging.getLogger("cutslots.qp")
 VERSION = "1"
@@ -91,7 +91,8 @@ def of_constraints(A: sp.csr_array, about: str) -> Factor:
     def build() -> Factor:
         rows = len(A.indptr) - 1
         if rows > 10_000:
-            LOG.warning("Factoring %s once: %d rows, minutes. It is kept in %s.", about, rows, folder())
+            way = "CHOLMOD" if has_cholmod() else "SciPy (pip install 'cutslots[cholmod]' brings CHOLMOD, which is faster)"
+            LOG.warning("Factoring %s with %s: %d rows, minutes. It is kept in %s.", about, way, rows, folder())
         return factorise(A, transposed=True)
 
     return get(digest("A A^T", np.array(A.shape), A.indptr, A.indices, A.data), about, build)
