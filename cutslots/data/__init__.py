@@ -89,6 +89,10 @@ def _raw_place(source_name: str, needed: bool, raw: Place | Path | str | None) -
     if not needed:
         raise InputError(f"source {source_name} makes its scenes itself; got raw {raw}. Leave raw out.")
     place = Place.of(raw)
-    if not place.exists:
+    try:
+        there = place.exists
+    except OSError as error:
+        raise InputError(f"cannot reach raw {raw}: {error}. Check the name and the right to read it.") from None
+    if not there:
         raise InputError(f"raw {raw} does not exist. Give the file or folder of the {source_name} data.")
     return place

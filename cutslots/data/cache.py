@@ -105,7 +105,9 @@ def _fetch(source: Place, target: Path, sha256: str) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait for other processes that fetch into the same folder."""
+    """Wait for other processes that fetch into the same folder; it is made when it is absent."""
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink()  # somebody removed what it stood for
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:

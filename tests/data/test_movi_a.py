@@ -103,11 +103,18 @@ WHOLE = png(truth(4)[0][0])
     [
         (changed(video=frames("video", 2, None)), "video has 4 frames; there must be 5"),
         (changed(segmentations=frames("segmentations", 0, None)), "segmentations has 4 frames; there must be 5"),
-        (changed(video=frames("video", 3, WHOLE[: len(WHOLE) // 2])), "frame 3: video: the image is damaged"),
-        (changed(segmentations=frames("segmentations", 1, b"")), "frame 1: segmentations: the image is damaged"),
-        (changed(segmentations=frames("segmentations", 1, WHOLE)), "frame 1: segmentations: the image has mode RGB"),
-        (changed(segmentations=frames("segmentations", 1, png(np.full((40, 40), 7, np.uint8)))), "id 7, but .* 3 instances"),
-        (changed(segmentations=frames("segmentations", 4, png(np.zeros((8, 8), np.uint8)))), "frame 4: segmentations: the ids are"),
+        (changed(video=frames("video", 3, WHOLE[: len(WHOLE) // 2])), "video, frame 3: the image is damaged"),
+        (changed(segmentations=frames("segmentations", 1, b"")), "segmentations, frame 1: the image is damaged"),
+        (changed(segmentations=frames("segmentations", 1, WHOLE)), "segmentations, frame 1: the image has mode RGB"),
+        (
+            changed(segmentations=frames("segmentations", 1, png(np.full((40, 40), 7, np.uint8)))),
+            "segmentations has id 7, but .* 3 instances",
+        ),
+        (
+            changed(segmentations=frames("segmentations", 4, png(np.zeros((8, 8), np.uint8)))),
+            r"segmentations, frame 4: it is \(8, 8\); it must be \(40, 40\)",
+        ),
+        (changed(video=frames("video", 0, png(np.zeros((32, 40, 3), np.uint8)))), r"video, frame 0: .* must be \(40, 40\)"),
         (changed(segmentations=None), "no bytes feature 'segmentations', so this is no MOVi-A"),
         (changed(instances__shape_label=int_list([0, 3, 1])), r"instances/shape_label has codes 0 to 3; there are 3 names"),
         (changed(instances__mass=bytes_list([])), "no float feature 'instances/mass'"),
@@ -158,7 +165,10 @@ def rewrite(path: Path, text: str) -> None:
         (lambda folder: rewrite(folder / "dataset_info.json", '{"splits": []}'), "it names no files"),
         (lambda folder: (folder / "instances-size_label.labels.txt").unlink(), r"size_label\.labels\.txt: it is missing"),
         (lambda folder: (folder / "features.json").unlink(), "has no features.json"),
-        (lambda folder: rewrite(folder / "features.json", '{"featuresDict": {"features": {}}}'), "describes no 'video'"),
+        (
+            lambda folder: rewrite(folder / "features.json", '{"featuresDict": {"features": {}}}'),
+            r"not as TensorFlow Datasets writes it .*KeyError\('video'\)",
+        ),
         (lambda folder: rewrite(folder / "features.json", json.dumps(description(4))), "video is uint8 with 4 channels"),
         (lambda folder: rewrite(folder / "features.json", json.dumps(description(3, "uint16"))), "segmentations is uint16"),
         (lambda folder: shutil.copytree(folder, folder.parents[1] / "256x256/1.0.0"), "holds several sets: .*256x256.*40x40"),
@@ -171,6 +181,24 @@ def test_incomplete_folders_are_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         prepare(copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["strings", "content", "open"])
+def test_older_forms_of_features_json(copy: Path, tmp_path: Path, form: str) -> None:
+    """Before its present form the writer put JSON into strings, and before that everything under `content`."""
+    shapes = {"video": [FRAMES, 40, 40, 3], "segmentations": [40, 40, 1]}
+    contents = {name: {"shape": shape, "dtype": "uint8"} for name, shape in shapes.items()}
+    sequence = {"type": "Sequence", "content": {"feature": {"content": contents["segmentations"]}, "length": FRAMES}}
+    open_shape = {"video": {"shape": {"dimensions": ["-1", "-1", "-1", "3"]}}}
+    written = {
+        "strings": {"featuresDict": {"features": {k: {"jsonFeature": {"json": json.dumps(v)}} for k, v in contents.items()}}},
+        "content": {"type": "FeaturesDict", "content": {"video": {"content": contents["video"]}, "segmentations": sequence}},
+        "open": {"featuresDict": {"features": {"video": open_shape, "segmentations": {}}}},
+    }
+    (copy / FOLDER / "features.json").write_text(json.dumps(written[form]))
+    manifest = prepare(copy, tmp_path / "out")
+    assert manifest.frame_shape == (FRAMES, 24, 24)
+    assert data.check(tmp_path / "out") == []
 
 
 def test_a_file_with_another_number_of_records_is_refused(copy: Path, tmp_path: Path) -> None:

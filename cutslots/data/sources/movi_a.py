@@ -9,7 +9,7 @@ Source: Greff et al., "Kubric: A Scalable Dataset Generator" (2022) and the buil
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,11 +37,11 @@ class Format:
     """What `features.json` says of every record.
 
     Attributes:
-        frames: number of them; None where it is left open.
+        shape: frames, height and width of a clip; -1 where it is left open.
         labels: the names of the classes of every label.
     """
 
-    frames: int | None
+    shape: tuple[int, int, int]
     labels: dict[str, list[str]]
 
 
@@ -89,9 +89,9 @@ def find(raw: Place | None, options: Options) -> Found:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputError(f"raw {folder} lacks {', '.join(missing[:5])}{more}. Fetch them again.")
     with naming(str(folder / "features.json")):
-        frames = _num_frames(_json(folder / "features.json", there))
+        shape = _shape(_json(folder / "features.json", there))
     labels = {name: _label_names(folder / f"instances-{name}_label.labels.txt", there) for name in LABELS}
-    return Found(files, {file.place.name: there[file.place.name] for file in files}, Format(frames, labels))
+    return Found(files, {file.place.name: there[file.place.name] for file in files}, Format(shape, labels))
 
 
 def splits(found: Found, options: Options) -> Ranges:
@@ -138,30 +138,13 @@ def decode(item: Item, options: Options) -> Scene:
     """
     with naming(item.where):
         features = tfrecord.example(item.payload)
-        video = _frames(features, "video", item.format.frames)
-        segmentations = _frames(features, "segmentations", len(video))
+        number, *size = item.format.shape
         objects = _objects(features, item.format.labels)
-        frames = []
-        for time, (picture, segmentation) in enumerate(zip(video, segmentations, strict=True)):
-            with naming(f"frame {time}"):
-                frames.append(_frame(picture, segmentation, len(objects)))
-                if frames[-1][1].shape != frames[0][1].shape:
-                    raise InputError(f"its size is {frames[-1][1].shape}, that of the first {frames[0][1].shape}.")
-    return Scene(
-        item.id, *options.apply(np.stack([frame[0] for frame in frames]), np.stack([frame[1] for frame in frames])), objects
-    )
-
-
-def _frame(picture: memoryview, segmentation: memoryview, num_objects: int) -> tuple[np.ndarray, np.ndarray]:
-    with naming("video"):
-        image = images.rgb(picture)
-    with naming("segmentations"):
-        ids = images.ids(segmentation)
-        if ids.shape != image.shape[:2]:
-            raise InputError(f"the ids are {ids.shape}, the image is {image.shape[:2]}.")
-        if ids.max() > num_objects:
-            raise InputError(f"there is id {ids.max()}, but the record describes {num_objects} instances.")
-    return image, ids
+        video = _frames(features, "video", number, images.rgb, size)
+        ids = _frames(features, "segmentations", len(video), images.ids, video.shape[1:3])
+        if ids.max() > len(objects):
+            raise InputError(f"segmentations has id {ids.max()}, but the record describes {len(objects)} instances.")
+    return Scene(item.id, *options.apply(video, ids), objects)
 
 
 def _clips(file: File, start: int) -> Generator[tuple[int, bytes], None, None]:
@@ -219,23 +202,32 @@ def _files(folder: Place, info: Any) -> list[File]:
     return files
 
 
-def _num_frames(description: Any) -> int | None:
-    """The number of frames of a clip, after a look at what `features.json` says of the two features that are read."""
+def _shape(description: Any) -> tuple[int, int, int]:
+    """Frames, height and width that `features.json` states, in any of the forms that its writer has had."""
     try:
-        features = description["featuresDict"]["features"]
-        video, segmentations = features["video"], features["segmentations"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"it describes no {error}, so this is no MOVi-A as TensorFlow Datasets writes it.") from None
-    for name, feature, channels in (("video", video, 3), ("segmentations", segmentations, 1)):
-        shape, kind = _first(feature, "dimensions") or [channels], _first(feature, "dtype") or "uint8"
-        if int(shape[-1]) != channels or kind != "uint8":
-            raise InputError(f"{name} is {kind} with {shape[-1]} channels; MOVi-A has uint8 with {channels}.")
-    frames = int((_first(video, "dimensions") or [-1])[0])
-    return frames if frames > 0 else None
+        features = description["featuresDict"]["features"] if "featuresDict" in description else description["content"]
+        shapes = {name: _stated(features[name]) for name in ("video", "segmentations")}
+        kinds = {name: _first(features[name], "dtype") or "uint8" for name in shapes}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"it is not as TensorFlow Datasets writes it for MOVi-A ({error!r}).") from None
+    for name, channels in (("video", 3), ("segmentations", 1)):
+        if shapes[name][-1] not in (-1, channels) or kinds[name] != "uint8":
+            raise InputError(f"{name} is {kinds[name]} with {shapes[name][-1]} channels; MOVi-A has uint8 with {channels}.")
+    frames, height, width, _ = shapes["video"]
+    return frames, height, width
+
+
+def _stated(feature: Any) -> list[int]:
+    """Frames, height, width and channels of a video or a sequence of images; -1 where it is left open."""
+    shape = _first(feature, "shape") or [-1, -1, -1]
+    lengths = [int(length or -1) for length in (shape["dimensions"] if isinstance(shape, dict) else shape)]
+    return lengths if len(lengths) == 4 else [int(_first(feature, "length") or -1), *lengths]
 
 
 def _first(description: Any, key: str) -> Any:
-    """The first value of this key at any depth of a JSON object; None without one."""
+    """The first value of this key at any depth of a JSON object, also of one in a string; None without one."""
+    if isinstance(description, str) and description.startswith("{"):
+        description = json.loads(description)
     if not isinstance(description, dict):
         return None
     if key in description:
@@ -250,12 +242,21 @@ def _label_names(place: Place, there: dict[str, int]) -> list[str]:
     return place.read().decode().split()
 
 
-def _frames(features: dict[str, tfrecord.Feature], name: str, number: int | None) -> list[memoryview]:
-    """The encoded frames of a feature."""
-    frames = _feature(features, name, "bytes").bytes()
-    if not frames or len(frames) != (number or len(frames)):
-        raise InputError(f"{name} has {len(frames)} frames; there must be {number or 'some'}.")
-    return frames
+def _frames(
+    features: dict[str, tfrecord.Feature], name: str, number: int, decoder: Callable[[memoryview], np.ndarray], size: Sequence[int]
+) -> np.ndarray:
+    """The frames of a feature: uint8 (T, h, w) and channels; -1 in `number` or `size` takes any."""
+    encoded = _feature(features, name, "bytes").bytes()
+    if not encoded or number not in (-1, len(encoded)):
+        raise InputError(f"{name} has {len(encoded)} frames; there must be {number}.")
+    frames = []
+    for time, data in enumerate(encoded):
+        with naming(f"{name}, frame {time}"):
+            frames.append(decoder(data))
+            wanted = tuple(frames[0].shape[at] if length == -1 else length for at, length in enumerate(size))
+            if frames[-1].shape[:2] != wanted:
+                raise InputError(f"it is {frames[-1].shape[:2]}; it must be {wanted}.")
+    return np.stack(frames)
 
 
 def _feature(features: dict[str, tfrecord.Feature], name: str, kind: str) -> tfrecord.Feature:
