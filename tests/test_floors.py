@@ -20,9 +20,10 @@ ALLOWED = {
     "train": BASE | {"data", "metrics", "models", "nn", "qp"},
     "runlog": BASE | {"train"},
     "report": BASE | {"train", "runlog", "metrics", "data"},
+    "cora": BASE | {"qp", "runlog"},
     "launch": BASE | {"train", "runlog", "report", "data", "models"},
     "bench": BASE | {"launch", "train", "runlog", "report", "data", "models", "metrics", "nn", "qp"},
-    "cli": BASE | {"launch", "bench", "train", "runlog", "report", "data", "models", "qp"},
+    "cli": BASE | {"cora", "launch", "bench", "train", "runlog", "report", "data", "models", "qp"},
     "__main__": {"cli"},
     "__init__": {"qp"},
 }

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from cutslots import options
 from cutslots.cli._counting import Counting
@@ -17,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in sources.names():
         help_line = (sources.load(name).__doc__ or name).splitlines()[0]
         _add_scenes(by_source.add_parser(name, help=help_line, description=help_line), name)
+    help_line = "Cora: matching instances from the citation graph, for sweeps/cora.py"
+    _add_cora(by_source.add_parser("cora", help=help_line, description=help_line))
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -36,7 +39,12 @@ def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("out", metavar="OUT", nargs="?", help=f"the folder to write; default CUTSLOTS_HOME/data/{name}")
     parser.add_argument("--splits", help="records of each split, e.g. train=0:320,val=320:360,test=360:400")
     parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds if it was prepared otherwise")
-    for option in options.describe(source.Options()):
+    _add_options(parser, source.Options())
+    parser.set_defaults(prepare=_prepare_scenes, source=name, raw=None)
+
+
+def _add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
+    for option in options.describe(settings):
         help_text = f"{option.help} (default {option.value})"
         parser.add_argument(
             f"--{option.path.replace('_', '-').replace('.', '-')}",
@@ -44,16 +52,19 @@ def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
             metavar=option.range.replace(" ", "") if "|" in option.range else options.type_name(option.type).upper(),
             help=help_text.replace("%", "%%"),  # argparse formats help with %
         )
-    parser.set_defaults(prepare=_prepare_scenes, source=name, raw=None)
+
+
+def _chosen_options(chosen: argparse.Namespace, settings: Any) -> Any:
+    for key, text in vars(chosen).items():
+        if key.startswith("option:") and text is not None:
+            settings = options.override(settings, f"{key.removeprefix('option:')}={text}")
+    return settings
 
 
 def _prepare_scenes(chosen: argparse.Namespace) -> None:
     from cutslots.data import prepare, sources
 
-    settings = sources.load(chosen.source).Options()
-    for key, text in vars(chosen).items():
-        if key.startswith("option:") and text is not None:
-            settings = options.override(settings, f"{key.removeprefix('option:')}={text}")
+    settings = _chosen_options(chosen, sources.load(chosen.source).Options())
     out = Path(chosen.out) if chosen.out else home() / "data" / chosen.source
     with Counting("scenes") as progress:
         manifest = prepare(
@@ -66,3 +77,27 @@ def _prepare_scenes(chosen: argparse.Namespace) -> None:
             progress=progress,
         )
     print(f"{out}: {summary(manifest)}")
+
+
+def _add_cora(parser: argparse.ArgumentParser) -> None:
+    from cutslots import cora
+
+    parser.add_argument("raw", metavar="RAW", help="the folder of cora.npz, or of cora.content and cora.cites")
+    parser.add_argument("out", metavar="OUT", nargs="?", help="the folder to write; default CUTSLOTS_HOME/data/cora")
+    parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds if it was prepared otherwise")
+    _add_options(parser, cora.Options())
+    parser.set_defaults(prepare=_prepare_cora)
+
+
+def _prepare_cora(chosen: argparse.Namespace) -> None:
+    from cutslots import cora
+
+    out = Path(chosen.out) if chosen.out else home() / "data" / "cora"
+    with Counting("parts") as progress:
+        manifest = cora.prepare(
+            chosen.raw, out, _chosen_options(chosen, cora.Options()), overwrite=chosen.overwrite, progress=progress
+        )
+    counts, settings = manifest["counts"], manifest["options"]
+    print(f"{out}: {settings['instances']} instances of {settings['side']} x {settings['side']}, digest {manifest['digest']}")
+    print(f"{counts['citations_crossing']:,} of {counts['citations']:,} citations cross from side to side;", end=" ")
+    print(f"the best matching holds {manifest['optimum_mean']:.2f} in the mean, a random one {manifest['random_mean']:.2f}")
