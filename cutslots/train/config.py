@@ -122,11 +122,12 @@ def slot_attention_small() -> RunConfig:
         model=slot_attention.Config(
             image_size=32,
             num_slots=4,
+            init="torch",
             encoder=base.model.encoder,
             attention=AttentionConfig(size=32, hidden=64),
             decoder=base.model.decoder,
         ),
-        optim=replace(base.optim, learning_rate=1e-3),
+        optim=replace(base.optim, learning_rate=2e-3),
     )
 
 

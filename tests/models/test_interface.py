@@ -50,8 +50,8 @@ def model(config):
     return config.model.build()
 
 
-def test_every_model_has_a_small_preset():
-    assert {preset(name).model_name for name in SMALL} == set(models.names())
+def test_models_of_still_images_have_a_small_preset():
+    assert {preset(name).model_name for name in SMALL} >= {"min_cut_slots", "slot_attention", "genesis_v2"}
 
 
 def test_outputs_are_tensors_that_begin_with_the_batch(model, images):
