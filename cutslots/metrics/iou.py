@@ -32,6 +32,17 @@ def miou(
 
 def matched_iou(table: Integer[Tensor, "batch true pred"]) -> Float[Tensor, " batch"]:
     """Mean IoU of contingency tables; see `miou`."""
+    iou, occupied = matching(table)
+    return torch.from_numpy(iou.sum(1) / np.maximum(occupied.sum(1), 1)).to(table.device)
+
+
+def matching(table: Integer[Tensor, "batch true pred"]) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of `miou`'s assignment in contingency tables.
+
+    Returns:
+        For every true mask, and as many empty ones as it takes to give every predicted mask a partner: the IoU with its partner,
+        float64 `(batch, masks)`, and whether one of the two has a pixel, bool `(batch, masks)`.
+    """
     size = max(table.shape[1:])
     # Padded to a square, as the benchmark does: every mask gets a partner, if need be an empty one.
     table = torch.nn.functional.pad(table, (0, size - table.shape[2], 0, size - table.shape[1])).double()
@@ -39,7 +50,6 @@ def matched_iou(table: Integer[Tensor, "batch true pred"]) -> Float[Tensor, " ba
     union = true_area[:, :, None] + pred_area[:, None, :] - table
     iou = torch.where(union > 0, table / union, torch.zeros_like(table)).cpu().numpy()
     partner = np.stack([linear_sum_assignment(image, maximize=True)[1] for image in iou]) if len(iou) else np.zeros((0, size), int)
-    matched = np.take_along_axis(iou, partner[:, :, None], axis=2)[:, :, 0].sum(1)
+    matched = np.take_along_axis(iou, partner[:, :, None], axis=2)[:, :, 0]
     partner_area = np.take_along_axis(pred_area.cpu().numpy(), partner, axis=1)
-    pairs = ((true_area.cpu().numpy() > 0) | (partner_area > 0)).sum(1)
-    return torch.from_numpy(matched / np.maximum(pairs, 1)).to(table.device)
+    return matched, (true_area.cpu().numpy() > 0) | (partner_area > 0)

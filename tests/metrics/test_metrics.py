@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
-from cutslots.metrics import ari, ari_fg, miou, mse, segmentation
+from cutslots.metrics import ari, ari_fg, miou, mse, object_iou, segmentation
 
 
 def label_maps(seed, num_true, num_pred, batch=16, size=24):
@@ -19,8 +19,8 @@ def label_maps(seed, num_true, num_pred, batch=16, size=24):
     return true, torch.where(keep, true % num_pred, noise)
 
 
-def benchmark_miou(true, pred, num_masks):
-    """One image, the definition written as a loop over masks."""
+def benchmark_iou(true, pred, num_masks):
+    """One image, the definitions written as a loop over masks: mIoU, and the IoU of every true mask with its partner."""
     iou = np.zeros((num_masks, num_masks))
     for i in range(num_masks):
         for j in range(num_masks):
@@ -28,7 +28,7 @@ def benchmark_miou(true, pred, num_masks):
             iou[i, j] = ((true == i) & (pred == j)).sum() / union if union else 0
     rows, columns = linear_sum_assignment(iou, maximize=True)
     pairs = sum(bool((true == i).any() or (pred == j).any()) for i, j in zip(rows, columns, strict=True))
-    return iou[rows, columns].sum() / pairs
+    return iou[rows, columns].sum() / pairs, iou[rows, columns]
 
 
 @pytest.mark.parametrize(("num_true", "num_pred"), [(1, 1), (2, 2), (3, 7), (11, 12), (5, 1)])
@@ -44,8 +44,14 @@ def test_ari_equals_scikit_learn(num_true, num_pred):
 def test_miou_equals_the_loop_over_masks(num_true, num_pred):
     true, pred = label_maps(num_true * 17 + num_pred, num_true, num_pred)
     size = max(int(true.max()), int(pred.max()), num_pred - 1) + 1
-    expected = [benchmark_miou(t.numpy(), p.numpy(), size) for t, p in zip(true, pred, strict=True)]
-    np.testing.assert_allclose(miou(true, pred, num_pred), expected, atol=1e-12)
+    expected = [benchmark_iou(t.numpy(), p.numpy(), size) for t, p in zip(true, pred, strict=True)]
+    np.testing.assert_allclose(miou(true, pred, num_pred), [image[0] for image in expected], atol=1e-12)
+    objects = object_iou(true, pred, num_pred)
+    assert objects.shape == (len(true), int(true.max()))
+    for found, image, (_, matched) in zip(objects, true, expected, strict=True):
+        there = [k for k in range(1, 1 + objects.shape[1]) if (image == k).any()]
+        np.testing.assert_allclose(found[[k - 1 for k in there]], matched[there], atol=1e-12)
+        assert found.isnan().sum() == objects.shape[1] - len(there)
 
 
 def test_values_worked_by_hand():
@@ -77,7 +83,31 @@ def test_degenerate_images():
     assert ari_fg(one, empty).item() == 1
     assert ari_fg(one, split).item() == 0
     assert ari(empty, empty).item() == 1
+    assert ari(one, split).item() == 0
+    assert ari(split, one).item() == 0
     assert miou(one, empty).item() == 1
+
+
+def test_an_image_without_objects_counts_like_any_other():
+    """Among others: its foreground is perfect whatever was predicted, its background is one mask like any."""
+    true = torch.tensor([[[0, 0, 0, 0]], [[0, 0, 1, 1]], [[0, 0, 0, 0]]])
+    pred = torch.tensor([[[2, 2, 2, 2]], [[2, 0, 1, 1]], [[2, 0, 0, 0]]])
+    found = segmentation(true, pred, 4)
+    assert found["ari_fg"].tolist() == [1, 1, 1]
+    # Of six pairs one is together in both maps of the second image, two in its true one: (1 - 2/6) / (3/2 - 2/6).
+    np.testing.assert_allclose(found["ari"], [1, 4 / 7, 0], atol=1e-15)
+    np.testing.assert_allclose(found["miou"], [1, (1 / 2 + 1) / 3, (3 / 4) / 2], atol=1e-15)
+    np.testing.assert_array_equal(object_iou(true, pred, 4), [[np.nan], [1], [np.nan]])
+    assert object_iou(true[:1], pred[:1], 4).shape == (1, 0)
+
+
+def test_objects_worked_by_hand():
+    true = torch.tensor([[[0, 0, 1, 1, 1, 1, 2, 2]], [[0, 0, 0, 0, 2, 2, 3, 3]]])
+    pred = torch.tensor([[[1, 1, 0, 0, 0, 0, 0, 0]], [[0, 0, 0, 1, 1, 2, 2, 2]]])
+    # First: one slot took both objects. It is the larger one's partner, 4 of 6 pixels; the smaller one lies in it too, but is left
+    # with an empty mask. Second: no id 1; id 2 has 1 of 3 pixels in common with its partner, id 3 has 2 of 3.
+    expected = [[4 / 6, 0, np.nan], [np.nan, 1 / 3, 2 / 3]]
+    np.testing.assert_allclose(object_iou(true, pred), expected, atol=1e-15)
 
 
 def test_a_spare_slot_lowers_miou():
