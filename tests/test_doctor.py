@@ -1,6 +1,7 @@
 """The doctor on machines in every state that can be made here."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from cutslots.cli._facts import Fact
 from cutslots.files import home, write_text
 from cutslots.qp import factors
 from cutslots.qp.cholesky import factorise
+from tests.cora.conftest import graph, write_arrays
 
 
 @pytest.fixture
@@ -25,12 +27,6 @@ def scenes() -> Path:
     folder = home() / "data" / "scenes"
     assert main(["prepare", "scenes", "--count", "10", "--size", "16"]) == 0
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_factors(tmp_path, monkeypatch):
-    """The factors of the person who runs this are neither looked at nor cleared."""
-    monkeypatch.setenv("CUTSLOTS_FACTORS", str(tmp_path / "factors"))
 
 
 def only(facts: list[Fact]) -> Fact:
@@ -53,7 +49,10 @@ def test_a_fresh_machine_has_no_problem_and_stays_fresh(capsys):
 
 def test_a_damaged_manifest_is_a_problem_that_its_remedy_mends(scenes, capsys):
     assert "8 train" in only(_facts.datasets()).text
-    (scenes / "manifest.json").write_text('{"source": "sce')
+    content = (scenes / "manifest.json").read_text()
+    (scenes / "manifest.json").write_text(re.sub(r'"frame_shape": \[[^]]*\]', '"frame_shape": []', content))
+    assert only(_facts.datasets()).mark == "problem"
+    (scenes / "manifest.json").write_text(content[:30])
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     place = next(index for index, line in enumerate(lines) if line.startswith("problem"))
@@ -76,6 +75,17 @@ def test_the_remedy_for_a_set_names_its_raw_data():
     assert _facts.dataset(folder).remedy == f"cutslots prepare clevr RAW {folder} --overwrite"
     write_text(home() / "data" / "mine" / "manifest.json", "{}")
     assert _facts.dataset(home() / "data" / "mine").remedy == f"cutslots prepare SOURCE RAW {home() / 'data' / 'mine'} --overwrite"
+
+
+def test_instances_of_cora_are_told_too(tmp_path):
+    raw = write_arrays(tmp_path / "raw", *graph())
+    assert main(["prepare", "cora", str(raw), "--instances", "6", "--side", "5", "--starts", "1"]) == 0
+    fact = only(_facts.datasets())
+    assert fact.mark == "ok"
+    assert fact.text.startswith("cora, 6 instances, digest ")
+    (home() / "data" / "cora" / "instances.npz").write_bytes(b"")
+    fact = only(_facts.datasets())
+    assert (fact.mark, fact.remedy) == ("problem", f"cutslots prepare cora RAW {home() / 'data' / 'cora'} --overwrite")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +176,11 @@ def test_a_server_that_answers_and_one_that_does_not(monkeypatch):
     fact = only(_facts.tracking_store())
     assert (fact.mark, fact.remedy) == ("missing", "cutslots sync RUN")
     assert "secret" not in fact.text
+
+
+def test_an_address_that_is_none_is_told(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:port")
+    assert "does not answer" in only(_facts.tracking_store()).text
 
 
 def test_a_cluster_is_named(monkeypatch):

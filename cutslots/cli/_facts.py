@@ -1,7 +1,9 @@
 """What `cutslots doctor` finds: functions that look and return facts, and print nothing."""
 
+import http.client
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -17,10 +19,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from cutslots.cli._texts import summary
-from cutslots.errors import InputError
 from cutslots.files import home
 
 PROBE_SECONDS, SERVER_SECONDS = 120, 5
@@ -197,7 +199,7 @@ def cholmod() -> list[Fact]:
 def ray_cluster() -> list[Fact]:
     """Whether runs would join a cluster."""
     address = os.environ.get("RAY_ADDRESS")
-    text = f"RAY_ADDRESS={address}" if address else "RAY_ADDRESS is not set: Ray starts on this machine when it is needed"
+    text = f"RAY_ADDRESS={address}" if address else "RAY_ADDRESS is not set: work stays on this machine"
     return [Fact("ok", "Ray cluster", text)]
 
 
@@ -228,7 +230,7 @@ def tracking_store() -> list[Fact]:
                 return [Fact("ok", name, f"{shown} answers")]
         except urllib.error.HTTPError:
             return [Fact("ok", name, f"{shown} answers")]  # with a refusal, but somebody is there
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             text = f"{shown} does not answer: {error}; runs go on without it and deliver later"
             return [Fact("missing", name, text, "cutslots sync RUN")]
     if not uri.startswith("sqlite:///"):
@@ -244,7 +246,7 @@ def tracking_store() -> list[Fact]:
         return [Fact("missing", name, f"{database} cannot be read now: {error}")]
     except sqlite3.DatabaseError as error:
         text = f"{database} is damaged: {error}; without it, `cutslots sync RUN` delivers a run anew"
-        return [Fact("problem", name, text, f"mv {database} {database}.damaged")]
+        return [Fact("problem", name, text, f"mv {quote(str(database))} {quote(str(database))}.damaged")]
 
 
 def datasets() -> list[Fact]:
@@ -258,19 +260,41 @@ def datasets() -> list[Fact]:
 
 def dataset(folder: Path) -> Fact:
     """One prepared folder, by its manifest."""
-    from cutslots.data import Manifest, sources
+    from cutslots.data import sources
     from cutslots.data.manifest import MANIFEST
 
-    name = f"data {folder.name}"
-    source = folder.name if folder.name in sources.names() else "SOURCE"
-    raw = "" if source != "SOURCE" and not sources.load(source).NEEDS_RAW else "RAW "
-    again = f"cutslots prepare {source} {raw}{folder}"
+    name, source = f"data {folder.name}", _source(folder)
+    again = f"cutslots prepare SOURCE RAW {quote(str(folder))}"
+    if source in (*sources.names(), "cora"):
+        needs_raw = source == "cora" or sources.load(source).NEEDS_RAW
+        again = f"cutslots prepare {source} {'RAW ' if needs_raw else ''}{quote(str(folder))}"
     if not (folder / MANIFEST).exists():
         return Fact("missing", name, f"{folder} is half prepared", again)
     try:
-        return Fact("ok", name, summary(Manifest.load(folder)))
-    except (InputError, OSError) as error:
+        return Fact("ok", name, _content(folder, source))
+    except (ValueError, OSError) as error:  # InputError among them
         return Fact("problem", name, str(error), f"{again} --overwrite")
+
+
+def _source(folder: Path) -> str:
+    """The source that a manifest names; where it cannot be read, the folder's own name, which is the source's by default."""
+    from cutslots.data.manifest import MANIFEST
+
+    try:
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder.name
+
+
+def _content(folder: Path, source: str) -> str:
+    if source == "cora":
+        from cutslots import cora
+
+        instances = cora.load(folder)
+        return f"cora, {len(instances)} instances, digest {instances.digest}"
+    from cutslots.data import Manifest
+
+    return summary(Manifest.load(folder))
 
 
 def factor_cache() -> list[Fact]:
