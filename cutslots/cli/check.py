@@ -8,14 +8,15 @@ from cutslots.cli._texts import summary
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The folder."""
-    parser.add_argument("directory", metavar="DIR", help="a folder that `cutslots prepare` wrote")
+    parser.add_argument("directory", metavar="DIR", help="a folder that `cutslots prepare` wrote, or the URI of one")
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Print every problem; status 1 when there is one."""
-    from cutslots.data import Manifest, check
+    from cutslots.data import Manifest, check, local
 
-    problems = check(chosen.directory)
+    directory = local(chosen.directory)
+    problems = check(directory)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:
@@ -24,5 +25,5 @@ def run(chosen: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"{chosen.directory}: complete and undamaged; {summary(Manifest.load(chosen.directory))}")
+    print(f"{chosen.directory}: complete and undamaged; {summary(Manifest.load(directory))}")
     return 0

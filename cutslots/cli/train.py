@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = options_table()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", metavar="SOURCE", help=f"which dataset: {', '.join(sources.names())}")
-    parser.add_argument("--data", metavar="DIR", help="its prepared folder; the built-in `scenes` are made when it is missing")
+    parser.add_argument(
+        "--data", metavar="DIR", help="its prepared folder or the URI of one; the built-in `scenes` are made when it is missing"
+    )
     parser.add_argument("--preset", help=f"the settings to start from: {', '.join(PRESETS)} (default small)")
     parser.add_argument(
         "--set",
@@ -49,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Train, or go on with, one run; print where it is and how good."""
-    from cutslots.data import Manifest
+    from cutslots.data import Manifest, local
     from cutslots.launch.local import finished, runs_dir, stored_run, train_here
     from cutslots.train.config import preset, signature
 
     if chosen.resume:
         run_dir, config, about = stored_run(chosen.resume)
-        data_dir, experiment = Path(chosen.data or about["data"]), about["experiment"]
+        data_dir, experiment = local(chosen.data or about["data"]), about["experiment"]
         if chosen.preset or chosen.name:
             raise InputError("--resume RUN takes RUN's own settings; leave out --preset and --name.")
     else:
@@ -90,10 +92,11 @@ def _short(path: str, value: int | None) -> list[str]:
 
 
 def _data_dir(chosen: argparse.Namespace) -> Path:
-    from cutslots.data import prepare, sources
+    from cutslots.data import local, sources
+    from cutslots.launch.prepare import prepare
 
     if chosen.data:
-        return Path(chosen.data)
+        return local(chosen.data)
     source = sources.load(chosen.source)
     default = home() / "data" / chosen.source
     if not source.NEEDS_RAW and not (default / "manifest.json").exists():
