@@ -33,12 +33,14 @@ def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
 
     source = sources.load(name)
     if source.NEEDS_RAW:
-        parser.add_argument("raw", metavar="RAW", help="the raw dataset: its folder or file")
-        parser.add_argument("out", metavar="OUT", help="the folder to write")
+        parser.add_argument("raw", metavar="RAW", help="the raw dataset: its folder or file, or a URI")
+        parser.add_argument("out", metavar="OUT", help="the folder to write, or a URI")
     else:
         parser.add_argument("out", metavar="OUT", nargs="?", help=f"the folder to write; default CUTSLOTS_HOME/data/{name}")
     parser.add_argument("--splits", help="records of each split, e.g. train=0:320,val=320:360,test=360:400")
     parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds if it was prepared otherwise")
+    workers = "processes (default: the Ray cluster that RAY_ADDRESS names, else every core)"
+    parser.add_argument("--workers", metavar="INT", type=int, help=workers)
     _add_options(parser, source.Options())
     parser.set_defaults(prepare=_prepare_scenes, source=name, raw=None)
 
@@ -62,10 +64,11 @@ def _chosen_options(chosen: argparse.Namespace, settings: Any) -> Any:
 
 
 def _prepare_scenes(chosen: argparse.Namespace) -> None:
-    from cutslots.data import prepare, sources
+    from cutslots.data import sources
+    from cutslots.launch.prepare import prepare
 
     settings = _chosen_options(chosen, sources.load(chosen.source).Options())
-    out = Path(chosen.out) if chosen.out else home() / "data" / chosen.source
+    out = chosen.out or home() / "data" / chosen.source
     with Counting("scenes") as progress:
         manifest = prepare(
             chosen.source,
@@ -75,6 +78,7 @@ def _prepare_scenes(chosen: argparse.Namespace) -> None:
             splits=sources.parse_splits(chosen.splits) if chosen.splits else None,
             overwrite=chosen.overwrite,
             progress=progress,
+            workers=chosen.workers,
         )
     print(f"{out}: {summary(manifest)}")
 
