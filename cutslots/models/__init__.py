@@ -10,7 +10,12 @@ than this:
     - `alpha`, `(batch, slots, H, W)`, summing to 1 over slots: the masks that are scored;
     - `masks`, only in models that cut, `(batch, slots, h, w)` where h divides H: scored beside alpha as `cut_*`;
     - `attention`, only in models that group otherwise, `(batch, slots, h, w)`: shown in figures;
+    - `slots`, `(batch, slots, size)`: by their inner products slots are followed over the frames of a clip; without them each keeps
+      its number;
     - and whatever else is worth a look in a debugger.
+- A model of video says so by `frames = 2` in its `Config`, and a `distance` between the frames of a training pair. It takes
+  `(batch, 2, 3, H, W)`, all of the above has that second axis too, with a slot meaning the same in both frames of `alpha`, and
+  `assignment`, `(batch, slots, slots)`, says which slot of the first frame is which of the second.
 - `loss(outputs, images)` is the number that training minimises. It is a static method unless it keeps something from step to step,
   which then lies in the module's buffers, so that a resumed run has it.
 

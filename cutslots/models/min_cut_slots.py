@@ -75,8 +75,8 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """Everything on the way from an image to its reconstruction. Slot 0 is the background; h, w is the cut grid.
+class Partition:
+    """Everything on the way from an image to its slots. Slot 0 is the background; h, w is the cut grid.
 
     Attributes:
         object_weights, foreground_weights: edge weights >= 0 of the cuts.
@@ -85,9 +85,6 @@ class Outputs:
         foreground_mask: how much a pixel is on the source's side of the foreground cut, in (0, 1).
         masks: the cut masks, summing to 1 over slots.
         slots: one vector a slot.
-        reconstructions: a picture a slot, in [-1, 1].
-        alpha: opacities, summing to 1 over slots; these are the masks that are scored.
-        reconstruction: the pictures under their opacities.
     """
 
     object_weights: Float[Tensor, "batch cuts 6 h w"]
@@ -98,6 +95,18 @@ class Outputs:
     foreground_mask: Float[Tensor, "batch 1 h w"]
     masks: Float[Tensor, "batch slots h w"]
     slots: Float[Tensor, "batch slots size"]
+
+
+@dataclass(frozen=True)
+class Outputs(Partition):
+    """Everything on the way from an image to its reconstruction.
+
+    Attributes:
+        reconstructions: a picture a slot, in [-1, 1].
+        alpha: opacities, summing to 1 over slots; these are the masks that are scored.
+        reconstruction: the pictures under their opacities.
+    """
+
     reconstructions: Float[Tensor, "batch slots 3 height width"]
     alpha: Float[Tensor, "batch slots height width"]
     reconstruction: Float[Tensor, "batch 3 height width"]
@@ -125,6 +134,12 @@ class MinCutSlots(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Images in [-1, 1] to every intermediate by name."""
+        partition = self.partition(images)
+        reconstructions, alpha, reconstruction = self.paint(partition.slots)
+        return Outputs(**vars(partition), reconstructions=reconstructions, alpha=alpha, reconstruction=reconstruction)
+
+    def partition(self, images: Float[Tensor, "batch 3 height width"]) -> Partition:
+        """The first half of `forward`: images to slots."""
         content = self.encoder(images)
         features = self.position(content)
         # What objects have in common against the ground is for the foreground cut; the object cuts are to tell objects apart.
@@ -143,10 +158,7 @@ class MinCutSlots(nn.Module):
 
         split = torch.cat([1 - foreground_mask, foreground_mask * object_masks], dim=1)
         masks = torch.softmax(split / temperature.combined, dim=1)
-        slots = self.slot_heads(features, masks)
-        reconstructions, opacity = self.decoder(slots)
-        alpha = torch.softmax(opacity, dim=1)
-        return Outputs(
+        return Partition(
             object_weights=object_weights,
             foreground_weights=foreground_weights,
             object_potentials=object_potentials,
@@ -154,11 +166,20 @@ class MinCutSlots(nn.Module):
             object_masks=object_masks,
             foreground_mask=foreground_mask,
             masks=masks,
-            slots=slots,
-            reconstructions=reconstructions,
-            alpha=alpha,
-            reconstruction=(alpha[:, :, None] * reconstructions).sum(1),
+            slots=self.slot_heads(features, masks),
         )
+
+    def paint(
+        self, slots: Float[Tensor, "batch slots size"]
+    ) -> tuple[
+        Float[Tensor, "batch slots 3 height width"],
+        Float[Tensor, "batch slots height width"],
+        Float[Tensor, "batch 3 height width"],
+    ]:
+        """The second half of `forward`: a picture a slot, their opacities, and the picture they make together."""
+        reconstructions, opacity = self.decoder(slots)
+        alpha = torch.softmax(opacity, dim=1)
+        return reconstructions, alpha, (alpha[:, :, None] * reconstructions).sum(1)
 
     @torch.no_grad()
     def _leave_foreground_undecided(self) -> None:

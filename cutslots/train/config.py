@@ -9,7 +9,7 @@ from typing import Any
 
 from cutslots import models, options
 from cutslots.errors import InputError, nearest
-from cutslots.models import genesis_v2, min_cut_slots, slot_attention
+from cutslots.models import genesis_v2, min_cut_slots, min_cut_video, slot_attention
 from cutslots.models.min_cut_slots import CutConfig
 from cutslots.models.slot_attention import AttentionConfig
 from cutslots.nn.decoder import DecoderConfig
@@ -24,7 +24,7 @@ class OptimConfig:
     """Adam and its schedule: `learning_rate * min(1, (step + 1) / warmup_steps) * decay ** (step / (decay_share * steps))`."""
 
     learning_rate: float = option(4e-4, "Adam's learning rate before warm-up and decay", low=0.0)
-    batch_size: int = option(64, "images a step, over all workers", low=1)
+    batch_size: int = option(64, "images a step, pairs of frames for a model of video, over all workers", low=1)
     warmup_steps: int = option(0, "steps over which the rate rises from zero", low=0)
     decay: float = option(0.8, "factor of the exponential decay", low=1e-6, high=1.0)
     decay_share: float = option(0.2, "share of all steps after which the factor has been applied once", low=1e-6)
@@ -48,7 +48,11 @@ class TrainConfig:
     eval_images: int = option(1_000, "validation images of an evaluation, at most", low=1)
     checkpoint_every: int = option(2_000, "steps between checkpoints", low=1)
     keep_last: int = option(2, "checkpoints kept besides the best", low=1)
-    best_metric: str = option("ari_fg", "validation score that names the best checkpoint", choices=("ari_fg", "ari", "miou", "mse"))
+    best_metric: str = option(
+        "ari_fg",
+        "validation score that names the best checkpoint; video_* of data with clips",
+        choices=("ari_fg", "ari", "miou", "mse", "video_ari_fg", "video_ari"),
+    )
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,23 @@ def small() -> RunConfig:
         ),
         optim=OptimConfig(learning_rate=3e-3, batch_size=16, warmup_steps=100, clip_norm=1.0),
         train=TrainConfig(steps=2_000, seed=1, log_every=25, eval_every=500, eval_images=200, checkpoint_every=250),
+    )
+
+
+def paper_movi() -> RunConfig:
+    """The paper's model of moving objects for MOVi-A (section 6.3): 8 slots, adjacent frames; the rest as `paper-clevr`."""
+    return RunConfig(model=min_cut_video.Config(num_slots=8), train=TrainConfig(best_metric="video_ari_fg"))
+
+
+def small_video() -> RunConfig:
+    """The model of moving objects in the sizes of `small`: 8 slots and 32 x 32 frames."""
+    base = small()
+    matching = min_cut_video.MatchingConfig(hidden=64)
+    return replace(
+        base,
+        model=min_cut_video.Config(**{**vars(base.model), "num_slots": 8}, matching=matching),
+        optim=replace(base.optim, batch_size=8),
+        train=replace(base.train, best_metric="video_ari_fg"),
     )
 
 
@@ -156,6 +177,8 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "paper-clevr": paper_clevr,
     "paper-clevrtex": paper_clevrtex,
     "small": small,
+    "paper-movi": paper_movi,
+    "small-video": small_video,
     "slot-attention-clevr": slot_attention_clevr,
     "slot-attention-clevrtex": slot_attention_clevrtex,
     "slot-attention-small": slot_attention_small,

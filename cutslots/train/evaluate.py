@@ -1,7 +1,9 @@
 """Scores of a model on a split."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,13 +39,15 @@ def pick_device(name: str | torch.device | None) -> torch.device:
 def to_model(images: Tensor, size: int, device: torch.device) -> Tensor:
     """Stored images as the model takes them: uint8 `(batch, H, W, 3)` -> float `(batch, 3, size, size)` in [-1, 1], on `device`.
 
-    Images travel as uint8 and stay in channels-last memory order; larger ones are box-averaged down by a whole factor.
+    Pairs of frames and clips have one more axis after the batch. Images travel as uint8 and stay in channels-last memory order;
+    larger ones are box-averaged down by a whole factor.
     """
-    images = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
+    axes = images.shape[:-3]
+    images = images.to(device, non_blocking=True).flatten(0, -4).permute(0, 3, 1, 2).float()
     factor = reduction((images.shape[-2], images.shape[-1]), size)
     if factor > 1:
         images = nn.functional.avg_pool2d(images, factor)
-    return images.mul_(1 / 127.5).sub_(1)
+    return images.mul_(1 / 127.5).sub_(1).unflatten(0, axes)
 
 
 def masks_to_model(masks: Tensor, size: int, device: torch.device) -> Tensor:
@@ -72,6 +76,11 @@ def image_size(model: nn.Module) -> int:
     return int(model.config.image_size)  # type: ignore[union-attr, arg-type]
 
 
+def is_video(model: nn.Module) -> bool:
+    """Whether a model takes pairs of frames in place of images."""
+    return getattr(model.config, "frames", 1) > 1
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -79,8 +88,9 @@ def evaluate(
     device: torch.device,
     max_images: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    watch: Callable[[np.ndarray, Tensor, Any], None] | None = None,
 ) -> tuple[dict[str, float], Sample]:
-    """Mean scores over the images of `batches` and a sample of them.
+    """Mean scores over the images of `batches` and a sample of them; whole clips go to `track.evaluate_clips`.
 
     Scores: `ari_fg`, `ari`, `miou` on alpha masks (argmax, ties to the lowest slot); for models with cut masks `cut_ari_fg`,
     `cut_ari`, `cut_miou`, the same on those, enlarged to the image by repetition; `mse` summed over an image in [0, 1] at the
@@ -88,10 +98,18 @@ def evaluate(
 
     Args:
         max_images: how many at most, from the first on; None: all.
+        watch: is shown every batch of images: their numbers in the split, their true masks at the model's size, and the model's outputs.
 
     Raises:
-        InputError: `max_images` is less than 1, or the stored images are no whole multiple of the model's size.
+        InputError: `max_images` is less than 1, the stored images are no whole multiple of the model's size, or the model takes
+            pairs of frames and they are of no clip.
     """
+    if batches.num_frames is not None:
+        from cutslots.train.track import evaluate_clips  # which imports this module
+
+        return evaluate_clips(model, batches, device, max_images, progress)
+    if is_video(model):
+        raise InputError("the model takes pairs of frames, but the data are single images. Use data with clips, such as movi_a.")
     if max_images is not None and max_images < 1:
         raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")
     size = image_size(model)
@@ -107,8 +125,10 @@ def evaluate(
             images = to_model(batch.images[:keep], size, device)
             true = masks_to_model(batch.masks[:keep], size, device)
             outputs = model(images)
-            for name, scores in _scores(outputs, images, true).items():
+            for name, scores in image_scores(outputs, images, true).items():
                 totals[name] = totals.get(name, 0.0) + float(scores.sum())
+            if watch:
+                watch(batch.index[:keep], true, outputs)
             if sample is None:
                 sample = _sample(images, true, outputs)
             done += keep
@@ -129,7 +149,8 @@ def label_maps(outputs, size: int) -> dict[str, Tensor]:
     return maps
 
 
-def _scores(outputs, images: Tensor, true: Tensor) -> dict[str, Tensor]:
+def image_scores(outputs, images: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """The scores that `evaluate` averages, each image's."""
     error = mse((images + 1) / 2, (outputs.reconstruction.float() + 1) / 2)
     scores = {"mse": error, "mse_mean": error / images[0].numel()}
     for name, labels in label_maps(outputs, images.shape[-1]).items():

@@ -82,9 +82,16 @@ class _Run:
         self.precision = _precision(config.train.precision, self.device)
         prefetch = 0 if debug else 2
         batch_size = config.optim.batch_size
-        self.batches = Batches(data_dir, "train", batch_size, seed=config.train.seed, prefetch=prefetch)
+        frames, distance = getattr(config.model, "frames", 1), getattr(config.model, "distance", 1)
+        self.batches = Batches(
+            data_dir, "train", batch_size, frames=frames, distance=distance, seed=config.train.seed, prefetch=prefetch
+        )
         self.validation = Batches(data_dir, "val", batch_size, shuffle=False, drop_last=False, prefetch=prefetch)
         reduction(self.batches.image_size, config.model.image_size)
+        if config.train.best_metric.startswith("video_") and self.validation.num_frames is None:
+            raise InputError(
+                f"train.best_metric is {config.train.best_metric!r}, which only clips have; the data are images. Use ari_fg."
+            )
 
         torch.manual_seed(config.train.seed)
         self.model = config.model.build().to(self.device)
@@ -131,7 +138,7 @@ class _Run:
             for batch in meter.waiting(self.batches.epoch(epoch, offset)):
                 loss, norm = self._step(batch)
                 self.step += 1
-                meter.add(loss, norm, len(batch.images))
+                meter.add(loss, norm, batch.images.shape[:-3].numel())
                 last = self.step == train.steps
                 evaluating = last or self.step % train.eval_every == 0
                 saving = evaluating or self.step % train.checkpoint_every == 0

@@ -1,0 +1,122 @@
+"""The paper's model of moving objects: slots of two frames, matched, and both frames painted from the pairs.
+
+frame 1 ──► slots s_i ───────────────────────► pair (s_i, r_i) ──► MLP ──► slot i of frame 1 ──► picture, opacity
+              └─► costs -<s_i, t_j> ──► M ─┐      ▲                    └─► slot i of frame 2 ──► picture, opacity
+frame 2 ──► slots t_j ─────────────────────┴─► r_i = sum_j M_ij t_j
+
+Slot i is the same object in both frames. Encoder, cuts and decoder are those of `min_cut_slots`, shared by the frames.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutslots.models import min_cut_slots
+from cutslots.models.min_cut_slots import MinCutSlots
+from cutslots.options import option
+from cutslots.qp import Matching
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """The matching program and what is made of a pair of slots."""
+
+    gamma: float = option(0.5, "regularisation of the matching program, > 0; it and the temperature count as a product", low=1e-6)
+    temperature: float = option(0.1, "of the softmax over the second frame's slots", low=1e-6)
+    hidden: int = option(256, "hidden units of the MLP on pairs of slots", low=1)
+
+
+@dataclass(frozen=True)
+class Config(min_cut_slots.Config):
+    """The options of the image model, and those of the matching."""
+
+    frames: ClassVar[int] = 2
+    distance: int = option(1, "frames from the first to the second of a training pair (paper: 1; frames 5 and 20: 15)", low=1)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+
+    def build(self) -> "MinCutVideo":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return MinCutVideo(self)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Everything on the way from two frames to their reconstructions. But in `slots` and `masks`, slot i means the same in both.
+
+    Attributes:
+        masks: the cut masks of each frame, summing to 1 over slots, in that frame's own order of slots.
+        slots: one vector a slot of each frame, in that frame's own order.
+        assignment: M, how much slot i of the first frame takes of slot j of the second; rows sum to 1.
+        paired: what is painted: slot i of both frames, in the first frame's order.
+        reconstructions: a picture a slot, in [-1, 1].
+        alpha: opacities, summing to 1 over slots; these are the masks that are scored.
+        reconstruction: the pictures under their opacities.
+    """
+
+    masks: Float[Tensor, "batch 2 slots h w"]
+    slots: Float[Tensor, "batch 2 slots size"]
+    assignment: Float[Tensor, "batch slots slots"]
+    paired: Float[Tensor, "batch 2 slots size"]
+    reconstructions: Float[Tensor, "batch 2 slots 3 height width"]
+    alpha: Float[Tensor, "batch 2 slots height width"]
+    reconstruction: Float[Tensor, "batch 2 3 height width"]
+
+
+class Pairing(nn.Module):
+    """Slots of two frames to pairs of slots.
+
+    Source: Algorithm 3, steps 2 to 6.
+    """
+
+    def __init__(self, config: MatchingConfig) -> None:
+        super().__init__()
+        self.matching = Matching(config.gamma, config.temperature)
+
+    def forward(
+        self, first: Float[Tensor, "batch slots size"], second: Float[Tensor, "batch slots size"]
+    ) -> tuple[Float[Tensor, "batch 2 slots size"], Float[Tensor, "batch slots slots"]]:
+        """The pairs (s_i, r_i), and the assignment M that made r = M t."""
+        assignment = self.matching(-(first @ second.mT)).assignment
+        return torch.stack([first, assignment.to(second.dtype) @ second], dim=1), assignment
+
+
+class MinCutVideo(nn.Module):
+    """The image model on two frames, whose slots are paired before they are painted (section 4, Matching and motion).
+
+    The paper transforms the pairs "by MLP transformations" and says no more. Here one MLP sees both slots of a pair and its result
+    is added to them, so each frame is painted by the image model's decoder from a slot that knows of the other frame.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.image = MinCutSlots(config)
+        self.pairing = Pairing(config.matching)
+        size, hidden = config.slots.size, config.matching.hidden
+        self.mlp = nn.Sequential(nn.Linear(2 * size, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2 * size))
+
+    def forward(self, images: Float[Tensor, "batch 2 3 height width"]) -> Outputs:
+        """Pairs of frames in [-1, 1] to every intermediate by name."""
+        frames = images.shape[:2]
+        partition = self.image.partition(images.flatten(0, 1))
+        slots = partition.slots.unflatten(0, frames)
+        paired, assignment = self.pairing(slots[:, 0], slots[:, 1])
+        moved = self.mlp(paired.transpose(1, 2).flatten(2)).unflatten(2, (2, -1)).transpose(1, 2)
+        paired = paired + moved
+        reconstructions, alpha, reconstruction = (found.unflatten(0, frames) for found in self.image.paint(paired.flatten(0, 1)))
+        return Outputs(
+            masks=partition.masks.unflatten(0, frames),
+            slots=slots,
+            assignment=assignment,
+            paired=paired,
+            reconstructions=reconstructions,
+            alpha=alpha,
+            reconstruction=reconstruction,
+        )
+
+    @staticmethod
+    def loss(outputs: Outputs, images: Float[Tensor, "batch 2 3 height width"]) -> Float[Tensor, ""]:
+        """Sum over the two frames of the mean squared error of an element, on [-1, 1]."""
+        return (outputs.reconstruction.float() - images).square().mean((0, 2, 3, 4)).sum()
