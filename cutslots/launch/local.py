@@ -12,6 +12,7 @@ from cutslots.data import Manifest
 from cutslots.data.shards import MANIFEST
 from cutslots.errors import InputError
 from cutslots.files import home, write_text
+from cutslots.report.animation import clip_animation
 from cutslots.report.figures import sample_figure
 from cutslots.runlog import RunLog, SystemMetrics, find_run, git_commit, package_model
 from cutslots.train import Observer, Result, RunConfig, checkpoint, fit
@@ -20,6 +21,7 @@ from cutslots.train.export import WEIGHTS, find_checkpoint, load_weights, save_m
 from cutslots.train.fit import CHECKPOINTS, CONFIG
 from cutslots.train.observer import Observers, Sample, Start
 from cutslots.train.terminal import Terminal
+from cutslots.train.track import Clips
 
 ABOUT = "run.json"
 DELIVERY_SECONDS = 30.0  # how long a finished run waits for an absent tracking store
@@ -70,8 +72,11 @@ class Tracking(Observer):
     def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         if self.log:
             self.log.metrics(step, {f"val/{name}": value for name, value in scores.items()})
-            path = self.run_dir / "figures" / f"step-{step:08d}.png"
-            sample_figure(sample, path)
+            path = self.run_dir / "figures" / f"step-{step:08d}.{'gif' if isinstance(sample, Clips) else 'png'}"
+            if isinstance(sample, Clips):
+                clip_animation(sample, path)
+            else:
+                sample_figure(sample, path)
             self.log.artifact(path, "figures")
 
     def finished(self, result: Result) -> None:

@@ -14,7 +14,8 @@ from cutslots.errors import InputError
 from cutslots.files import atomic, write_text
 from cutslots.train import checkpoint
 from cutslots.train.config import RunConfig, from_json, to_json
-from cutslots.train.evaluate import image_size, label_maps, reduction, to_model
+from cutslots.train.evaluate import image_size, is_video, label_maps, reduction, to_model
+from cutslots.train.track import track
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
@@ -75,10 +76,11 @@ def find_checkpoint(path: Path) -> Path:
 
 @torch.no_grad()
 def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[str, np.ndarray]:
-    """Segment new pictures.
+    """Segment new pictures: each by itself, but for a model of video they are the frames of one clip, and labels are identities.
 
     Args:
         images: `(N, H, W, 3)` uint8 RGB, square, of the model's size or a whole multiple of it. N may be 0.
+        batch_size: pictures at a time; a clip is taken whole.
 
     Returns:
         `masks`, `(N, size, size)` uint8 label maps by alpha, 0 for slot 0 (the background in models that have one); `cut_masks`,
@@ -97,11 +99,19 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
     if not count:
         return {name: value[:0] for name, value in predict(model, np.zeros((1, *images.shape[1:]), np.uint8)).items()}
     found: dict[str, np.ndarray] = {}
-    for start in range(0, count, batch_size):
-        part = slice(start, start + batch_size)
-        outputs = model(to_model(torch.from_numpy(np.ascontiguousarray(images[part])), size, device))
+    video = is_video(model)
+    step = count if video else batch_size
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        pixels = to_model(torch.from_numpy(np.ascontiguousarray(images[part])), size, device)
+        if video:
+            tracked = track(model, pixels)
+            outputs, maps = tracked.outputs, tracked.maps
+        else:
+            outputs = model(pixels)
+            maps = label_maps(outputs, size)
         picture = ((outputs.reconstruction.float() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
-        for name, value in {**label_maps(outputs, size), "reconstructions": picture}.items():
+        for name, value in {**maps, "reconstructions": picture}.items():
             into = found.setdefault(name, np.empty((count, *value.shape[1:]), np.uint8))
             into[part] = value.to(torch.uint8).cpu().numpy()
     return found

@@ -63,9 +63,12 @@ class Terminal(Observer):
         cuts = ""
         if "cut_ari_fg" in scores:
             cuts = f"   by cut masks: ARI-FG {scores['cut_ari_fg']:.3f}  mIoU {scores['cut_miou']:.3f}"
+        clips = ""
+        if "video_ari_fg" in scores:
+            clips = f"   over clips: ARI-FG {scores['video_ari_fg']:.3f}  ARI {scores['video_ari']:.3f}"
         self.say(
             f"step {step:>6}  ARI-FG {scores['ari_fg']:.3f}  ARI {scores['ari']:.3f}  mIoU {scores['miou']:.3f}"
-            f"  MSE {scores['mse']:.1f}{cuts}   ({scores['num_images']:.0f} validation images)"
+            f"  MSE {scores['mse']:.1f}{cuts}{clips}   ({scores['num_images']:.0f} validation images)"
         )
 
     def saved(self, step: int, path: Path, best: bool) -> None:
