@@ -77,7 +77,7 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     arguments = ["evaluate", "first", "--data", str(scenes), "--figure", str(figure), "--json", str(scores)]
     assert main(arguments) == 0
     assert "ARI-FG" in capsys.readouterr().out
-    found = json.loads(scores.read_text())
+    (found,) = json.loads(scores.read_text())["sets"]
     assert set(found["scores"]) >= {"ari_fg", "ari", "miou", "mse", "cut_ari_fg", "cut_ari", "cut_miou"}
     assert found["scores"]["num_images"] == 5
 

@@ -1,11 +1,20 @@
-"""score a trained model on a split"""
+"""score a trained model on one or several sets
+
+Score a trained model on one or several sets, in one table. A set is a folder, its name in CUTSLOTS_HOME/data, or a URI.
+"""
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cutslots.cli._counting import Counting
-from cutslots.files import write_text
+from cutslots.errors import InputError
+from cutslots.files import home, write_text
+
+if TYPE_CHECKING:
+    from cutslots.data import Batches, Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,49 +24,193 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_OR_CHECKPOINT",
         help="a run's name or folder (its best checkpoint), a checkpoint, or an MLflow run id",
     )
-    parser.add_argument("--data", metavar="DIR", required=True, help="a prepared dataset")
-    parser.add_argument("--split", default="test", help="which split (default test)")
-    parser.add_argument("--images", type=int, help="at most this many images")
+    parser.add_argument("--data", metavar="DIR", action="append", required=True, help="a prepared dataset; repeatable")
+    parser.add_argument("--split", help="which split of each; default test, where there is none the only one but train")
+    parser.add_argument(
+        "--by",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="also the IoU of objects by this key of their metadata, such as material, shape or size; repeatable",
+    )
+    parser.add_argument("--images", type=int, help="at most this many images of each")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, ...; default the first GPU, else the CPU")
-    parser.add_argument("--figure", metavar="PNG", help="draw images with their masks to this file")
-    parser.add_argument("--json", metavar="FILE", help="write the scores to this file")
+    parser.add_argument(
+        "--figure", metavar="PNG", help="draw images with their masks to this file; of several sets, with their names"
+    )
+    parser.add_argument("--table", metavar="FILE", help="write the table to this file, as markdown")
+    parser.add_argument("--json", metavar="FILE", help="write all of it to this file")
+
+
+@dataclass
+class _Set:
+    """A set to be scored.
+
+    Attributes:
+        name: of the set, unique among those of this call.
+        notes: what the table has to say of it.
+        by: the keys of metadata to break down by.
+    """
+
+    name: str
+    batches: "Batches"
+    notes: list[str]
+    by: list[str] = field(default_factory=list)
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Print the scores, write what was asked for, and log them to the run they belong to."""
-    from cutslots.data import Batches
-    from cutslots.launch.local import find_model, log_scores
-    from cutslots.report.figures import sample_figure
+    """Print the table, write what was asked for, and log the scores to the run they belong to."""
+    from cutslots.launch.local import find_model
+    from cutslots.report.scores import scores_table
     from cutslots.runlog import git_commit
-    from cutslots.train import evaluate, load_model
-    from cutslots.train.evaluate import pick_device
+    from cutslots.train import load_model
+    from cutslots.train.evaluate import image_size, pick_device
     from cutslots.train.export import provenance
 
     device = pick_device(chosen.device)
     path = find_model(chosen.model)
     model = load_model(path, device)
-    batches = Batches(chosen.data, chosen.split, chosen.batch_size, shuffle=False, drop_last=False)
-    with Counting("images") as progress:
-        limit = min(batches.num_scenes, chosen.images or batches.num_scenes)
-        scores, sample = evaluate(model, batches, device, chosen.images, lambda done: progress(chosen.split, done, limit))
     found = {
         "model": chosen.model,
         **provenance(path),
+        "trained_on": _trained_on(path),
         "commit": git_commit(Path(__file__).parent),
-        "source": batches.manifest.source,
-        "digest": batches.manifest.digest,
-        "split": chosen.split,
-        "scores": scores,
+        "image_size": image_size(model),
     }
-    side = sample.images.shape[-1]
-    print(f"{path} on {batches.manifest.source} {chosen.split}, {scores['num_images']:.0f} images of {side} x {side}")
-    print(f"{'':<14}{'ARI-FG':>9}{'ARI':>9}{'mIoU':>9}{'MSE':>11}")
-    print(f"{'alpha masks':<14}{scores['ari_fg']:>9.4f}{scores['ari']:>9.4f}{scores['miou']:>9.4f}{scores['mse']:>11.2f}")
-    if "cut_ari_fg" in scores:
-        print(f"{'cut masks':<14}{scores['cut_ari_fg']:>9.4f}{scores['cut_ari']:>9.4f}{scores['cut_miou']:>9.4f}")
+    # What can be refused is refused here, before the first set has taken its time.
+    sets = _open(chosen, found["image_size"])
+    found["sets"] = [_score(chosen, path, model, device, each, found, alone=len(sets) == 1) for each in sets]
+    table = scores_table(found)
+    print(table, end="")
+    if chosen.table:
+        write_text(Path(chosen.table), table)
     if chosen.json:
         write_text(Path(chosen.json), json.dumps(found, indent=2) + "\n")
+
+
+def _score(
+    chosen: argparse.Namespace, path: Path, model: Any, device: Any, each: _Set, about: dict[str, Any], alone: bool
+) -> dict[str, Any]:
+    """Score the model on one set, log that, and draw it if that was asked for."""
+    from cutslots.launch.local import log_scores
+    from cutslots.report.animation import clip_animation
+    from cutslots.report.figures import sample_figure
+    from cutslots.report.scores import published
+    from cutslots.train import evaluate
+    from cutslots.train.breakdown import Breakdown
+    from cutslots.train.track import Clips
+
+    batches, manifest, split = each.batches, each.batches.manifest, each.batches.split
+    breakdown = Breakdown(batches, each.by) if each.by else None
+    total = batches.num_scenes * (batches.num_frames or 1)
+    limit = min(total, chosen.images or total)
+    with Counting("images") as progress:
+        scores, sample = evaluate(
+            model, batches, device, chosen.images, lambda done: progress(f"{each.name} {split}", done, limit), breakdown
+        )
+    count = int(scores["num_images"])
+    log_scores(path, each.name, split, scores, partial=count < total)
+    notes = [*each.notes, f"The first {count:,} of its {total:,} images"] if count < total else each.notes
     if chosen.figure:
-        sample_figure(sample, Path(chosen.figure))
-    log_scores(path, batches.manifest.source, chosen.split, scores, partial=scores["num_images"] < batches.num_scenes)
+        figure = Path(chosen.figure)
+        figure = figure if alone else figure.with_stem(f"{figure.stem}-{each.name}")
+        if isinstance(sample, Clips):
+            clip_animation(sample, figure.with_suffix(".gif"))
+        else:
+            sample_figure(sample, figure)
+    return {
+        "name": each.name,
+        "source": manifest.source,
+        "digest": manifest.digest,
+        "split": split,
+        "stored_size": manifest.image_size,
+        "notes": notes,
+        "scores": scores,
+        "objects": breakdown.means() if breakdown else None,
+        "by": breakdown.groups() if breakdown else {},
+        "published": published(manifest, split, count, about["image_size"], about["trained_on"]),
+    }
+
+
+def _open(chosen: argparse.Namespace, side: int) -> list[_Set]:
+    """The sets, every one fit to be scored at `side` pixels."""
+    from cutslots.data import Batches, Manifest, local
+    from cutslots.data.sources import naming
+    from cutslots.report.scores import set_name
+    from cutslots.train.evaluate import reduction
+
+    sets = []
+    for where in chosen.data:
+        folder = local(_place(where))
+        manifest = Manifest.load(folder)
+        with naming(where):
+            split, notes = _split(manifest, chosen.split)
+            reduction(manifest.image_size, side)
+            batches = Batches(folder, split, chosen.batch_size, shuffle=False, drop_last=False)
+        sets.append(_Set(set_name(manifest), batches, notes))
+    _tell_apart(sets)
+    _choose_keys(sets, list(dict.fromkeys(chosen.by)))
+    return sets
+
+
+def _place(where: str) -> Path | str:
+    """The path or URI that was given, or else the folder of that name in the home folder."""
+    from cutslots.data.places import is_uri
+
+    stored = home() / "data" / where
+    return stored if not is_uri(where) and not Path(where).exists() and stored.exists() else where
+
+
+def _split(manifest: "Manifest", asked: str | None) -> tuple[str, list[str]]:
+    """The split to score, and a note where it is not the usual one."""
+    there = list(manifest.splits)
+    if asked:
+        if asked not in there:
+            raise InputError(f"there is no split {asked!r}. It has: {', '.join(there)}.")
+        return asked, []
+    if "test" in there:
+        return "test", []
+    others = [name for name in there if name != "train"]
+    if len(others) != 1:
+        raise InputError(f"there is no split 'test'. Choose with --split one of: {', '.join(there)}.")
+    return others[0], [f"It has no test split; {others[0]} is the only one for evaluation"]
+
+
+def _tell_apart(sets: list[_Set]) -> None:
+    """Put the digests behind names that several sets have."""
+    digests = [each.batches.manifest.digest for each in sets]
+    twice = next((each for each, digest in zip(sets, digests, strict=True) if digests.count(digest) > 1), None)
+    if twice:
+        raise InputError(f"--data names {twice.name}, digest {twice.batches.manifest.digest}, more than once. Give every set once.")
+    names = [each.name for each in sets]
+    for each, digest in zip(sets, digests, strict=True):
+        if names.count(each.name) > 1:
+            each.name = f"{each.name}-{digest}"
+
+
+def _choose_keys(sets: list[_Set], asked: list[str]) -> None:
+    """Give every set those keys of metadata that were asked for and that it has."""
+    from cutslots.train.breakdown import keys
+
+    known: dict[str, None] = {}
+    for each in sets if asked else []:
+        if each.batches.num_frames:
+            each.notes.append("Objects of clips are not broken down")
+            continue
+        there = keys(each.batches)
+        known |= dict.fromkeys(there)
+        each.by = [key for key in asked if key in there]
+        each.notes += [f"Its metadata have no {key}" for key in asked if key not in there]
+    unknown = [key for key in asked if key not in known]
+    if unknown:
+        have = f"Known: {', '.join(known)}." if known else "They have none; leave out --by."
+        raise InputError(f"--by {unknown[0]}: there is no such key in the metadata of the sets. {have}")
+
+
+def _trained_on(path: Path) -> str | None:
+    """The source of the data that the model of a run was trained on; None for a model outside of one."""
+    from cutslots.launch.local import ABOUT, run_folder
+
+    folder = run_folder(path)
+    return json.loads((folder / ABOUT).read_text())["source"] if folder else None
