@@ -143,12 +143,11 @@ def slot_attention_small() -> RunConfig:
         model=slot_attention.Config(
             image_size=32,
             num_slots=4,
-            init="torch",
             encoder=base.model.encoder,
             attention=AttentionConfig(size=32, hidden=64),
             decoder=base.model.decoder,
         ),
-        optim=replace(base.optim, learning_rate=2e-3),
+        optim=replace(base.optim, learning_rate=1e-3),
     )
 
 
@@ -169,7 +168,7 @@ def genesis_v2_small() -> RunConfig:
     return replace(
         base,
         model=genesis_v2.Config(image_size=32, num_slots=4, size=16, deviation=0.2, geco=geco),
-        optim=replace(base.optim, learning_rate=2e-3),
+        optim=replace(base.optim, learning_rate=2e-3, decay=0.64),
     )
 
 
