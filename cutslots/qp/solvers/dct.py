@@ -67,7 +67,7 @@ def dct(x: Tensor, axis: int) -> Tensor:
     """The orthonormal DCT-II of the last or the last but one axis."""
     length = x.shape[axis]
     if length >= FFT_FROM:
-        return _by_fft(x, axis, _dct_fft)
+        return _dct_fft(x, axis)
     basis = _basis(length, x.device, x.dtype)
     return x @ basis.mT if axis == -1 else basis @ x
 
@@ -76,7 +76,7 @@ def idct(x: Tensor, axis: int) -> Tensor:
     """The inverse, and the transpose, of `dct`."""
     length = x.shape[axis]
     if length >= FFT_FROM:
-        return _by_fft(x, axis, _idct_fft)
+        return _idct_fft(x, axis)
     basis = _basis(length, x.device, x.dtype)
     return x @ basis if axis == -1 else basis.mT @ x
 
@@ -91,36 +91,40 @@ def _basis(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(basis).to(device, dtype)
 
 
-def _by_fft(x: Tensor, axis: int, transform) -> Tensor:
-    return transform(x) if axis == -1 else transform(x.mT).mT.contiguous()
-
-
-def _dct_fft(x: Tensor) -> Tensor:
-    length = x.shape[-1]
+def _dct_fft(x: Tensor, axis: int) -> Tensor:
+    length = x.shape[axis]
     # Even samples rising, odd samples falling: the DFT of that sequence holds the DCT up to a phase.
-    folded = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    half = torch.fft.rfft(folded) * _phase(length, x.device, x.dtype)
-    out = torch.empty_like(folded)
-    out[..., : half.shape[-1]] = half.real
-    out[..., half.shape[-1] :] = -half.imag[..., 1 : (length + 1) // 2].flip(-1)
-    return out
+    folded = torch.cat([_every_other(x, axis, 0), _every_other(x, axis, 1).flip(axis)], dim=axis)
+    half = torch.view_as_real(torch.fft.rfft(folded, dim=axis).mul_(_phase(length, axis, x.device, x.dtype)[0]))
+    falling = half[..., 1].narrow(axis, 1, (length + 1) // 2 - 1)
+    return torch.cat([half[..., 0], falling.flip(axis).neg_()], dim=axis)
 
 
-def _idct_fft(x: Tensor) -> Tensor:
-    length = x.shape[-1]
-    mirrored = torch.zeros_like(x[..., : length // 2 + 1])
-    mirrored[..., 1:] = x[..., (length + 1) // 2 :].flip(-1)
-    half = torch.complex(x[..., : length // 2 + 1].contiguous(), -mirrored) / _phase(length, x.device, x.dtype)
-    folded = torch.fft.irfft(half, n=length)
+def _idct_fft(x: Tensor, axis: int) -> Tensor:
+    length, middle = x.shape[axis], (x.shape[axis] + 1) // 2
+    shape = list(x.shape)
+    shape[axis] = length // 2 + 1
+    half = x.new_empty(*shape, 2)
+    half[..., 0] = x.narrow(axis, 0, length // 2 + 1)
+    half[..., 1].narrow(axis, 0, 1).zero_()
+    torch.neg(x.narrow(axis, middle, length // 2).flip(axis), out=half[..., 1].narrow(axis, 1, length // 2))
+    half = torch.view_as_complex(half).mul_(_phase(length, axis, x.device, x.dtype)[1])
+    folded = torch.fft.irfft(half, n=length, dim=axis)
     out = torch.empty_like(x)
-    out[..., ::2] = folded[..., : (length + 1) // 2]
-    out[..., 1::2] = folded[..., (length + 1) // 2 :].flip(-1)
+    _every_other(out, axis, 0).copy_(folded.narrow(axis, 0, middle))
+    _every_other(out, axis, 1).copy_(folded.narrow(axis, middle, length // 2).flip(axis))
     return out
+
+
+def _every_other(x: Tensor, axis: int, first: int) -> Tensor:
+    return x[..., first::2] if axis == -1 else x[..., first::2, :]
 
 
 @functools.lru_cache(maxsize=64)
-def _phase(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """exp(-i pi k / 2N) with the orthonormal scale, for the frequencies an rfft returns."""
+def _phase(length: int, axis: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """exp(-i pi k / 2N) with the orthonormal scale, for the frequencies an rfft returns along the axis; and its inverse."""
     phase = np.exp(-0.5j * np.pi * np.arange(length // 2 + 1) / length) * math.sqrt(2 / length)
     phase[0] = math.sqrt(1 / length)
-    return torch.from_numpy(phase).to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
+    phase = phase if axis == -1 else phase[:, None]
+    kind = torch.complex128 if dtype == torch.float64 else torch.complex64
+    return torch.from_numpy(phase).to(device, kind), torch.from_numpy(1 / phase).to(device, kind)

@@ -4,8 +4,10 @@ Nothing is eliminated by hand. A cost -r on the potentials makes them S r, so th
 
     z = -G^-1 (c + A^T l) ,     A G^-1 A^T l = -A G^-1 c ,     c = (0, 0, -r, 0)
 
-has S r as its part p. In units of gamma_v, A G^-1 A^T is A A^T at the paper's single gamma, whatever it is: one factor serves a
-sweep. The part of A that meets p is -B above the terminals' row, so the graph's stencils multiply with it.
+has S r as its part p: r less what the constraints take of it, a small difference at s and t. It is computed in float64 whatever
+the weights are, as CHOLMOD does; in float32 a grid of 32 x 32 would leave five digits, and every larger one fewer. In units of
+gamma_v, A G^-1 A^T is A A^T at the paper's single gamma, whatever it is: one factor serves a sweep. The part of A that meets p is
+-B above the terminals' row, so the graph's stencils multiply with it.
 """
 
 import numpy as np
@@ -33,6 +35,10 @@ class Kkt:
         self.factor = factors.of_constraints(scaled, f"A A^T of {graph}")
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
+        solved, at_terminals = self._solve(potentials.double(), terminals.double())
+        return solved.to(potentials.dtype), at_terminals.to(terminals.dtype)
+
+    def _solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
         slot = self._slot.to(potentials.device)
         drops = self.graph.gradient(potentials, terminals).flatten(1)[:, slot]
         rows = torch.cat([-drops, terminals[:, :1] - terminals[:, 1:]], dim=1)
