@@ -41,7 +41,7 @@ class PairNetwork(nn.Module):
     def forward(self, left: "Side", right: "Side") -> Tensor:
         """Scores (papers on the left, papers on the right)."""
         first, second = left.sums(self.left) + self.bias, right.sums(self.right)
-        return self.score(torch.relu(first[:, None] + second[None])).squeeze(2)
+        return self.score((first[:, None] + second[None]).relu_()).squeeze(2)
 
 
 @dataclass(frozen=True)
