@@ -72,7 +72,7 @@ class Breakdown:
 
 def _groups(values: Sequence[Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Name and rows of every group."""
-    array = np.array(values if _numbers(values) else [str(value) for value in values])
+    array = np.array(values if _numbers(values) else ["(none)" if value is None else str(value) for value in values])
     distinct = np.unique(array)
     if array.dtype.kind not in "if" or len(distinct) <= MOST_NUMBERS:
         yield from ((str(value), array == value) for value in distinct)
