@@ -5,6 +5,7 @@ The parent asks, one request at a time, so that methods can be timed in turn whi
 
 import ctypes
 import importlib
+import itertools
 import json
 import multiprocessing
 import resource
@@ -129,8 +130,8 @@ class _Side:
         """Load what every method needs, so that none is charged for it."""
         if self.method.module:
             importlib.import_module(self.method.module)
-        for side in (4, FFT_FROM):  # as products, then by FFT
-            weights = torch.rand(2, 6, side, side, device=self.device, requires_grad=True)
+        for side, dtype in itertools.product((4, FFT_FROM), (torch.float32, torch.float64)):  # as products, then by FFT
+            weights = torch.rand(2, 6, side, side, dtype=dtype, device=self.device, requires_grad=True)
             MinCut(side, side)(weights).potentials.sum().backward()
 
     def build(self) -> dict[str, Any]:

@@ -70,7 +70,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "versions": {package: _version(package) for package in PACKAGES},
         "device": str(device),
         "limits": {"step_seconds": limit, "setup_seconds": setup_limit, "memory_bytes": memory},
-        "methods": {name: {"title": METHODS[name].title, "missing": missing(name)} for name in names},
+        "methods": {
+            name: {"title": METHODS[name].title, "exact": METHODS[name].tolerance is not None, "missing": missing(name)}
+            for name in names
+        },
         "truth": _truth(min(sizes)),
     }
     cells = Cells(device, limit, setup_limit, memory)

@@ -50,8 +50,9 @@ def solvers_figure(figures: dict[str, Any], path: Path) -> None:
                     (c["size"], c[key] / unit) for c in cells if c["method"] == name and c["batch"] == batch and c[key] > 0
                 )
                 colour, marker, line = STYLES[name]
+                label = name if figures["methods"][name]["exact"] else f"{name} (another problem, forward)"
                 axis.plot(
-                    *zip(*points, strict=True) if points else ([], []), color=colour, marker=marker, linestyle=line, label=name
+                    *zip(*points, strict=True) if points else ([], []), color=colour, marker=marker, linestyle=line, label=label
                 )
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
