@@ -11,16 +11,19 @@ from cutslots.train.track import Clips
 
 MILLISECONDS = 1000 // 12  # a frame; MOVi-A has 12 a second
 WHITE = len(PALETTE) - 1
+MAPS = {"masks": "tracked masks", "cut_masks": "tracked cuts"}
 
 
 def clip_animation(sample: Clips, path: Path, tile: int = 96) -> None:
-    """Write a GIF: a row a clip, with frames, reconstruction, true masks and tracked masks, one picture a frame of the clips.
+    """Write a GIF, one picture a frame of the clips: a row a clip, with frame, reconstruction, true masks, tracked masks and, where
+    the model cuts, tracked cut masks.
 
     A colour stands for one true object, or one slot, over the whole clip, with the palette of the other figures.
     """
     pictures, palette = _quantised(np.stack([_to_bytes(sample.images), _to_bytes(sample.outputs.reconstruction)]))
-    masks = np.stack([sample.true.numpy(), sample.outputs.masks.numpy()]) % len(PALETTE)
-    titles = ("frame", "reconstruction", "true masks", "tracked masks")
+    maps = {title: getattr(sample.outputs, name) for name, title in MAPS.items() if hasattr(sample.outputs, name)}
+    masks = np.stack([sample.true.numpy(), *(labels.numpy() for labels in maps.values())]) % len(PALETTE)
+    titles = ("frame", "reconstruction", "true masks", *maps)
     frames = [
         _frame(np.concatenate([pictures[:, :, time], masks[:, :, time]]), titles, f"{time + 1}/{masks.shape[2]}", palette, tile)
         for time in range(masks.shape[2])

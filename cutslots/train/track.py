@@ -48,7 +48,7 @@ class Clips(Sample):
     """A few evaluated clips, on the CPU: `images` is `(clips, T, 3, size, size)`, `true` `(clips, T, size, size)`.
 
     Attributes:
-        outputs: has `masks`, the tracked label maps by alpha, and `reconstruction`; shapes as above.
+        outputs: has `reconstruction` and the tracked label maps, `masks` and, where the model cuts, `cut_masks`; shapes as above.
     """
 
 
@@ -120,7 +120,7 @@ def evaluate_clips(
     num_clips = batches.num_scenes if max_images is None else min(batches.num_scenes, -(-max_images // batches.num_frames))
     size, was_training = image_size(model), model.training
     totals: dict[str, float] = {}
-    shown: list[tuple[Tensor, ...]] = []
+    shown: list[dict[str, Tensor]] = []
     done = 0
     model.eval()
     try:
@@ -131,15 +131,16 @@ def evaluate_clips(
                 for name, scores in _scores(tracked, frames, true).items():
                     totals[name] = totals.get(name, 0.0) + float(scores.mean())
                 if len(shown) < SAMPLE_CLIPS:
-                    shown.append((frames, true, tracked.maps["masks"], tracked.outputs.reconstruction))
+                    picture = tracked.outputs.reconstruction.float()
+                    shown.append({"images": frames, "true": true, "reconstruction": picture, **tracked.maps})
                 done += 1
                 progress(done * batches.num_frames)
             if done == num_clips:
                 break
     finally:
         model.train(was_training)
-    images, true, masks, pictures = (torch.stack(kind).cpu() for kind in zip(*shown, strict=True))
-    sample = Clips(images, true, SimpleNamespace(masks=masks, reconstruction=pictures.float()))
+    stacked = {name: torch.stack([clip[name] for clip in shown]).cpu() for name in shown[0]}
+    sample = Clips(stacked.pop("images"), stacked.pop("true"), SimpleNamespace(**stacked))
     return {name: total / done for name, total in totals.items()} | {"num_images": float(done * batches.num_frames)}, sample
 
 

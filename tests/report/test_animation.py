@@ -48,6 +48,12 @@ def test_every_frame_is_there_and_colours_stay(sample, tmp_path):
         assert np.abs(shown - (sample.images[row].movedim(1, -1).numpy() + 1) * 127.5).mean() < 20
 
 
+def test_cut_masks_have_a_column_of_their_own(sample, tmp_path):
+    sample.outputs.cut_masks = sample.true + 2
+    clip_animation(sample, tmp_path / "figure.gif", tile=TILE)
+    np.testing.assert_array_equal(tiles(read(tmp_path / "figure.gif"), 4, 1), PALETTE[sample.true[1].numpy() + 2])
+
+
 def test_a_clip_that_stands_still_keeps_its_frames(sample, tmp_path):
     """Pictures that are alike would be merged into one that lasts longer; the frame's number tells them apart."""
     still = Clips(

@@ -112,7 +112,7 @@ def test_scores_of_clips_are_the_joint_definition(any_config, clips_dir):
     assert scores["num_images"] == 20
     assert isinstance(sample, Clips)
     assert sample.images.shape == (3, 5, 3, 32, 32)
-    assert sample.true.shape == sample.outputs.masks.shape == (3, 5, 32, 32)
+    assert sample.true.shape == sample.outputs.masks.shape == sample.outputs.cut_masks.shape == (3, 5, 32, 32)
 
 
 def test_frames_of_a_pair_model_are_the_first_of_their_pairs(video_config, clips_dir):
