@@ -79,7 +79,7 @@ def run(chosen: argparse.Namespace) -> None:
         "image_size": image_size(model),
     }
     # What can be refused is refused here, before the first set has taken its time.
-    sets = _open(chosen, found["image_size"])
+    sets = _open(chosen, model)
     found["sets"] = [_score(chosen, path, model, device, each, found, alone=len(sets) == 1) for each in sets]
     table = scores_table(found)
     print(table, end="")
@@ -133,12 +133,12 @@ def _score(
     }
 
 
-def _open(chosen: argparse.Namespace, side: int) -> list[_Set]:
-    """The sets, every one fit to be scored at `side` pixels."""
+def _open(chosen: argparse.Namespace, model: Any) -> list[_Set]:
+    """The sets, every one fit for the model."""
     from cutslots.data import Batches, Manifest, local
     from cutslots.data.sources import naming
     from cutslots.report.scores import set_name
-    from cutslots.train.evaluate import reduction
+    from cutslots.train.evaluate import check_data
 
     sets = []
     for where in chosen.data:
@@ -146,8 +146,8 @@ def _open(chosen: argparse.Namespace, side: int) -> list[_Set]:
         manifest = Manifest.load(folder)
         with naming(where):
             split, notes = _split(manifest, chosen.split)
-            reduction(manifest.image_size, side)
             batches = Batches(folder, split, chosen.batch_size, shuffle=False, drop_last=False)
+            check_data(model, batches)
         sets.append(_Set(set_name(manifest), batches, notes))
     _tell_apart(sets)
     _choose_keys(sets, list(dict.fromkeys(chosen.by)))

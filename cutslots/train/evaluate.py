@@ -81,6 +81,18 @@ def is_video(model: nn.Module) -> bool:
     return getattr(model.config, "frames", 1) > 1
 
 
+def check_data(model: nn.Module, batches: Batches) -> None:
+    """Refuse data that the model cannot be scored on.
+
+    Raises:
+        InputError: the stored images are no whole multiple of the model's size, or the model takes pairs of frames and they are of
+            no clip.
+    """
+    reduction(batches.image_size, image_size(model))
+    if is_video(model) and batches.num_frames is None:
+        raise InputError("the model takes pairs of frames, but the data are single images. Use data with clips, such as movi_a.")
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -98,18 +110,16 @@ def evaluate(
 
     Args:
         max_images: how many at most, from the first on; None: all.
-        watch: is shown every batch of images: their numbers in the split, their true masks at the model's size, and the model's outputs.
+        watch: is shown every batch of images: their numbers in the split, true masks at the model's size, and the outputs.
 
     Raises:
-        InputError: `max_images` is less than 1, the stored images are no whole multiple of the model's size, or the model takes
-            pairs of frames and they are of no clip.
+        InputError: `max_images` is less than 1, or see `check_data`.
     """
+    check_data(model, batches)
     if batches.num_frames is not None:
         from cutslots.train.track import evaluate_clips  # which imports this module
 
         return evaluate_clips(model, batches, device, max_images, progress)
-    if is_video(model):
-        raise InputError("the model takes pairs of frames, but the data are single images. Use data with clips, such as movi_a.")
     if max_images is not None and max_images < 1:
         raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")
     size = image_size(model)
