@@ -12,7 +12,8 @@ citations among them, the mean over held-out instances. Settings were chosen on 
 them; held-out instances come from the other 12 only, except with --everywhere. Table and runs.csv go to --out, runs to the MLflow
 experiment "cora".
 
-EXPECTED
+Expected, beside published 7.01 (the paper) and 6.15 (Wilder et al.) on other instances: program 9.45, two-stage 8.74; at the plain
+published settings program 6.54, two-stage 2.85; random 2.85, optimum 41.31. Words in common, without learning, give 15.39.
 """
 
 import argparse
@@ -54,9 +55,8 @@ def run(chosen: argparse.Namespace) -> None:
         raise InputError(f"data folder {data} does not exist. Prepare it first: cutslots prepare cora RAW {data}")
     instances, methods = load(data), {**TUNED, **PLAIN, **(PEER if chosen.peer else {})}
     if chosen.tune:
-        tuned = [method for method in methods if "plain" not in method]
         with Counting("settings") as progress:
-            candidates = tune(instances, tuned, chosen.workers, progress=progress)
+            candidates = tune(instances, methods, chosen.workers, progress=progress)
         write_text(out / "tuning.csv", tuning_csv(candidates))
         print(f"{out / 'tuning.csv'}: {len(candidates)} candidates, best first within each method")
         return

@@ -146,7 +146,10 @@ class Candidate:
 
 
 def grid(method: str) -> tuple[list[Settings], tuple[int, ...]]:
-    """The settings tried for a method, and the epochs after which each is scored: 64 candidates for either way of training."""
+    """The settings tried for a method, and the epochs after which each is scored: 64 candidates; for a plain one itself alone."""
+    plain = {**PLAIN, **PEER}.get(method)
+    if plain is not None and not plain.swap:
+        return [plain], (plain.epochs,)
     sizes = [{"hidden": hidden, "learning_rate": rate} for hidden, rate in itertools.product((100, 200), (5e-4, 1e-3))]
     if method == "two-stage":
         objectives: list[Any] = [TwoStage(positive) for positive in (1.0, 7.0, 20.0, 49.0)]
@@ -225,8 +228,13 @@ def _call(function: Callable[..., Any], job: tuple) -> Any:
 def _scattered(function: Callable[..., Any], instances: Instances, jobs: Sequence[tuple], workers: int) -> Iterator[Any]:
     """`function(problems, *job)` of every job, as they finish, in processes of one thread each: small steps gain from no more."""
     if workers == 1:
-        problems = Problems(instances)
-        yield from (function(problems, *job) for job in jobs)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            problems = Problems(instances)
+            yield from (function(problems, *job) for job in jobs)
+        finally:
+            torch.set_num_threads(threads)
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start, initargs=(instances,)) as pool:
