@@ -188,6 +188,28 @@ def test_refused_before_anything_is_scored(
     assert not (tmp_path / "out").exists()
 
 
+def test_clips_beside_images(made: Path, exported: Path, tmp_path: Path) -> None:
+    """Frames of clips are images here; their objects are counted in the scores, not by their metadata."""
+    frames, ids = np.zeros((3, 32, 32, 3), np.uint8), np.zeros((3, 32, 32), np.uint8)
+    ids[:, 4:20, 4:20] = 1
+
+    def read(done: dict[str, int]):
+        for number in range(2):
+            yield "val", Scene(f"clip_{number}", frames, ids, ({"shape": "cube"},))
+        return 2
+
+    shards.write(read, tmp_path / "clips", shards.Info("movi_a", {}, {}, {"val": (0, 2)}))
+    found, table = evaluated(tmp_path, exported, "--data", tmp_path / "clips", "--data", made / "plain", "--by", "shape")
+    assert [(each["name"], each["scores"]["num_images"], list(each["by"])) for each in found["sets"]] == [
+        ("movi_a", 6, []),
+        ("scenes", 5, ["shape"]),
+    ]
+    assert "Objects of clips are not broken down." in table
+    video = found["sets"][0]["scores"]["video_ari_fg"]
+    assert cells(table, "movi_a")[10] == f"{video:.4f}"
+    assert cells(table, "scenes")[10] == ""
+
+
 def test_no_split_to_choose_by_itself(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = sources.load("scenes").Options(count=10, size=32)
     prepare("scenes", None, tmp_path / "two", settings, splits={"val": (0, 2), "held_out": (2, 4), "train": (4, 5)})
