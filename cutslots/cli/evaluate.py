@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, ...; default the first GPU, else the CPU")
     parser.add_argument(
-        "--figure", metavar="PNG", help="draw images with their masks to this file; of several sets, with their names"
+        "--figure", metavar="PNG", help="draw images with their masks to this file, clips to a .gif; of several sets one file each"
     )
     parser.add_argument("--table", metavar="FILE", help="write the table to this file, as markdown")
     parser.add_argument("--json", metavar="FILE", help="write all of it to this file")
