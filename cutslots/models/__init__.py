@@ -21,7 +21,8 @@ than this:
 
 Random numbers come from torch's global generator while the module is in training mode: `fit` seeds it and its checkpoints keep its
 state. In evaluation mode a model draws nothing that depends on the batch or on what was drawn before (`cutslots.nn.noise`), so that
-scores and predictions are the same every time. `tests/models/test_interface.py` asks this of every small preset.
+scores and predictions are the same every time. `tests/models/test_interface.py` asks this of every small preset for images, and
+`tests/models/test_min_cut_video.py` of the one for video.
 """
 
 import importlib

@@ -43,7 +43,7 @@ class Config(min_cut_slots.Config):
 
 @dataclass(frozen=True)
 class Outputs:
-    """Everything on the way from two frames to their reconstructions. But in `slots` and `masks`, slot i means the same in both.
+    """Everything on the way from two frames to their reconstructions. Except in `masks` and `slots`, slot i is one object in both.
 
     Attributes:
         masks: the cut masks of each frame, summing to 1 over slots, in that frame's own order of slots.
