@@ -13,8 +13,8 @@ from cutslots.bench._worker import SLOW_SECONDS, StoppedError, Worker
 
 # Each method is timed in so many turns, so that what else the machine does meets all of them.
 TURNS, TURN_SECONDS, CELL_SECONDS = 5, 0.1, 6.0
-# A step below this says little about one of a larger batch.
-TELLING_SECONDS = 0.05
+# The time of smaller batches says little about that of larger ones.
+TELLING_BATCH = 16
 Cell = dict[str, Any]
 
 
@@ -87,24 +87,31 @@ class Cells:
         needed = method.bytes(pixels, batch)
         reason = refusal(name, size)
         if not reason and needed > self.memory:
-            reason = f"needs about {needed / 1e9:,.1f} GB, more than {self.memory / 1e9:.1f}: {method.why(pixels)}"
+            gigabytes = f"{needed / 1e9:,.{1 if needed < 1e11 else 0}f} GB"
+            reason = f"needs about {gigabytes}, more than {self.memory / 1e9:.1f}: {method.why(pixels)}"
         return {"status": "not run", "reason": reason} if reason else self._from_before(name, size, batch)
 
     def _from_before(self, name: str, size: int, batch: int) -> Cell:
-        """The same from what smaller cells of this method took, which no larger one can undercut."""
-        for cell in self.done:
-            if cell["method"] != name or cell["size"] > size or cell["batch"] > batch:
-                continue
-            at = f"{_where(cell)}"
+        """The same from what smaller cells of this method took; the nearest tells most."""
+        method = METHODS[name]
+        smaller = [cell for cell in self.done if cell["method"] == name and cell["size"] <= size and cell["batch"] <= batch]
+        for cell in smaller:
             if cell["status"] in ("stopped", "unequal"):
-                return {"status": "not run", "reason": f"{cell['status']} at {at} already ({cell['reason']})"}
-            growth = (size / cell["size"]) ** (2 * METHODS[name].growth)
-            setup = cell.get("setup_seconds", 0) * growth * (not cell.get("factor_from_disk"))
-            step = cell.get("seconds", 0)
-            step *= growth * batch / cell["batch"] if step > TELLING_SECONDS else 0
-            for what, seconds, limit in (("preparing", setup, self.setup_limit), ("a step", step, self.limit)):
+                return {"status": "not run", "reason": f"{cell['status']} at {_where(cell)} already ({cell['reason']})"}
+        measured = sorted(
+            (cell for cell in smaller if cell["status"] == "measured"), key=lambda cell: (cell["size"], cell["batch"])
+        )
+        for cell in measured[-1:]:
+            growth = (size / cell["size"]) ** (2 * method.growth)
+            # A small batch is mostly overhead for what solves all cuts at once.
+            more = batch / cell["batch"] if method.one_by_one or cell["batch"] >= TELLING_BATCH else 1
+            setup = cell["setup_seconds"] * growth * (not cell["factor_from_disk"])
+            for what, seconds, limit in (
+                ("preparing", setup, self.setup_limit),
+                ("a step", cell["seconds"] * growth * more, self.limit),
+            ):
                 if seconds > limit:
-                    return {"status": "not run", "reason": f"{what} would take {seconds:,.0f} s or more, by what {at} took"}
+                    return {"status": "not run", "reason": f"{what} would take about {seconds:,.0f} s, by what {_where(cell)} took"}
         return {}
 
 

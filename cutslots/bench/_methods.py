@@ -54,7 +54,8 @@ class Method:
         build: makes the solver of a size on a device.
         bytes: about how much memory it needs, for a number of pixels and a batch.
         why: what of that is large, for a number of pixels.
-        growth: a step's time rises at least as this power of the number of pixels.
+        growth: a step's time rises about as this power of the number of pixels.
+        one_by_one: whether it solves one cut after the other, so that its time is that of one cut times their number.
         module, install: the package it needs, and the command that brings it.
         cached: whether it keeps a factor on disk.
         cuda: whether it runs on a GPU; the others run on the CPU.
@@ -66,6 +67,7 @@ class Method:
     bytes: Callable[[int, int], float]
     why: Callable[[int], str] = lambda pixels: "its working arrays"
     growth: float = 1
+    one_by_one: bool = False
     module: str | None = None
     install: str | None = None
     cached: bool = False
@@ -135,15 +137,17 @@ METHODS = OWN | {
         lambda V, b: 2000 * V + 8 * weights_bytes(V, b), module="cholespy", install=PEERS, cuda=True,
     ),
     "qpth": Method(
-        "qpth: interior points on dense matrices", peers.Qpth, lambda V, b: 8 * (13 * V) ** 2 * (3 + 4 * b), _why_dense, growth=2,
+        "qpth: interior points on dense matrices", peers.Qpth, lambda V, b: 8 * (13 * V) ** 2 * (3 + 4 * b), _why_dense,
+        growth=2, one_by_one=True,
         module="qpth", install="pip install --no-deps qpth", cuda=True,
     ),
     "cvxpylayers": Method(
-        "cvxpylayers: SCS, differentiated by diffcp", peers.CvxpyLayers, lambda V, b: 200 * weights_bytes(V, b),
+        "cvxpylayers: SCS, differentiated by diffcp", peers.CvxpyLayers, lambda V, b: 200 * weights_bytes(V, b), one_by_one=True,
         module="cvxpylayers", install=PEERS,
     ),
     "osqp": Method(
         "OSQP on the linear program, forward only: for scale", peers.Osqp, lambda V, b: 10_000 * V + 4 * weights_bytes(V, b),
+        one_by_one=True,
         module="osqp", install=PEERS, tolerance=None,
     ),
 }  # fmt: skip

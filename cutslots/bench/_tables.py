@@ -60,14 +60,14 @@ def _table(size: int, cells: list[dict[str, Any]]) -> Table:
 
 
 def _reasons(cells: list[dict[str, Any]]) -> Iterable[str]:
-    """Why cells are empty, one line a method and reason."""
-    grouped: dict[tuple[str, str], list[str]] = {}
+    """Why cells are empty: a line a method and status, with the reason of the smallest batch."""
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in cells:
         if cell["status"] != "measured":
-            what = f"{cell['status']}: {cell['reason']}"
-            grouped.setdefault((cell["method"], what), []).append(str(cell["batch"]))
-    for (method, what), batches in grouped.items():
-        yield f"{method}, {', '.join(batches)} cuts, {what}"
+            grouped.setdefault((cell["method"], cell["status"]), []).append(cell)
+    for (method, status), alike in grouped.items():
+        batches = ", ".join(str(cell["batch"]) for cell in alike)
+        yield f"{method}, {batches} cuts, {status}: {alike[0]['reason']}"
 
 
 def _headline(rows: list[dict[str, Any]]) -> Table:

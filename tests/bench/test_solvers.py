@@ -80,10 +80,21 @@ def test_what_would_go_over_a_limit_is_not_run_and_says_why():
     assert kkt["reason"].startswith("needs about 2")
     assert "(2V)^2 / 2 = 537 M numbers" in kkt["reason"]
     assert "at most 400 vertices" in dense["reason"]
-    cells.done = [{"method": "dct", "size": 8, "batch": 1, "status": "measured", "setup_seconds": 0.1, "seconds": 1.0}]
-    cells.measure(["dct"], 16, [4])
+    cells.done = [
+        {
+            "method": "dct",
+            "size": 8,
+            "batch": batch,
+            "status": "measured",
+            "setup_seconds": 0.1,
+            "factor_from_disk": False,
+            "seconds": 1.0,
+        }
+        for batch in (1, 32)
+    ]
+    cells.measure(["dct"], 16, [128])
     assert cells.done[-1]["status"] == "not run"
-    assert cells.done[-1]["reason"] == "a step would take 16 s or more, by what 8 x 8, 1 cuts took"
+    assert cells.done[-1]["reason"] == "a step would take about 16 s, by what 8 x 8, 32 cuts took"
 
 
 def test_what_takes_too_long_is_stopped_and_stays_stopped():
