@@ -14,6 +14,7 @@ from cutslots.errors import InputError
 from cutslots.files import home, write_text
 from cutslots.report.animation import clip_animation
 from cutslots.report.figures import sample_figure
+from cutslots.report.scores import set_name
 from cutslots.runlog import RunLog, SystemMetrics, find_run, git_commit, package_model
 from cutslots.train import Observer, Result, RunConfig, checkpoint, fit
 from cutslots.train.config import RESUMABLE, differences, from_json, signature
@@ -40,7 +41,12 @@ class Tracking(Observer):
 
     def started(self, start: Start) -> None:
         manifest = Manifest.load(self.data_dir)
-        about = {"source": manifest.source, "data": str(self.data_dir.absolute()), "experiment": self.experiment}
+        about = {
+            "source": manifest.source,
+            "set": set_name(manifest),
+            "data": str(self.data_dir.absolute()),
+            "experiment": self.experiment,
+        }
         write_text(self.run_dir / ABOUT, json.dumps(about, indent=2) + "\n")
         log = RunLog(self.run_dir, experiment=self.experiment, run_name=self.run_dir.name, say=self.terminal.say)
         values = options.flat(self.config)
