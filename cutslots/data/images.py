@@ -30,7 +30,8 @@ def ids(data: bytes | memoryview) -> np.ndarray:
 def _decoded(data: bytes | memoryview, modes: tuple[str, ...]) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.load()
+            image.verify()  # the checksums of PNG's chunks, which decoding leaves out; the image is of no use afterwards
+        with Image.open(io.BytesIO(data)) as image:
             mode, pixels = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"the image is damaged ({error}). Fetch or copy it again.") from None

@@ -1,8 +1,10 @@
 """The ClevrTex source on miniature trees in the published layout, and on the rendered sets where they are at hand."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,19 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flip(path: Path) -> None:
+    """The first bit of the compressed pixels whose change a PNG decoder does not notice, though it gives other ids."""
+    content = path.read_bytes()
+    for bit in range(8 * content.index(b"IDAT") + 32, 8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with suppress(OSError, SyntaxError, ValueError), Image.open(io.BytesIO(flipped)) as image:
+            if (np.asarray(image) != truth(13)[1]).any():
+                path.write_bytes(flipped)
+                return
+    raise AssertionError("every change is noticed")
+
+
 def without(*keys: str) -> str:
     return json.dumps({name: value for name, value in metadata(13, "full").items() if name not in keys})
 
@@ -122,6 +137,7 @@ def test_incomplete_trees_are_refused_before_anything_is_written(
     [
         (damage(".png", cut), r"CLEVRTEX_full_000013\.png: the image is damaged"),
         (damage("_flat.png", cut), r"CLEVRTEX_full_000013_flat\.png: the image is damaged"),
+        (damage("_flat.png", flip), r"CLEVRTEX_full_000013_flat\.png: the image is damaged"),
         (damage("_flat.png", lambda path: path.write_bytes(b"")), r"_flat\.png: the image is damaged"),
         (damage("_flat.png", lambda path: ids_image(truth(13)[1]).convert("RGB").save(path)), r"_flat\.png: .* mode RGB; .*P or L"),
         (
