@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cutslots.cli._counting import Counting
+from cutslots.cli._places import place
 from cutslots.errors import InputError
-from cutslots.files import home, write_text
+from cutslots.files import write_text
 
 if TYPE_CHECKING:
     from cutslots.data import Batches, Manifest
@@ -142,7 +143,7 @@ def _open(chosen: argparse.Namespace, model: Any) -> list[_Set]:
 
     sets = []
     for where in chosen.data:
-        folder = local(_place(where))
+        folder = local(place(where))
         manifest = Manifest.load(folder)
         with naming(where):
             split, notes = _split(manifest, chosen.split)
@@ -152,14 +153,6 @@ def _open(chosen: argparse.Namespace, model: Any) -> list[_Set]:
     _tell_apart(sets)
     _choose_keys(sets, list(dict.fromkeys(chosen.by)))
     return sets
-
-
-def _place(where: str) -> Path | str:
-    """The path or URI that was given, or else the folder of that name in the home folder."""
-    from cutslots.data.places import is_uri
-
-    stored = home() / "data" / where
-    return stored if not is_uri(where) and not Path(where).exists() and stored.exists() else where
 
 
 def _split(manifest: "Manifest", asked: str | None) -> tuple[str, list[str]]:
@@ -209,8 +202,11 @@ def _choose_keys(sets: list[_Set], asked: list[str]) -> None:
 
 
 def _trained_on(path: Path) -> str | None:
-    """The source of the data that the model of a run was trained on; None for a model outside of one."""
+    """The set that the model of a run was trained on; None for a model outside of one."""
     from cutslots.launch.local import ABOUT, run_folder
 
     folder = run_folder(path)
-    return json.loads((folder / ABOUT).read_text())["source"] if folder else None
+    if not folder:
+        return None
+    about = json.loads((folder / ABOUT).read_text())
+    return about.get("set", about["source"])  # runs of earlier versions have the source alone

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cutslots import options
 from cutslots.cli._counting import Counting
+from cutslots.cli._places import place
 from cutslots.cli._texts import options_table
 from cutslots.errors import InputError
 from cutslots.files import home
@@ -23,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", metavar="SOURCE", help=f"which dataset: {', '.join(sources.names())}")
     parser.add_argument(
-        "--data", metavar="DIR", help="its prepared folder or the URI of one; the built-in `scenes` are made when it is missing"
+        "--data",
+        metavar="DIR",
+        help="its prepared folder, the name of one in CUTSLOTS_HOME/data, or the URI of one; without it SOURCE is the name, and the "
+        "built-in `scenes` are made when they are missing",
     )
     parser.add_argument("--preset", help=f"the settings to start from: {', '.join(PRESETS)} (default small)")
     parser.add_argument(
@@ -57,7 +61,7 @@ def run(chosen: argparse.Namespace) -> None:
 
     if chosen.resume:
         run_dir, config, about = stored_run(chosen.resume)
-        data_dir, experiment = local(chosen.data or about["data"]), about["experiment"]
+        data_dir, experiment = local(place(chosen.data or about["data"])), about["experiment"]
         if chosen.preset or chosen.name:
             raise InputError("--resume RUN takes RUN's own settings; leave out --preset and --name.")
     else:
@@ -83,7 +87,8 @@ def run(chosen: argparse.Namespace) -> None:
         best = train_here(
             config, data_dir, run_dir, experiment=experiment, device=chosen.device, resume=resume, debug=chosen.debug
         ).best
-    print(f"best ARI-FG {best['ari_fg']:.4f}, mIoU {best['miou']:.4f} at step {best['step']:.0f} of {config.train.steps}")
+    metric = config.train.best_metric
+    print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")
     print(f"evaluate it: cutslots evaluate {run_dir.name} --data {data_dir}      look at it: cutslots ui")
 
 
@@ -96,7 +101,7 @@ def _data_dir(chosen: argparse.Namespace) -> Path:
     from cutslots.launch.prepare import prepare
 
     if chosen.data:
-        return local(chosen.data)
+        return local(place(chosen.data))
     source = sources.load(chosen.source)
     default = home() / "data" / chosen.source
     if not source.NEEDS_RAW and not (default / "manifest.json").exists():
