@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="DIR",
-        help="its prepared folder, the name of one in CUTSLOTS_HOME/data, or the URI of one; without it SOURCE is the name, and the "
-        "built-in `scenes` are made when they are missing",
+        help="its prepared folder, the name of one in CUTSLOTS_HOME/data, or the URI of one; default SOURCE, and the built-in "
+        "`scenes` are made when they are missing",
     )
     parser.add_argument("--preset", help=f"the settings to start from: {', '.join(PRESETS)} (default small)")
     parser.add_argument(
