@@ -28,7 +28,8 @@ LOG = logging.getLogger("cutslots.qp")
 SUBTREE = 128
 # Up to this size a panel's diagonal block is inverted once, which turns its solve into a product.
 INVERT_UP_TO = 256
-# On a GPU a product with the whole inverse is one kernel; a substitution is a chain of hundreds. 1 GB in float32.
+# On a GPU a product with the whole inverse is one kernel; a substitution is a chain of hundreds. 1 GB in float32, 9 GB while it is
+# made. Chosen by that memory, not by a measurement: no GPU was at hand (`cutslots bench solvers` measures it).
 DENSE_UP_TO = 16_384
 
 
@@ -58,7 +59,9 @@ class Factor:
         """
         key = rhs.device, rhs.dtype, invert
         if key not in self._engines:
-            self._engines[key] = self._engine(*key)
+            # Made for all later steps, also when the first one runs in inference mode.
+            with torch.inference_mode(False):
+                self._engines[key] = self._engine(*key)
         return self._engines[key](rhs)
 
     def panels(self) -> list[tuple[int, int, Tensor, Tensor]]:
@@ -97,6 +100,10 @@ class Factor:
     def __deepcopy__(self, memo: dict) -> "Factor":
         """Copies of a layer share its factor; it never changes."""
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arrays; engines belong to their process (cuSPARSE's are addresses)."""
+        return self.__dict__ | {"_engines": {}}
 
 
 class _Panels:
@@ -150,14 +157,28 @@ def factorise(matrix: Any, transposed: bool = False) -> Factor:
     """Factor a sparse M, or with `transposed` the matrix A A^T of a sparse A, which CHOLMOD never forms.
 
     Raises:
-        InputError: the matrix is not positive definite; for A A^T, rows of A are linearly dependent.
+        InputError: the matrix is not positive definite up to rounding (for A A^T: rows of A are linearly dependent), or its factor
+            does not fit in memory.
     """
+    largest = float((matrix.multiply(matrix).sum(1) if transposed else matrix.diagonal()).max())
     try:
-        lower, permutation = _cholmod(matrix, transposed) if has_cholmod() else _superlu(matrix, transposed)
-    except (ArithmeticError, RuntimeError) as error:
+        lower, permutation = (_cholmod if has_cholmod() else _superlu)(matrix, transposed)
+        # Where the exact pivot is 0, rounding leaves one of either sign.
+        if lower.diagonal().min() ** 2 <= len(permutation) * np.finfo(float).eps * largest:
+            raise _NotPositiveDefiniteError
+    except _NotPositiveDefiniteError as error:
         what = "A A^T is singular: rows of A are linearly dependent. Leave out the ones that follow from others."
-        raise InputError(what if transposed else f"the matrix is not positive definite ({error}).") from error
+        raise InputError(what if transposed else "the matrix is not positive definite.") from error
+    except MemoryError as error:
+        raise InputError(
+            f"the factor of a matrix with {matrix.shape[0]:,} rows does not fit in memory. "
+            'Take a smaller problem; for cuts, solver="auto" needs far less than "kkt".'
+        ) from error
     return _parted(lower, permutation)
+
+
+class _NotPositiveDefiniteError(ArithmeticError):
+    pass
 
 
 def has_cholmod() -> bool:
@@ -170,24 +191,28 @@ def has_cholmod() -> bool:
 
 
 def _cholmod(matrix: Any, transposed: bool) -> tuple[sp.csc_array, np.ndarray]:
-    from sksparse.cholmod import CholmodError, cholesky, cholesky_AAt
+    import sksparse.cholmod as cholmod
 
     try:
-        factor = (cholesky_AAt if transposed else cholesky)(sp.csc_matrix(matrix))
-        lower = sp.csc_array(factor.L())
-    except CholmodError as error:
-        raise ArithmeticError(str(error)) from error
-    return lower, factor.P()
+        factor = (cholmod.cholesky_AAt if transposed else cholmod.cholesky)(sp.csc_matrix(matrix))
+        return sp.csc_array(factor.L()), factor.P()
+    except cholmod.CholmodNotPositiveDefiniteError as error:
+        raise _NotPositiveDefiniteError from error
+    except (cholmod.CholmodOutOfMemoryError, cholmod.CholmodTooLargeError) as error:
+        raise MemoryError from error
 
 
 def _superlu(matrix: Any, transposed: bool) -> tuple[sp.csc_array, np.ndarray]:
     if transposed:
         matrix = matrix @ matrix.T
     # Pivots stay on the diagonal, so L U = M with U = D L^T, and Cholesky's L is L sqrt(D).
-    factor = splu(sp.csc_matrix(matrix), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    try:
+        factor = splu(sp.csc_matrix(matrix), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    except RuntimeError as error:  # SuperLU's word for a pivot of exactly 0
+        raise _NotPositiveDefiniteError from error
     pivots = factor.U.diagonal()
     if not np.array_equal(factor.perm_r, factor.perm_c) or not np.all(pivots > 0):
-        raise ArithmeticError("a pivot is not positive")
+        raise _NotPositiveDefiniteError
     return sp.csc_array(factor.L @ sp.diags_array(np.sqrt(pivots))), np.argsort(factor.perm_c)
 
 

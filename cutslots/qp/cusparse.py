@@ -6,7 +6,9 @@ the factor, the operands and the workspace are torch tensors whose addresses cuS
 libraries. Calls go to torch's current stream and none waits for the GPU.
 """
 
-from dataclasses import dataclass
+import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,62 +49,73 @@ class Substitution:
         self.permutation = factor.permutation.to(device)
         self.inverse_permutation = torch.argsort(self.permutation)
         self.plans: dict[tuple[int, int], _Plan] = {}
+        # A plan's operands serve one call after the other: layers of several threads may share this factor.
+        self.lock = threading.Lock()
 
     def solve(self, rhs: Tensor) -> Tensor:
         if not len(rhs):
             return rhs.clone()
         import cupy
 
-        with torch.cuda.device(self.device), cupy.cuda.Device(self.device.index or 0):
+        with self.lock, torch.cuda.device(self.device), cupy.cuda.Device(self.device.index or 0):
             stream = torch.cuda.current_stream().cuda_stream
             with cupy.cuda.ExternalStream(stream):
                 return self._plan(len(rhs), stream).run(rhs, self.permutation, self.inverse_permutation)
 
     def _plan(self, batch: int, stream: int) -> "_Plan":
-        plan = self.plans.pop((batch, stream), None) or _Plan.made(self, batch)
+        plan = self.plans.pop((batch, stream), None)
+        if plan is None:
+            # Made for all later steps, also when the first one runs in inference mode.
+            with torch.inference_mode(False):
+                plan = _Plan(self, batch)
         self.plans[batch, stream] = plan
         while len(self.plans) > self.KEPT:
-            self.plans.pop(next(iter(self.plans))).destroy()
+            # A solve may still run with the oldest one's operands, on whatever stream.
+            torch.cuda.synchronize(self.device)
+            del self.plans[next(iter(self.plans))]
         return plan
 
 
-@dataclass
 class _Plan:
     """What one batch size needs: operands B -> X -> Y, and for each of the two solves its descriptor and workspace.
 
-    The operands are `(batch, n)` row-major, which is cuSPARSE's column-major `n x batch`.
+    The operands are `(batch, n)` row-major, which is cuSPARSE's column-major `n x batch`. cuSPARSE's handles go when the plan does.
     """
 
-    operands: list[Tensor]
-    dense: list[int]
-    sparse: int
-    solves: list[tuple[int, int, Tensor]]  # operation, descriptor, workspace
-    one: np.ndarray
-    kind: int
-
-    @classmethod
-    def made(cls, of: Substitution, batch: int) -> "_Plan":
+    def __init__(self, of: Substitution, batch: int) -> None:
         from cupy_backends.cuda.libs import cusparse as cs
 
         single = of.dtype == torch.float32
-        kind = 0 if single else 1  # cudaDataType: CUDA_R_32F, CUDA_R_64F
-        one = np.ones(1, dtype=np.float32 if single else np.float64)
-        operands = [torch.empty(batch, of.n, dtype=of.dtype, device=of.device) for _ in range(3)]
-        dense = [cs.createDnMat(of.n, batch, of.n, operand.data_ptr(), kind, cs.CUSPARSE_ORDER_COL) for operand in operands]
-        sparse = cs.createCsr(
-            of.n, of.n, len(of.values), of.indptr.data_ptr(), of.indices.data_ptr(), of.values.data_ptr(),
-            cs.CUSPARSE_INDEX_32I, cs.CUSPARSE_INDEX_32I, cs.CUSPARSE_INDEX_BASE_ZERO, kind,
+        self.kind = 0 if single else 1  # cudaDataType: CUDA_R_32F, CUDA_R_64F
+        self.one = np.ones(1, dtype=np.float32 if single else np.float64)
+        self.factor = of.indptr, of.indices, of.values  # what the handles point at lives as long as they do
+        self.operands = [torch.empty(batch, of.n, dtype=of.dtype, device=of.device) for _ in range(3)]
+        self.dense = [
+            self._kept(cs.createDnMat(of.n, batch, of.n, each.data_ptr(), self.kind, cs.CUSPARSE_ORDER_COL), cs.destroyDnMat)
+            for each in self.operands
+        ]
+        indptr, indices, values = (array.data_ptr() for array in self.factor)
+        self.sparse = self._kept(
+            cs.createCsr(
+                of.n, of.n, len(of.values), indptr, indices, values,
+                cs.CUSPARSE_INDEX_32I, cs.CUSPARSE_INDEX_32I, cs.CUSPARSE_INDEX_BASE_ZERO, self.kind,
+            ),
+            cs.destroySpMat,
         )  # fmt: skip
-        cs.spMatSetAttribute(sparse, cs.CUSPARSE_SPMAT_FILL_MODE, cs.CUSPARSE_FILL_MODE_LOWER)
-        cs.spMatSetAttribute(sparse, cs.CUSPARSE_SPMAT_DIAG_TYPE, cs.CUSPARSE_DIAG_TYPE_NON_UNIT)
-        plan = cls(operands, dense, sparse, [], one, kind)
+        cs.spMatSetAttribute(self.sparse, cs.CUSPARSE_SPMAT_FILL_MODE, cs.CUSPARSE_FILL_MODE_LOWER)
+        cs.spMatSetAttribute(self.sparse, cs.CUSPARSE_SPMAT_DIAG_TYPE, cs.CUSPARSE_DIAG_TYPE_NON_UNIT)
+        self.solves: list[tuple[int, int, Tensor]] = []  # operation, descriptor, workspace
         for step, operation in enumerate((cs.CUSPARSE_OPERATION_NON_TRANSPOSE, cs.CUSPARSE_OPERATION_TRANSPOSE)):
-            descriptor = cs.spSM_createDescr()
-            bytes_ = cs.spSM_bufferSize(*plan._arguments(step, operation), descriptor)
-            workspace = torch.empty(max(bytes_, 1), dtype=torch.uint8, device=of.device)
-            cs.spSM_analysis(*plan._arguments(step, operation), descriptor, workspace.data_ptr())
-            plan.solves.append((operation, descriptor, workspace))
-        return plan
+            descriptor = self._kept(cs.spSM_createDescr(), cs.spSM_destroyDescr)
+            needed = cs.spSM_bufferSize(*self._arguments(step, operation), descriptor)
+            workspace = torch.empty(max(needed, 1), dtype=torch.uint8, device=of.device)
+            cs.spSM_analysis(*self._arguments(step, operation), descriptor, workspace.data_ptr())
+            self.solves.append((operation, descriptor, workspace))
+
+    def _kept(self, handle: int, destroy: Callable[[int], None]) -> int:
+        """A handle that is destroyed when the plan goes, also when making it fails half-way; not at the interpreter's end."""
+        weakref.finalize(self, destroy, handle).atexit = False
+        return handle
 
     def run(self, rhs: Tensor, permutation: Tensor, inverse_permutation: Tensor) -> Tensor:
         from cupy_backends.cuda.libs import cusparse as cs
@@ -112,17 +125,6 @@ class _Plan:
             self.operands[step + 1].zero_()  # SpSM needs its output cleared
             cs.spSM_solve(*self._arguments(step, operation), descriptor, workspace.data_ptr())
         return self.operands[2].index_select(1, inverse_permutation)
-
-    def destroy(self) -> None:
-        from cupy_backends.cuda.libs import cusparse as cs
-
-        # A solve may still be running with these.
-        torch.cuda.current_stream().synchronize()
-        for _, descriptor, _ in self.solves:
-            cs.spSM_destroyDescr(descriptor)
-        for matrix in self.dense:
-            cs.destroyDnMat(matrix)
-        cs.destroySpMat(self.sparse)
 
     def _arguments(self, step: int, operation: int) -> tuple[Any, ...]:
         """What every SpSM call takes, but its descriptor: op(L) operands[step + 1] = operands[step]."""

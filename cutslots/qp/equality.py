@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from cutslots.errors import InputError
 from cutslots.qp import factors
+from cutslots.qp.checks import floating, positive
 from cutslots.qp.linear_map import LinearMap
-from cutslots.qp.program import positive
+from cutslots.qp.tables import Tables
 
 
 class EqualityQP(nn.Module):
@@ -43,10 +44,12 @@ class EqualityQP(nn.Module):
         super().__init__()
         matrix, shape = _sparse(A)
         self.num_constraints, self.num_variables = shape
-        right = np.asarray(b.detach().cpu() if isinstance(b, Tensor) else b, dtype=np.float64)
+        right = np.array(b.detach().cpu() if isinstance(b, Tensor) else b, dtype=np.float64)
         if right.shape != (self.num_constraints,):
             raise InputError(f"b has shape {right.shape}; A of shape {shape} needs ({self.num_constraints},).")
-        regular = np.asarray(gamma.detach().cpu() if isinstance(gamma, Tensor) else gamma, dtype=np.float64)
+        if not np.isfinite(right).all():
+            raise InputError("b holds numbers that are not finite.")
+        regular = np.array(gamma.detach().cpu() if isinstance(gamma, Tensor) else gamma, dtype=np.float64)
         if regular.shape not in ((), (self.num_variables,)):
             raise InputError(f"gamma has shape {regular.shape}; give one number, or one a variable, ({self.num_variables},).")
         positive("gamma" if regular.ndim == 0 else "the least gamma", float(regular.min()))
@@ -56,12 +59,14 @@ class EqualityQP(nn.Module):
         self.scale = float(weights[0])
         relative = np.sqrt(self.scale / weights)
         self.factor = factors.of_constraints(sp.csr_array(matrix @ sp.diags_array(relative)), f"A A^T of a {shape} program")
-        self._matrix, self._b, self._inverse = matrix, right, 1 / weights
-        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor, Tensor]] = {}
+        coo = matrix.tocoo()
+        index = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+        constraints = torch.sparse_coo_tensor(index, torch.from_numpy(coo.data), shape, check_invariants=True).coalesce()
+        self._tables = Tables(constraints, right, 1 / weights)
 
     def forward(self, c: Float[Tensor, "batch n"], b: Float[Tensor, "batch m"] | None = None) -> Float[Tensor, "batch n"]:
         c = self._checked("c", c, self.num_variables)
-        right = self._table(c)[1].expand(len(c), -1) if b is None else self._checked("b", b, self.num_constraints).to(c)
+        right = self._tables.on(c)[1].expand(len(c), -1) if b is None else self._checked("b", b, self.num_constraints).to(c)
         if len(right) != len(c):
             raise InputError(f"c has {len(c)} rows and b {len(right)}; give one b a cost.")
         return LinearMap.apply(self._minimiser, self._transposed, c, right)
@@ -70,30 +75,19 @@ class EqualityQP(nn.Module):
         return f"{self.num_constraints} constraints, {self.num_variables} variables"
 
     def _minimiser(self, c: Tensor, b: Tensor) -> Tensor:
-        A, _, inverse = self._table(c)
+        A, _, inverse = self._tables.on(c)
         multipliers = -self.scale * self.factor.solve(b + _times(A, c * inverse))
         return -(c + _times(A.mT, multipliers)) * inverse
 
     def _transposed(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        A, _, inverse = self._table(grad)
+        A, _, inverse = self._tables.on(grad)
         spread = self.scale * self.factor.solve(_times(A, grad * inverse))
         return (_times(A.mT, spread) - grad) * inverse, spread
 
-    def _table(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A, b and G^-1 where the data is and in its precision, each rounded once from float64."""
-        key = like.device, like.dtype
-        if key not in self._tables:
-            coo = self._matrix.tocoo()
-            index = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
-            A = torch.sparse_coo_tensor(index, torch.from_numpy(coo.data), coo.shape, check_invariants=True).coalesce()
-            tables = A, torch.from_numpy(self._b), torch.from_numpy(self._inverse)
-            self._tables[key] = tuple(table.to(*key) for table in tables)  # type: ignore[assignment]
-        return self._tables[key]
-
     def _checked(self, name: str, values: Tensor, width: int) -> Tensor:
-        if values.ndim != 2 or values.shape[1] != width or not values.is_floating_point():
-            raise InputError(f"{name} is {values.dtype} of shape {tuple(values.shape)}; give floating-point (batch, {width}).")
-        return values if values.dtype in (torch.float32, torch.float64) else values.float()
+        if values.ndim != 2 or values.shape[1] != width:
+            raise InputError(f"{name} has shape {tuple(values.shape)}; this program takes (batch, {width}).")
+        return floating(name, values)
 
 
 def _times(matrix: Tensor, rows: Tensor) -> Tensor:
@@ -111,7 +105,7 @@ def _sparse(A: Any) -> tuple[sp.csr_array, tuple[int, int]]:
         A = np.asarray(A, dtype=np.float64)
     if A.ndim != 2 or 0 in A.shape:
         raise InputError(f"A has shape {A.shape}; a constraint matrix is (m, n) with at least one row and one column.")
-    matrix = sp.csr_array(A, dtype=np.float64)
+    matrix = sp.csr_array(A, dtype=np.float64, copy=True)
     matrix.sum_duplicates()
     if not np.isfinite(matrix.data).all():
         raise InputError("A holds numbers that are not finite.")

@@ -113,28 +113,43 @@ def clear() -> list[Stored]:
     """Delete every factor file of this node; returns what was deleted. Layers that live keep their factors."""
     deleted = stored()
     for path in folder().glob("*"):
-        if path.suffix in (".safetensors", ".lock", ".tmp"):
+        # Locks stay: a process that waits at one would otherwise guard a file that nobody else sees.
+        if path.suffix == ".safetensors" or path.name.startswith("."):
             path.unlink(missing_ok=True)
     return deleted
 
 
 def _from_disk(key: str, about: str, build: Callable[[], Factor]) -> Factor:
-    path, factor = folder() / f"{key}.safetensors", None
+    path = folder() / f"{key}.safetensors"
+    # Read without the lock first: files appear whole, and a folder may be one that others have filled and this process only reads.
+    factor = _read_or_say(path, key)
+    if factor is not None:
+        return factor
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock"), about):
-            if path.exists():
-                try:
-                    return _read(path, key)
-                except InputError as problem:
-                    LOG.warning("%s It is computed anew.", problem)
+            factor = _read_or_say(path, key, quiet=True)
+            if factor is not None:
+                return factor
             factor = build()
             _write(path, key, about, factor)
             # From the file again, so that all processes map one copy.
             return _read(path, key)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         LOG.warning("The factor of %s is not kept on disk (%s); CUTSLOTS_FACTORS names another folder.", about, error)
         return build() if factor is None else factor
+
+
+def _read_or_say(path: Path, key: str, quiet: bool = False) -> Factor | None:
+    """The factor of a file; None where there is none that can be used, and why."""
+    try:
+        return _read(path, key)
+    except FileNotFoundError:
+        return None
+    except (InputError, OSError) as problem:
+        if not quiet:
+            LOG.warning("%s It is computed anew.", problem)
+        return None
 
 
 @contextmanager
@@ -153,6 +168,7 @@ def _write(path: Path, key: str, about: str, factor: Factor) -> None:
     metadata = {"cutslots_factor": VERSION, "key": key, "about": about, "sha256": _checksum(arrays)}
     with atomic(path) as temporary:
         save_file(arrays, temporary, metadata)
+        temporary.chmod(0o644)
 
 
 def _read(path: Path, key: str | None = None) -> Factor:
@@ -161,6 +177,8 @@ def _read(path: Path, key: str | None = None) -> Factor:
             metadata = file.metadata() or {}
             if metadata.get("cutslots_factor") != VERSION:
                 raise InputError(f"{path} is of version {metadata.get('cutslots_factor')}, not {VERSION}.")
+            if set(file.keys()) != set(ARRAYS) or not {"key", "about", "sha256"} <= set(metadata):
+                raise InputError(f"{path} is no factor file.")
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
     except SafetensorError as error:
         raise InputError(f"{path} is cut short or no factor file ({error}).") from error
@@ -177,7 +195,7 @@ def _examined(path: Path) -> Stored:
         _read(path)
         with safe_open(path, framework="pt") as file:
             return Stored(path, size, file.metadata()["about"], None)
-    except InputError as problem:
+    except (InputError, OSError) as problem:
         return Stored(path, size, "unknown", str(problem))
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutslots.errors import InputError
+from cutslots.qp.tables import Tables
 
 
 class Edges(NamedTuple):
@@ -42,14 +43,12 @@ class Graph(Protocol):
             the first axis.
         num_vertices: n, vertices that exist; s and t are not counted.
         vertices: which places of the flattened `shape` are the vertices 0..n-1; None when all are.
-        exists: bool of `layout`, which weights are an edge's; None when all are.
     """
 
     shape: tuple[int, ...]
     layout: tuple[int, ...]
     num_vertices: int
     vertices: np.ndarray | None
-    exists: np.ndarray | None
 
     def edges(self) -> Edges: ...
 
@@ -58,6 +57,10 @@ class Graph(Protocol):
     def gradient(self, potentials: Tensor, terminals: Tensor) -> Tensor: ...
 
     def terminal_edges(self, of_edges: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def only_edges(self, of_edges: Tensor) -> Tensor: ...
+
+    def only_vertices(self, of_vertices: Tensor) -> Tensor: ...
 
     def __str__(self) -> str: ...
 
@@ -99,9 +102,8 @@ class EdgeList:
         self.shape: tuple[int, ...] = (num_vertices,)
         self.layout: tuple[int, ...] = (len(pairs) + 2 * num_vertices,)
         self.vertices: np.ndarray | None = None
-        self.exists: np.ndarray | None = None
         self._pairs = pairs.astype(np.int64)
-        self._ends: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._ends = Tables(*np.ascontiguousarray(self._pairs.T))
 
     def edges(self) -> Edges:
         n = self.num_vertices
@@ -114,13 +116,13 @@ class EdgeList:
         """B^T w: what flows out of each vertex minus what flows in, and the same for (s, t)."""
         source, sink = self.terminal_edges(weights)
         between = weights[:, : len(self._pairs)]
-        tail, head = self._tails_and_heads(weights.device)
+        tail, head = self._ends.on(weights)
         potentials = (sink - source).index_add(1, tail, between).index_add(1, head, between, alpha=-1)
         return potentials, torch.stack([source.sum(1), -sink.sum(1)], dim=1)
 
     def gradient(self, potentials: Float[Tensor, "batch n"], terminals: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch weights"]:
         """B p: the drop of the potential along each edge, the transpose of `divergence`."""
-        tail, head = self._tails_and_heads(potentials.device)
+        tail, head = self._ends.on(potentials)
         between = potentials[:, tail] - potentials[:, head]
         return torch.cat([between, terminals[:, :1] - potentials, potentials - terminals[:, 1:]], dim=1)
 
@@ -128,26 +130,33 @@ class EdgeList:
         """The part of s -> vertex and of vertex -> t of something in the layout."""
         return of_edges[:, len(self._pairs) : -self.num_vertices], of_edges[:, -self.num_vertices :]
 
+    def only_edges(self, of_edges: Tensor) -> Tensor:
+        """Something in the layout, 0 where no edge exists: here every edge does."""
+        return of_edges
+
+    def only_vertices(self, of_vertices: Tensor) -> Tensor:
+        """Something in the shape, 0 where there is no vertex: here every place is one."""
+        return of_vertices
+
     def __str__(self) -> str:
         return f"a graph of {self.num_vertices} vertices and {len(self._pairs)} edges without a grid"
 
-    def _tails_and_heads(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if device not in self._ends:
-            tail, head = torch.from_numpy(self._pairs).to(device).unbind(1)
-            self._ends[device] = tail.contiguous(), head.contiguous()
-        return self._ends[device]
 
+class Vertices:
+    """Where a graph's vertices lie in its shape: potentials `(batch, *shape)` to `(batch, n)` and back."""
 
-def gather(potentials: Tensor, vertices: np.ndarray | None) -> Tensor:
-    """Potentials `(batch, *shape)` as `(batch, n)`: the graph's vertices alone."""
-    flat = potentials.flatten(1)
-    return flat if vertices is None else flat[:, torch.from_numpy(vertices).to(flat.device)]
+    def __init__(self, graph: Graph) -> None:
+        self._index = None if graph.vertices is None else Tables(graph.vertices)
 
+    def gather(self, potentials: Tensor) -> Tensor:
+        """The vertices alone, `(batch, n)`."""
+        flat = potentials.flatten(1)
+        return flat if self._index is None else flat[:, self._index.on(flat)[0]]
 
-def scatter(flat: Tensor, vertices: np.ndarray | None, shape: torch.Size) -> Tensor:
-    """The transpose of `gather`: `(batch, n)` back to `(batch, *shape)`, 0 where there is no vertex."""
-    if vertices is None:
-        return flat.reshape(shape)
-    whole = flat.new_zeros(shape)
-    whole.view(len(flat), -1)[:, torch.from_numpy(vertices).to(flat.device)] = flat
-    return whole
+    def scatter(self, flat: Tensor, shape: torch.Size) -> Tensor:
+        """The transpose of `gather`: 0 where there is no vertex."""
+        if self._index is None:
+            return flat.reshape(shape)
+        whole = flat.new_zeros(shape)
+        whole.flatten(1)[:, self._index.on(flat)[0]] = flat
+        return whole

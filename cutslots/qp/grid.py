@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cutslots.errors import InputError
 from cutslots.qp.graph import Edges
+from cutslots.qp.tables import Tables
 
 # An offset (rows, columns) and the names of the edge along it and of the one back.
 STRAIGHT = (((0, 1), "right", "left"), ((1, 0), "down", "up"))
@@ -47,10 +48,10 @@ class Grid:
         self.num_vertices = int(there.sum())
         self.vertices = None if there.all() else np.flatnonzero(there)
         self.full = neighbours == 4 and not interior_edges and self.vertices is None
-        self.exists: np.ndarray | None = self._existing(there)
+        self._exists = self._existing(there)
         # Nothing stops a stencil at the border or at a missing pixel but a zero weight: on a plain grid, slices do.
         self._sliced = self.vertices is None and not interior_edges
-        self._absent_edges: dict[torch.device, Tensor] = {}
+        self._absent = Tables(~self._exists, ~there)
 
     def edges(self) -> Edges:
         """All directed edges by channel, then row-major."""
@@ -63,7 +64,7 @@ class Grid:
         head[-2], tail[-2] = number, n
         for channel, (from_, to) in enumerate(self._ways()):
             head[channel][from_] = number[to]
-        slot = np.flatnonzero(np.asarray(self.exists))
+        slot = np.flatnonzero(self._exists)
         return Edges(tail.ravel()[slot], head.ravel()[slot], slot)
 
     def divergence(
@@ -71,7 +72,7 @@ class Grid:
     ) -> tuple[Float[Tensor, "batch height width"], Float[Tensor, "batch 2"]]:
         """B^T w: what flows out of each pixel minus what flows in, and the same for (s, t)."""
         if not self._sliced:
-            weights = weights.masked_fill(self._absent(weights.device), 0)
+            weights = self.only_edges(weights)
         *between, source, sink = weights.unbind(1)
         pixels = sink - source
         # The two directions between neighbours enter both ends with opposite signs, so only their difference is needed.
@@ -93,13 +94,21 @@ class Grid:
                 channel[:, *rest] = 0
         torch.sub(terminals[:, 0, None, None], potentials, out=source)
         torch.sub(potentials, terminals[:, 1, None, None], out=sink)
-        return drop if self._sliced else drop.masked_fill_(self._absent(drop.device), 0)
+        return drop if self._sliced else drop.masked_fill_(self._absent.on(drop)[0], 0)
 
     def terminal_edges(
         self, of_edges: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "batch height width"], Float[Tensor, "batch height width"]]:
         """The channels of s -> pixel and of pixel -> t."""
         return of_edges[:, -2], of_edges[:, -1]
+
+    def only_edges(self, of_edges: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Something in the layout, 0 where no edge exists."""
+        return of_edges.masked_fill(self._absent.on(of_edges)[0], 0)
+
+    def only_vertices(self, of_vertices: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch height width"]:
+        """Something in the shape, 0 where there is no pixel."""
+        return of_vertices if self.vertices is None else of_vertices.masked_fill(self._absent.on(of_vertices)[1], 0)
 
     def __str__(self) -> str:
         parts = [f"a {self.height} x {self.width} grid"]
@@ -125,11 +134,6 @@ class Grid:
         for channel, (from_, to) in enumerate(self._ways()):
             exists[channel][from_] = emits[from_] & there[to]
         return exists
-
-    def _absent(self, device: torch.device) -> Tensor:
-        if device not in self._absent_edges:
-            self._absent_edges[device] = torch.from_numpy(~np.asarray(self.exists)).to(device)
-        return self._absent_edges[device]
 
 
 def _start(step: int) -> slice:

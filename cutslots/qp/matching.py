@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutslots.errors import InputError
-from cutslots.qp.program import positive
+from cutslots.qp.checks import floating, positive
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,10 @@ class Matching(nn.Module):
         self.temperature = positive("temperature", temperature)
 
     def forward(self, costs: Float[Tensor, "batch m n"]) -> MatchingSolution:
-        if costs.ndim != 3 or not costs.is_floating_point():
-            raise InputError(
-                f"costs are {costs.dtype} of shape {tuple(costs.shape)}; matching takes floating-point costs (batch, m, n)."
-            )
+        if costs.ndim != 3:
+            raise InputError(f"costs have shape {tuple(costs.shape)}; matching takes (batch, m, n).")
+        costs = floating("costs", costs)
         with torch.autocast(costs.device.type, enabled=False):
-            costs = costs if costs.dtype in (torch.float32, torch.float64) else costs.float()
             first, second = self._multipliers(costs)
             edges = -(costs + first[:, :, None] + second[:, None, :]) / self.gamma
             return MatchingSolution(edges, torch.softmax(edges / self.temperature, dim=2))

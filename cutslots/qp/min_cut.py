@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cutslots.errors import InputError
 from cutslots.qp import solvers
+from cutslots.qp.checks import finite, floating
 from cutslots.qp.graph import Graph
 from cutslots.qp.grid import Grid
 from cutslots.qp.linear_map import LinearMap
@@ -39,12 +40,9 @@ class CutSolution:
         Source: the paper's Eq. 2 with the slack eliminated, d = (B p) / 2 - w / (2 gamma).
         """
         scaled = self.weights / self.gamma.edge
-        for part, weights in zip(self.graph.terminal_edges(scaled), self.graph.terminal_edges(self.weights), strict=True):
-            part.copy_(weights / self.gamma.terminal)
-        cut = (self._drop() - scaled) / 2
-        if self.graph.exists is None:
-            return cut
-        return cut.masked_fill(torch.from_numpy(~self.graph.exists).to(cut.device), 0)
+        for part in self.graph.terminal_edges(scaled):
+            part.mul_(self.gamma.edge / self.gamma.terminal)
+        return self.graph.only_edges((self._drop() - scaled) / 2)
 
     def slacks(self) -> Float[Tensor, "batch *layout"]:
         """The slack variables s = d - B p of the edges, in the weights' layout; 0 where no edge exists."""
@@ -55,7 +53,10 @@ class CutSolution:
         source, sink = (self.terminals[:, which].view(-1, *[1] * len(self.graph.shape)) for which in range(2))
         to_source, to_sink = self.graph.terminal_edges(self.weights)
         scale = 1 / (2 * self.gamma.terminal)
-        return (source - self.potentials) / 2 - to_source * scale, (self.potentials - sink) / 2 - to_sink * scale
+        return (
+            self.graph.only_vertices((source - self.potentials) / 2 - to_source * scale),
+            self.graph.only_vertices((self.potentials - sink) / 2 - to_sink * scale),
+        )
 
     def terminal_slack(self) -> Float[Tensor, " batch"]:
         """The slack of the row p_s - p_t - s_st = beta; 0 up to rounding where the program has none."""
@@ -132,7 +133,7 @@ class MinCut(nn.Module):
         return layer
 
     def _set_up(self, graph: Graph, gamma: Gamma, beta: float, terminal_slack: bool, solver: str) -> None:
-        self.graph, self.gamma, self.beta, self.terminal_slack = graph, gamma, beta, terminal_slack
+        self.graph, self.gamma, self.beta, self.terminal_slack = graph, gamma, finite("beta", beta), terminal_slack
         self.choice = solvers.choose(graph, solver)
         self._solver = solvers.BACK_ENDS[self.choice.name](graph, gamma)
         # The constant part of the solution: beta pulls s and t apart evenly, so vertices stay where they are.
@@ -141,7 +142,7 @@ class MinCut(nn.Module):
     def forward(self, weights: Float[Tensor, "batch *layout"]) -> CutSolution:
         weights = self._checked(weights)
         potentials, terminals = LinearMap.apply(self._forward, self._transposed, weights)
-        terminals = terminals + terminals.new_tensor([self._pull, -self._pull])
+        terminals = torch.stack([terminals[:, 0] + self._pull, terminals[:, 1] - self._pull], dim=1)
         return CutSolution(potentials, terminals, weights, self.graph, self.gamma, self.beta)
 
     def extra_repr(self) -> str:
@@ -169,11 +170,4 @@ class MinCut(nn.Module):
             raise InputError(
                 f"weights have shape {tuple(weights.shape)}; this layer takes (batch, {', '.join(map(str, self.graph.layout))})."
             )
-        if not weights.is_floating_point():
-            raise InputError(f"weights are {weights.dtype}; give float32 or float64.")
-        if torch.is_anomaly_enabled() and not weights.isfinite().all():
-            first = (~weights.isfinite()).nonzero()[0].tolist()
-            raise InputError(
-                f"weights{first} is {weights[tuple(first)].item()}; weights must be finite. Look at what computed them."
-            )
-        return weights if weights.dtype in (torch.float32, torch.float64) else weights.float()
+        return floating("weights", weights)

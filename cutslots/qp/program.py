@@ -17,19 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from cutslots.errors import InputError
+from cutslots.qp.checks import positive
 from cutslots.qp.graph import Graph
-
-
-def positive(name: str, value: float) -> float:
-    """`value`, if it is a positive finite number.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name} is {value}; give a positive finite number.")
-    return float(value)
 
 
 class Gamma(NamedTuple):
@@ -46,12 +35,9 @@ class Gamma(NamedTuple):
         Raises:
             InputError: a value is not a positive finite number.
         """
-        made = cls(*(float(gamma if value is None else value) for value in (edge, terminal, vertex)))
-        given = {"gamma": gamma, "gamma_edge": edge, "gamma_terminal": terminal, "gamma_vertex": vertex}
-        for name, value in given.items():
-            if value is not None and not (0 < value < float("inf")):
-                raise InputError(f"{name} is {value}; the program is strictly convex only for gamma > 0. The paper uses 0.5.")
-        return made
+        positive("gamma", gamma)
+        named = {"gamma_edge": edge, "gamma_terminal": terminal, "gamma_vertex": vertex}
+        return cls(*(positive(name, gamma if value is None else value) for name, value in named.items()))
 
 
 class Program(NamedTuple):

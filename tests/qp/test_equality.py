@@ -96,6 +96,33 @@ def test_rows_that_depend_on_each_other_are_refused(has_cholmod, monkeypatch):
     monkeypatch.setattr(cholesky, "has_cholmod", lambda: has_cholmod)
     with pytest.raises(InputError, match="rows of A are linearly dependent"):
         EqualityQP(np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]), np.ones(2))
+    # Rounding leaves a tiny pivot of either sign where it should be 0.
+    for seed in range(12):
+        A = np.random.default_rng(seed).standard_normal((4, 9))
+        A[3] = A[0] + A[1]
+        with pytest.raises(InputError, match="rows of A are linearly dependent"):
+            EqualityQP(A, np.ones(4))
+
+
+def test_what_the_caller_does_to_the_arrays_later_does_not_count():
+    A, b = program(4, 7)
+    sparse = sp.csr_array(A)
+    row = slice(0, sparse.indptr[1])  # backwards: nothing may be sorted in the caller's own arrays
+    sparse.indices[row], sparse.data[row] = sparse.indices[row][::-1].copy(), sparse.data[row][::-1].copy()
+    before = sparse.indices.copy(), sparse.data.copy()
+    qp, c = EqualityQP(sparse, b), torch.randn(2, 7, dtype=torch.float64)
+    np.testing.assert_array_equal(sparse.indices, before[0])
+    np.testing.assert_array_equal(sparse.data, before[1])
+    expected = qp(c)
+    b[:], sparse.data[:] = 5, 7
+    torch.testing.assert_close(qp(c), expected, atol=0, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_costs_that_are_not_finite_are_refused_when_debugging():
+    qp = EqualityQP(np.ones((1, 3)), np.ones(1))
+    with pytest.raises(InputError, match=r"c\[0, 1\] is nan"), torch.autograd.detect_anomaly(check_nan=False):
+        qp(torch.tensor([[0.0, float("nan"), 1.0]]))
 
 
 @pytest.mark.parametrize(
@@ -103,12 +130,16 @@ def test_rows_that_depend_on_each_other_are_refused(has_cholmod, monkeypatch):
     [
         (lambda: EqualityQP(np.ones((0, 3)), np.ones(0)), "at least one row"),
         (lambda: EqualityQP(np.array([[1.0, float("nan")]]), np.ones(1)), "not finite"),
+        (lambda: EqualityQP(np.ones((1, 3)), np.array([np.inf])), "b holds numbers that are not finite"),
         (lambda: EqualityQP(np.ones((1, 3)), np.ones(2)), r"b has shape \(2,\); A of shape \(1, 3\) needs \(1,\)"),
         (lambda: EqualityQP(np.ones((1, 3)), np.ones(1), 0.0), "gamma is 0"),
         (lambda: EqualityQP(np.ones((1, 3)), np.ones(1), np.array([1.0, -1.0, 1.0])), "the least gamma is -1"),
         (lambda: EqualityQP(np.ones((1, 3)), np.ones(1), np.ones(2)), r"gamma has shape \(2,\)"),
-        (lambda: EqualityQP(np.ones((1, 3)), np.ones(1))(torch.ones(2, 4)), r"c is torch.float32 of shape \(2, 4\)"),
-        (lambda: EqualityQP(np.ones((1, 3)), np.ones(1))(torch.ones(2, 3, dtype=torch.int64)), "floating-point"),
+        (
+            lambda: EqualityQP(np.ones((1, 3)), np.ones(1))(torch.ones(2, 4)),
+            r"c has shape \(2, 4\); this program takes \(batch, 3\)",
+        ),
+        (lambda: EqualityQP(np.ones((1, 3)), np.ones(1))(torch.ones(2, 3, dtype=torch.int64)), "c are torch.int64"),
     ],
 )
 def test_bad_input_is_refused(call, message, monkeypatch):

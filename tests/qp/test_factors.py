@@ -131,7 +131,38 @@ def test_damaged_files_are_listed_and_cleared(file):
     assert list(listed.values()) == [None]
     assert len(factors.clear()) == 2
     assert factors.stored() == []
-    assert list(factors.folder().iterdir()) == []
+    assert {path.suffix for path in factors.folder().iterdir()} == {".lock"}
+
+
+def test_what_an_interrupted_write_left_is_cleared(file):
+    (file.parent / ".tmpAbCdEf").write_bytes(b"half")
+    factors.clear()
+    assert not (file.parent / ".tmpAbCdEf").exists()
+
+
+def test_a_folder_that_others_filled_is_read_without_writing(file, monkeypatch):
+    lock = file.with_suffix(".lock")
+    lock.unlink()
+    lock.mkdir()  # nobody can take this lock
+    monkeypatch.setattr(factors, "factorise", lambda *_: pytest.fail("factored again"))
+    cut, weights = MinCut(6, 5, solver="vertex"), random_weights(Grid(6, 5))
+    assert_close(variables(cut(weights)), truth(Grid(6, 5), weights, Gamma(0.5, 0.5, 0.5)), 1e-10)
+    assert file.stat().st_mode & 0o044 == 0o044
+
+
+FULL = """
+import resource
+from cutslots.qp import MinCut
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+print(MinCut(12, 12, solver="kkt").choice.name)
+"""
+
+
+def test_a_full_disk_costs_the_cache_only():
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "kkt\n", done.stderr
+    assert "is not kept on disk" in done.stderr
+    assert factors.stored() == []
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_only(tmp_path, monkeypatch, caplog):
@@ -174,7 +205,8 @@ def counted(*arguments, **options):
     time.sleep(0.5)
     return factor
 factors.factorise = counted
-while not (made / "go").exists():
+(made / f"ready-{sys.argv[2]}").touch()
+while len(list(made.glob("ready-*"))) < 8:
     time.sleep(0.01)
 cut = MinCut(12, 12, gamma=0.1 + int(sys.argv[2]), solver="kkt")
 """
@@ -183,10 +215,48 @@ cut = MinCut(12, 12, gamma=0.1 + int(sys.argv[2]), solver="kkt")
 @pytest.mark.slow
 def test_eight_processes_starting_at_once_make_one_factor(tmp_path):
     workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(number)]) for number in range(8)]
-    (tmp_path / "go").touch()
     assert [worker.wait(timeout=300) for worker in workers] == [0] * 8
-    assert len([path for path in tmp_path.iterdir() if path.name != "go"]) == 1, "one process factors, the others wait and read"
+    made = [path.name for path in tmp_path.iterdir() if not path.name.startswith("ready-")]
+    assert len(made) == 1, "one process factors, the others wait and read"
     assert [entry.problem for entry in factors.stored()] == [None]
     weights = random_weights(Grid(12, 12))
     found = variables(on(Grid(12, 12), solver="kkt")(weights))
     assert_close(found, truth(Grid(12, 12), weights, Gamma(0.5, 0.5, 0.5)), 1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_cusparse_substitutes_like_the_panels(dtype):
+    """Directly, since small graphs use the whole inverse; more batch sizes than plans are kept, and two streams."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    from cutslots.qp import cusparse
+
+    factor, tolerance = cholesky.factorise(laplacian(40, 30)), 1e-10 if dtype == torch.float64 else 1e-5
+    engine = cusparse.Substitution(factor, torch.device("cuda", 0), dtype)
+    other = torch.cuda.Stream()
+    for batch in [*range(1, cusparse.Substitution.KEPT + 4), 1, 2]:
+        rhs = torch.randn(batch, 1200, dtype=torch.float64, generator=torch.Generator().manual_seed(batch))
+        expected = factor.solve(rhs)
+        on_gpu = rhs.to("cuda", dtype)
+        found = engine.solve(on_gpu)
+        other.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(other):
+            again = engine.solve(on_gpu)
+        torch.cuda.synchronize()
+        for each in (found, again):
+            torch.testing.assert_close(each.cpu().double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("solver", ["dct", "vertex", "kkt", "dense"])
+def test_no_step_waits_for_the_gpu(solver):
+    cut = MinCut(12, 10, solver=solver)
+    weights = torch.rand(4, 6, 12, 10, device="cuda", requires_grad=True)
+    upstream = torch.ones(4, 12, 10, device="cuda")
+    cut(weights).potentials.backward(upstream)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        cut(weights).potentials.backward(upstream)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -44,13 +44,6 @@ def test_float32_gradient_equals_float64():
     assert (grads[1] - grads[0]).norm() / grads[0].norm() < 1e-5
 
 
-def test_terminal_edges_are_channels_of_edges():
-    solution = MinCut(5, 6, gamma_terminal=0.1)(torch.rand(2, 6, 5, 6))
-    source, sink = solution.terminal_edges()
-    torch.testing.assert_close(source, solution.edges()[:, 4])
-    torch.testing.assert_close(sink, solution.edges()[:, 5])
-
-
 def test_a_source_weight_pulls_its_pixel_to_the_source():
     weights = torch.zeros(1, 6, 8, 8)
     weights[0, 4, 2, 3], weights[0, 5, 5, 5] = 1.0, 1.0
@@ -70,11 +63,6 @@ def test_half_precision_is_computed_in_float32_also_under_autocast():
         found.backward(upstream)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(other.grad, leaf.grad)
-
-
-def test_an_empty_batch_passes():
-    solution = MinCut(4, 4)(torch.rand(0, 6, 4, 4))
-    assert solution.potentials.shape == (0, 4, 4)
 
 
 @pytest.mark.gpu

@@ -19,6 +19,7 @@ from torch import Tensor
 from cutslots.qp.graph import Graph
 from cutslots.qp.grid import Grid
 from cutslots.qp.program import Gamma
+from cutslots.qp.tables import Tables
 from cutslots.qp.terminals import coupling
 
 # Below this length the matrix product is the faster transform of an axis: see `cutslots bench transform`.
@@ -26,7 +27,7 @@ FFT_FROM = 256
 
 
 class Dct:
-    """S in the cosine basis. All tables are made in float64 and rounded once to the data's type."""
+    """S in the cosine basis."""
 
     @staticmethod
     def refuses(graph: Graph) -> str | None:
@@ -35,26 +36,16 @@ class Dct:
         return f'solver="dct" takes full grids of 4 neighbours; got {graph}. Use solver="vertex".'
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None:
-        (self.height, self.width), self.gamma = graph.shape, gamma
-        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        height, width = graph.shape
+        self._tables = Tables(_inverse_eigenvalues(height, width, gamma), coupling(graph.num_vertices, gamma))
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
-        inverse_eigenvalues, coupling = self._table(potentials.device, potentials.dtype)
+        inverse_eigenvalues, coupled = self._tables.on(potentials)
         spectrum = dct(dct(potentials, -1), -2)
-        border = torch.cat([terminals, spectrum[:, :1, 0]], dim=1) @ coupling
+        border = torch.cat([terminals, spectrum[:, :1, 0]], dim=1) @ coupled
         spectrum *= inverse_eigenvalues
         spectrum[:, 0, 0] = border[:, 2]
         return idct(idct(spectrum, -1), -2), border[:, :2]
-
-    def _table(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        key = (device, dtype)
-        if key not in self._tables:
-            tables = (
-                _inverse_eigenvalues(self.height, self.width, self.gamma),
-                coupling(self.height * self.width, self.gamma),
-            )
-            self._tables[key] = tuple(torch.from_numpy(table).to(device, dtype) for table in tables)  # type: ignore[assignment]
-        return self._tables[key]
 
 
 def _inverse_eigenvalues(height: int, width: int, gamma: Gamma) -> np.ndarray:
@@ -88,7 +79,8 @@ def _basis(length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     # The angle is reduced in integers: cos(pi k (2j + 1) / 2N) has period 4N in k (2j + 1).
     basis = np.cos(np.pi / (2 * length) * (k * (2 * j + 1) % (4 * length))) * math.sqrt(2 / length)
     basis[0] = math.sqrt(1 / length)
-    return torch.from_numpy(basis).to(device, dtype)
+    with torch.inference_mode(False):
+        return torch.from_numpy(basis).to(device, dtype)
 
 
 def _dct_fft(x: Tensor, axis: int) -> Tensor:
@@ -127,4 +119,5 @@ def _phase(length: int, axis: int, device: torch.device, dtype: torch.dtype) -> 
     phase[0] = math.sqrt(1 / length)
     phase = phase if axis == -1 else phase[:, None]
     kind = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return torch.from_numpy(phase).to(device, kind), torch.from_numpy(1 / phase).to(device, kind)
+    with torch.inference_mode(False):
+        return torch.from_numpy(phase).to(device, kind), torch.from_numpy(1 / phase).to(device, kind)

@@ -10,26 +10,35 @@ gamma_v, A G^-1 A^T is A A^T at the paper's single gamma, whatever it is: one fa
 -B above the terminals' row, so the graph's stencils multiply with it.
 """
 
+import os
+
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from cutslots.qp import factors
-from cutslots.qp.graph import Graph, gather, scatter
+from cutslots.qp.graph import Graph
 from cutslots.qp.program import Gamma, min_cut_program
+from cutslots.qp.tables import Tables
 
 
 class Kkt:
     """S by substitution with the factor of the constraints."""
 
     @staticmethod
-    def refuses(graph: Graph) -> None:
-        """Any graph is welcome, at the price of a factor with more than half as many numbers as vertices squared."""
+    def refuses(graph: Graph) -> str | None:
+        numbers = (2 * graph.num_vertices) ** 2 // 2  # s and t make the last 2 n rows dense
+        if 8 * numbers <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+            return None
+        return (
+            f'solver="kkt" needs a factor of {numbers / 1e9:.1f} G numbers for {graph}, more than this machine\'s memory. '
+            'Use solver="auto".'
+        )
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None:
         self.graph, self.gamma = graph, gamma
-        self._slot = torch.from_numpy(graph.edges().slot)
+        self._slot = Tables(graph.edges().slot)
         program = min_cut_program(graph, gamma)
         scaled = sp.csr_array(program.A @ sp.diags_array(np.sqrt(gamma.vertex / program.G)))
         self.factor = factors.of_constraints(scaled, f"A A^T of {graph}")
@@ -39,14 +48,14 @@ class Kkt:
         return solved.to(potentials.dtype), at_terminals.to(terminals.dtype)
 
     def _solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
-        slot = self._slot.to(potentials.device)
+        (slot,) = self._slot.on(potentials)
         drops = self.graph.gradient(potentials, terminals).flatten(1)[:, slot]
         rows = torch.cat([-drops, terminals[:, :1] - terminals[:, 1:]], dim=1)
         multipliers = self.factor.solve(rows)
         of_edges = multipliers.new_zeros(len(potentials), *self.graph.layout)
-        of_edges.view(len(potentials), -1)[:, slot] = -multipliers[:, :-1]
+        of_edges.flatten(1)[:, slot] = -multipliers[:, :-1]
         back, back_terminals = self.graph.divergence(of_edges)
         last = multipliers[:, -1:]
         scale = 1 / self.gamma.vertex
-        solved = scatter(gather(potentials - back, self.graph.vertices), self.graph.vertices, potentials.shape)
+        solved = self.graph.only_vertices(potentials - back)
         return solved * scale, (terminals - back_terminals - torch.cat([last, -last], dim=1)) * scale

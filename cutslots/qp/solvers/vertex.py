@@ -11,11 +11,13 @@ serves every gamma of a sweep.
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from torch import Tensor
 
 from cutslots.qp import factors
-from cutslots.qp.graph import Graph, gather, scatter
+from cutslots.qp.graph import Graph, Vertices
 from cutslots.qp.program import Gamma
+from cutslots.qp.tables import Tables
 from cutslots.qp.terminals import coupling
 
 
@@ -27,22 +29,22 @@ class Vertex:
         """Any graph is welcome."""
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None:
-        self.vertices, self.gamma = graph.vertices, gamma
+        self.vertices, self.gamma = Vertices(graph), gamma
         self.scale = gamma.terminal + gamma.vertex
-        self.coupling = coupling(graph.num_vertices, gamma)
+        self.coupling = Tables(coupling(graph.num_vertices, gamma)[:, :2])
         self.to_mean = 1 / np.sqrt(graph.num_vertices)
         block = vertex_block(graph, gamma.edge / self.scale)
         about = f"the vertex block of {graph}, reach {np.sqrt(gamma.edge / self.scale):.3g}"
         self.factor = factors.of_matrix(block, about)
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
-        rhs = gather(potentials, self.vertices)
+        rhs = self.vertices.gather(potentials)
         dc = rhs.sum(1, keepdim=True) * self.to_mean
-        terminals = (terminals @ terminals.new_tensor(self.coupling[:2, :2])) + dc @ dc.new_tensor(self.coupling[2:, :2])
+        terminals = torch.cat([terminals, dc], dim=1) @ self.coupling.on(dc)[0]
         # The terminals lift every vertex alike: the constant vector is an eigenvector of the block.
         lift = terminals.sum(1, keepdim=True) * (self.gamma.terminal / (2 * self.scale))
         solved = self.factor.solve(rhs, invert=True) / self.scale + lift
-        return scatter(solved, self.vertices, potentials.shape), terminals
+        return self.vertices.scatter(solved, potentials.shape), terminals
 
 
 def vertex_block(graph: Graph, reach_squared: float) -> sp.csc_array:
