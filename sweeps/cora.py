@@ -53,6 +53,8 @@ def run(chosen: argparse.Namespace) -> None:
     data, out = chosen.data or home() / "data" / "cora", chosen.out or home() / "results" / "cora"
     if not data.exists():
         raise InputError(f"data folder {data} does not exist. Prepare it first: cutslots prepare cora RAW {data}")
+    if min(chosen.splits, chosen.workers) < 1:
+        raise InputError(f"--splits {chosen.splits}, --workers {chosen.workers}: both must be at least 1.")
     instances, methods = load(data), {**TUNED, **PLAIN, **(PEER if chosen.peer else {})}
     if chosen.tune:
         with Counting("settings") as progress:
