@@ -61,19 +61,19 @@ def run(chosen: argparse.Namespace) -> None:
 
     if chosen.resume:
         run_dir, config, about = stored_run(chosen.resume)
-        data_dir, experiment = local(place(chosen.data or about["data"])), about["experiment"]
+        data, experiment = place(chosen.data or about["data"]), about["experiment"]
         if chosen.preset or chosen.name:
             raise InputError("--resume RUN takes RUN's own settings; leave out --preset and --name.")
     else:
         config = preset(chosen.preset or "small")
-        data_dir, experiment, run_dir = _data_dir(chosen), chosen.experiment or chosen.source, None
+        data, experiment, run_dir = _data(chosen), chosen.experiment or chosen.source, None
     for assignment in [*chosen.sets, *_short("train.steps", chosen.steps), *_short("train.seed", chosen.seed)]:
         config = options.override(config, assignment)
     options.check(config)
-    manifest = Manifest.load(data_dir)
+    manifest = Manifest.load(local(data))
     if manifest.source != chosen.source:
         raise InputError(
-            f"{data_dir} holds {manifest.source}, not {chosen.source}. Run: cutslots train {manifest.source} --data {data_dir}"
+            f"{data} holds {manifest.source}, not {chosen.source}. Run: cutslots train {manifest.source} --data {data}"
         )
     if run_dir is None:
         name = chosen.name or f"{chosen.source}-{chosen.preset or 'small'}-{signature(config, manifest.digest)}"
@@ -85,23 +85,23 @@ def run(chosen: argparse.Namespace) -> None:
     else:
         resume = chosen.resume is not None
         best = train_here(
-            config, data_dir, run_dir, experiment=experiment, device=chosen.device, resume=resume, debug=chosen.debug
+            config, data, run_dir, experiment=experiment, device=chosen.device, resume=resume, debug=chosen.debug
         ).best
     metric = config.train.best_metric
     print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")
-    print(f"evaluate it: cutslots evaluate {run_dir.name} --data {data_dir}      look at it: cutslots ui")
+    print(f"evaluate it: cutslots evaluate {run_dir.name} --data {data}      look at it: cutslots ui")
 
 
 def _short(path: str, value: int | None) -> list[str]:
     return [] if value is None else [f"{path}={value}"]
 
 
-def _data_dir(chosen: argparse.Namespace) -> Path:
-    from cutslots.data import local, sources
+def _data(chosen: argparse.Namespace) -> Path | str:
+    from cutslots.data import sources
     from cutslots.launch.prepare import prepare
 
     if chosen.data:
-        return local(place(chosen.data))
+        return place(chosen.data)
     source = sources.load(chosen.source)
     default = home() / "data" / chosen.source
     if not source.NEEDS_RAW and not (default / "manifest.json").exists():

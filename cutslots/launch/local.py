@@ -8,7 +8,8 @@ from typing import Literal
 
 import cutslots
 from cutslots import options
-from cutslots.data import Manifest
+from cutslots.data import Manifest, local
+from cutslots.data.places import is_uri
 from cutslots.data.shards import MANIFEST
 from cutslots.errors import InputError
 from cutslots.files import home, write_text
@@ -32,19 +33,20 @@ class Tracking(Observer):
     """Keeps a run's log: opened when `fit` has accepted the run, so that a refused one leaves no trace."""
 
     def __init__(
-        self, config: RunConfig, data_dir: Path, run_dir: Path, experiment: str, terminal: Terminal, system_metrics: bool = True
+        self, config: RunConfig, data: Path | str, run_dir: Path, experiment: str, terminal: Terminal, system_metrics: bool = True
     ) -> None:
-        self.config, self.data_dir, self.run_dir = config, data_dir, run_dir
+        self.config, self.data, self.run_dir = config, data if is_uri(data) else Path(data).absolute(), run_dir
         self.experiment, self.terminal, self.system_metrics = experiment, terminal, system_metrics
         self.log: RunLog | None = None
         self.system: SystemMetrics | None = None
 
     def started(self, start: Start) -> None:
-        manifest = Manifest.load(self.data_dir)
+        data_dir = local(self.data)
+        manifest = Manifest.load(data_dir)
         about = {
             "source": manifest.source,
             "set": set_name(manifest),
-            "data": str(self.data_dir.absolute()),
+            "data": str(self.data),
             "experiment": self.experiment,
         }
         write_text(self.run_dir / ABOUT, json.dumps(about, indent=2) + "\n")
@@ -66,8 +68,8 @@ class Tracking(Observer):
             }
         )
         schema = {"image": f"uint8 {manifest.frame_shape}", "mask": "uint8 instance ids"}
-        log.dataset(manifest.source, manifest.digest, str(self.data_dir.absolute()), schema, manifest.to_json())
-        log.artifact(self.data_dir / MANIFEST)
+        log.dataset(manifest.source, manifest.digest, str(self.data), schema, manifest.to_json())
+        log.artifact(data_dir / MANIFEST)
         log.artifact(self.run_dir / CONFIG)
         self.log, self.system = log, SystemMetrics(log) if self.system_metrics else None
 
@@ -108,7 +110,7 @@ class Tracking(Observer):
 
 def train_here(
     config: RunConfig,
-    data_dir: Path,
+    data: Path | str,
     run_dir: Path,
     *,
     experiment: str,
@@ -120,16 +122,17 @@ def train_here(
     """Run `fit` with progress at the terminal and everything in MLflow: parameters, metrics, data, figures and the best model.
 
     What a resumed run may change (`RESUMABLE`) is in MLflow's tags, the other options are its parameters. With `debug` nothing
-    draws over a debugger's prompt and no thread samples the machine.
+    draws over a debugger's prompt and no thread samples the machine. The run remembers `data` as it is given, a prepared
+    folder or the URI of one: the copy of what a URI names may be gone when the run is resumed.
 
     Raises: what `fit` raises; the run is then marked FAILED (KILLED when interrupted) and stays resumable.
     """
     terminal = terminal or Terminal(live=not debug)
-    tracking = Tracking(config, data_dir, run_dir, experiment, terminal, system_metrics=not debug)
+    tracking = Tracking(config, data, run_dir, experiment, terminal, system_metrics=not debug)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with terminal:
-            result = fit(config, data_dir, run_dir, Observers([tracking, terminal]), device=device, resume=resume, debug=debug)
+            result = fit(config, local(data), run_dir, Observers([tracking, terminal]), device=device, resume=resume, debug=debug)
         tracking.finished(result)
         status = "FINISHED"
     except KeyboardInterrupt:
