@@ -15,8 +15,7 @@ def run(chosen: argparse.Namespace) -> int:
     """Print every problem; status 1 when there is one."""
     from cutslots.data import Manifest, check, local
 
-    directory = local(chosen.directory)
-    problems = check(directory)
+    problems = check(chosen.directory)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:
@@ -25,5 +24,5 @@ def run(chosen: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"{chosen.directory}: complete and undamaged; {summary(Manifest.load(directory))}")
+    print(f"{chosen.directory}: complete and undamaged; {summary(Manifest.load(local(chosen.directory)))}")
     return 0

@@ -10,13 +10,13 @@ from cutslots import options as options_module
 from cutslots.data import cache, sources
 from cutslots.data.batches import Batch as Batch
 from cutslots.data.batches import Batches as Batches
+from cutslots.data.cache import check as check
 from cutslots.data.cache import local as local
 from cutslots.data.cache import publish as publish
 from cutslots.data.manifest import Info
 from cutslots.data.manifest import Manifest as Manifest
 from cutslots.data.parallel import Map
 from cutslots.data.places import Place, is_uri
-from cutslots.data.reading import check as check
 from cutslots.data.scene import Preparation as Preparation
 from cutslots.data.scene import Ranges
 from cutslots.data.scene import Scene as Scene
@@ -59,7 +59,7 @@ def prepare(
     found = source.find(_raw_place(source_name, source.NEEDS_RAW, raw), options)
     ranges = sources.check_splits(splits) if splits else source.splits(found, options)
     values, defaults = dataclasses.asdict(options), dataclasses.asdict(source.Options())
-    info = Info(source_name, source.describe(found, options), values, ranges, defaults)
+    info = Info(source_name, source.describe(found, options, ranges), values, ranges, defaults)
 
     def read(done: Done) -> Generator[tuple[str, Scene], None, int]:
         passed = 0
@@ -71,10 +71,15 @@ def prepare(
         yield from map(partial(_decode, source_name, options), items())
         return passed
 
-    def prepared(folder: Path) -> Manifest:
-        return write(read, folder, info, overwrite=overwrite, progress=progress)
+    def told(split: str, finished: int, wanted: int | None) -> None:
+        limit = options.limit(split) if isinstance(options, Preparation) else None
+        if progress:
+            progress(split, finished, min(filter(None, (wanted, limit)), default=None))
 
-    return cache.prepared(str(out), prepared, overwrite) if is_uri(out) else prepared(Path(out))
+    def prepared(folder: Path) -> Manifest:
+        return write(read, folder, info, overwrite=overwrite, progress=told)
+
+    return cache.prepared(str(out), info, prepared, overwrite) if is_uri(out) else prepared(Path(out))
 
 
 def _decode(source_name: str, options: Any, item: tuple[str, Any]) -> tuple[str, Scene]:

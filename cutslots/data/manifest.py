@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Info:
 
     Attributes:
         source: name of the source.
-        raw: description of the raw files, without machine paths.
+        raw: description of the raw files, see `sources.Source.describe`.
         options: the source's options.
         ranges: for every split the half-open range of records, None = to the end.
         defaults: of the options, for folders of a version that did not have some of them yet.
@@ -143,11 +144,6 @@ class Manifest:
         files.write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
 
     @property
-    def info(self) -> Info:
-        """What decided the content."""
-        return Info(self.source, self.raw, self.options, self.ranges)
-
-    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         height, width = self.frame_shape[-2:]
@@ -158,7 +154,13 @@ class Manifest:
         """12 hexadecimal digits that stand for the content: the same wherever and whenever it was prepared."""
         content = self.to_json()
         del content["version"]
+        content["raw"].pop("fingerprint", None)  # that of the prepared scenes is in the shards' checksums
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def shards(self) -> list[ShardEntry]:
+        """The shards of all splits."""
+        return [entry for split in self.splits.values() for entry in split.shards]
 
     def split(self, name: str) -> Split:
         """The shards of one split.
@@ -169,3 +171,34 @@ class Manifest:
         if name not in self.splits:
             raise InputError(f"unknown split {name!r}. {nearest(name, list(self.splits))}")
         return self.splits[name]
+
+    def refuse_other(self, asked: Info, where: str, finished: bool = True) -> None:
+        """Compare with what is to be prepared.
+
+        Args:
+            where: the folder, for the message.
+            finished: False leaves the sizes of the raw files open: a damaged one may have been mended since.
+
+        Raises:
+            InputError: this is other data; the message says what differs.
+        """
+        # What an older version did not note counts as the same.
+        raw, options = asked.raw | self.raw, asked.defaults | self.options
+        if not finished and (now := asked.raw.get("files")) and raw["files"].keys() == now.keys():
+            raw["files"] = now
+        stored = Info(self.source, raw, options, self.ranges, asked.defaults)
+        differences = "; ".join(_differences(_plain(stored), _plain(asked)))
+        if differences:
+            raise InputError(f"{where} already holds other data: {differences}. Name another folder, or overwrite it.")
+
+
+def _plain(info: Info) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(info)))
+
+
+def _differences(there: Any, asked: Any, path: str = "") -> Iterator[str]:
+    if isinstance(there, dict) and isinstance(asked, dict):
+        for key in sorted(there.keys() | asked.keys()):
+            yield from _differences(there.get(key), asked.get(key), f"{path}.{key}" if path else key)
+    elif there != asked:
+        yield f"{path} is {there} there, {asked} now"

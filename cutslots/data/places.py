@@ -4,7 +4,7 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import pyarrow as pa
 from pyarrow import fs
@@ -82,11 +82,11 @@ class Place:
         """The place of another path of the same filesystem."""
         return Place(self.filesystem, path)
 
-    def open(self) -> BinaryIO:
+    def open(self) -> io.BufferedReader:
         """The file, open for reading and seeking."""
         if self.is_local:
             return open(self.path, "rb")
-        return cast(BinaryIO, io.BufferedReader(self.filesystem.open_input_file(self.path), BUFFER_BYTES))
+        return io.BufferedReader(cast(io.RawIOBase, self.filesystem.open_input_file(self.path)), BUFFER_BYTES)
 
     def read(self) -> bytes:
         """The whole file."""

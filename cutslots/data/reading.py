@@ -29,7 +29,7 @@ class Shard:
 
     def __init__(self, directory: Path, entry: ShardEntry, frame_shape: tuple[int, ...]):
         path = directory / entry.file
-        repair = "Run cutslots prepare with overwrite to make it again."
+        repair = "Run cutslots prepare with overwrite to make it again, or delete it if it was fetched from a URI."
         if not path.is_file():
             raise InputError(f"shard {path} is missing. {repair}")
         size = path.stat().st_size
@@ -79,32 +79,25 @@ class Shard:
 
 
 def check(directory: Path | str) -> list[str]:
-    """Everything that is wrong with a finished folder, one sentence each; an empty list when all is well.
-
-    Compares every shard with the manifest (presence, size, SHA-256, schema, counts) and every record with itself (mask
-    ids, `num_objects`, metadata).
-
-    Raises:
-        InputError: there is no finished folder to check, see `Manifest.load`.
-    """
+    """What `cache.check` says of a folder of this machine."""
     directory = Path(directory)
     manifest = Manifest.load(directory)
     problems = [f"split {name} is empty" for name, split in manifest.splits.items() if not split.count]
-    listed = [entry for split in manifest.splits.values() for entry in split.shards]
-    for entry in listed:
+    for entry in manifest.shards:
         problems += _check_shard(directory, entry, manifest)
-    strays = sorted(path.name for path in directory.glob("*.arrow") if path.name not in {entry.file for entry in listed})
-    return problems + [f"{name} is not in the manifest" for name in strays]
+    strays = {path.name for path in directory.glob("*.arrow")} - {entry.file for entry in manifest.shards}
+    return problems + [f"{name} is not in the manifest" for name in sorted(strays)]
 
 
 def _check_shard(directory: Path, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
+    path = directory / entry.file
+    if path.is_file() and files.sha256(path) != entry.sha256:
+        yield f"{path} is damaged: its SHA-256 is not the manifest's (delete it if it was fetched from a URI)"
+        return
     try:
         shard = Shard(directory, entry, manifest.frame_shape)
     except InputError as error:
         yield str(error)
-        return
-    if files.sha256(directory / entry.file) != entry.sha256:
-        yield f"{entry.file} is damaged: its SHA-256 is not the manifest's"
         return
     counts = shard.records.column("num_objects").to_numpy()
     names = shard.records.column("id").to_pylist()

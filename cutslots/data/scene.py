@@ -85,6 +85,10 @@ class Preparation:
     size: int = option(128, "side of the prepared square image, in pixels", low=8, high=4096)
     crop: float = option(0.8, "side of the centre crop, as a fraction of the image's shorter side", low=0.05, high=1)
 
+    def limit(self, split: str) -> int | None:
+        """The most scenes that a split gets; None for all of its range."""
+        return None
+
     def window(self, height: int, width: int) -> tuple[slice, slice]:
         """The rows and columns that the crop keeps: 24:216 and 64:256 of 240 x 320."""
         side = int(self.crop * min(width, height))

@@ -9,14 +9,12 @@ import dataclasses
 import errno
 import fcntl
 import importlib.metadata
-import json
 import logging
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pyarrow import ipc
@@ -50,7 +48,7 @@ def write(
 
     Args:
         read: given the number of scenes that are already finished in every split, yields (split, scene), every split in
-            record order without those, and returns the number of records that it passed.
+            record order without those, and returns the number of records that there are, as far as it looked.
         directory: folder to write to; made when absent. A finished folder of the same info is left as it is.
         info: what decides the content.
         overwrite: start anew, whatever prepared data the folder holds, instead of continuing or refusing.
@@ -112,12 +110,9 @@ def _begin(directory: Path, info: Info, overwrite: bool) -> Manifest:
             raise InputError(f"out {directory} holds other files ({', '.join(strangers[:3])}). Name a new or empty folder.")
         fresh = Manifest(info.source, info.raw, info.options, info.ranges, version=_version())
         return dataclasses.replace(fresh, splits={name: Split() for name in info.ranges})
-    state = Manifest.read(path)
-    stored = dataclasses.replace(state.info, options=info.defaults | state.options, defaults=info.defaults)
-    differences = list(_differences(_plain(stored), _plain(info)))
-    if differences:
-        raise InputError(f"{directory} already holds other data: {'; '.join(differences)}. Name another folder, or overwrite it.")
-    return state if path.name == MANIFEST else _keep_whole(state, directory)
+    state, finished = Manifest.read(path), path.name == MANIFEST
+    state.refuse_other(info, str(directory), finished)
+    return state if finished else _keep_whole(dataclasses.replace(state, raw=info.raw), directory)
 
 
 def _keep_whole(state: Manifest, directory: Path) -> Manifest:
@@ -142,6 +137,10 @@ def _fill(state: Manifest, read: Read, directory: Path, scenes_per_shard: int | 
         if empty:
             _clear(directory)
             raise InputError(_empty_message(state, empty, records))
+        for name, (start, stop) in state.ranges.items():
+            if stop is not None and records < stop:
+                found = state.splits[name].count
+                log.warning("split %s is short: it asks for %d:%d of %d records; %d scenes", name, start, stop, records, found)
         state.save(directory / MANIFEST)
         (directory / PROGRESS).unlink(missing_ok=True)
     except OSError as error:
@@ -230,18 +229,6 @@ def _empty_message(state: Manifest, empty: list[str], records: int) -> str:
 
 def _counts(state: Manifest) -> str:
     return ", ".join(f"{name} {split.count} scenes" for name, split in state.splits.items())
-
-
-def _plain(info: Info) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(info)))
-
-
-def _differences(there: Any, asked: Any, path: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in sorted(there.keys() | asked.keys()):
-            yield from _differences(there.get(key), asked.get(key), f"{path}.{key}" if path else key)
-    elif there != asked:
-        yield f"{path} is {there} there, {asked} now"
 
 
 def _version() -> str:

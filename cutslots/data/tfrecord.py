@@ -60,6 +60,14 @@ def records(where: Place | Path | str, start: int = 0) -> Generator[tuple[int, b
     return number
 
 
+def fingerprint(where: Place | Path | str) -> str:
+    """8 hexadecimal digits of the file's first record: what is behind it may be damaged and mended.
+
+    Raises: what `records` raises.
+    """
+    return f"{google_crc32c.value(next(records(where))[1]):08x}"
+
+
 class _DamageError(Exception):
     """A record that cannot be read; `records` adds which one."""
 

@@ -1,7 +1,6 @@
 """The CLEVR source on miniature files in the real format, and on the rendered one where it is at hand."""
 
 import gzip
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from cutslots import data
 from cutslots.data import shards, sources, tfrecord
 from cutslots.data.places import Place
+from cutslots.data.scene import Ranges
 from cutslots.data.sources import clevr
 from cutslots.errors import InputError
 
@@ -30,7 +30,7 @@ def naive(image: np.ndarray, ids: np.ndarray, size: int) -> tuple[np.ndarray, np
 def test_round_trip_is_exact(clevr_file: Path, tmp_path: Path) -> None:
     manifest = data.prepare("clevr", clevr_file.parent, tmp_path / "out", clevr.Options(size=32), SPLITS)
     assert {name: split.count for name, split in manifest.splits.items()} == {"train": 6, "val": 2, "test": 2}
-    assert manifest.raw == {"files": {CLEVR_NAME: clevr_file.stat().st_size}}
+    assert manifest.raw["files"] == {CLEVR_NAME: clevr_file.stat().st_size}
     assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
     assert data.check(tmp_path / "out") == []
     for name, (start, _) in SPLITS.items():
@@ -60,6 +60,24 @@ def test_records_outside_the_splits_are_not_decoded(tmp_path: Path) -> None:
     for options in (clevr.Options(size=16), clevr.Options(size=16, max_objects=9)):
         found = list(clevr.records(Place.of(path), options, {"b": (3, 4), "a": (1, 2)}, {"a": 0, "b": 0}))
         assert [(name, clevr.decode(item, options).id) for name, item in found] == [("a", "clevr_000001"), ("b", "clevr_000003")]
+
+
+def test_finished_scenes_are_not_read_again(clevr_file: Path, tmp_path: Path) -> None:
+    payloads = [example(clevr_features(index)) for index in range(8)]
+    path = write_records(tmp_path / CLEVR_NAME, payloads, zipped=False)
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1  # of record 0, whose checksum is compared only when it is read
+    path.write_bytes(content)
+    rest = clevr.records(Place.of(path), clevr.Options(size=16), {"val": (4, 6), "train": (0, 4)}, {"train": 3, "val": 1})
+    assert [item.number for _, item in rest] == [3, 5]
+
+
+def test_a_split_that_the_file_ends_in_is_told(clevr_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data.prepare("clevr", clevr_file, tmp_path / "out", clevr.Options(size=16), {"train": (0, 6), "test": (6, 15)})
+    assert caplog.messages == ["split test is short: it asks for 6:15 of 10 records; 4 scenes"]
+    caplog.clear()
+    data.prepare("clevr", clevr_file, tmp_path / "few", clevr.Options(size=16, max_objects=3), {"train": (0, 6), "test": (6, None)})
+    assert caplog.messages == []
 
 
 def test_the_file_must_be_the_only_one(tmp_path: Path, clevr_file: Path) -> None:
@@ -121,27 +139,27 @@ def test_a_strange_record_is_named(tmp_path: Path, features: dict[str, bytes | N
         data.prepare("clevr", path, tmp_path / "out", clevr.Options(size=16), {"train": (0, None)})
 
 
-def test_damage_keeps_finished_shards_and_a_rerun_continues(clevr_file: Path, tmp_path: Path) -> None:
-    path, out, options = tmp_path / CLEVR_NAME, tmp_path / "out", clevr.Options(size=16)
-    info = shards.Info("clevr", {}, {}, {"train": (0, 10)})
+def test_damage_keeps_finished_shards_and_the_same_command_continues(
+    clevr_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 16 * 16 * 4)
+    path, out = tmp_path / CLEVR_NAME, tmp_path / "out"
 
-    def read(done: dict[str, int]) -> Generator[tuple[str, data.Scene], None, int]:
-        for name, item in clevr.records(Place.of(path), options, info.ranges, done):
-            yield name, clevr.decode(item, options)
-        return 10
-
-    def run() -> data.Manifest:
-        return shards.write(read, out, info, scenes_per_shard=2)
+    def prepare() -> data.Manifest:
+        return data.prepare("clevr", path, out, clevr.Options(size=16), {"train": (0, 10)})
 
     path.write_bytes(clevr_file.read_bytes()[: clevr_file.stat().st_size * 2 // 3])
     with pytest.raises(InputError, match=r"record \d: the file is cut off"):
-        run()
+        prepare()
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("*.arrow")}
     assert finished
     with pytest.raises(InputError, match="half prepared"):
         data.Manifest.load(out)
+    write_records(path, [example(clevr_features(index)) for index in range(10, 20)])
+    with pytest.raises(InputError, match=r"already holds other data: raw\.fingerprint is"):
+        prepare()
     path.write_bytes(clevr_file.read_bytes())
-    assert run().split("train").count == 10
+    assert prepare().raw["files"] == {CLEVR_NAME: clevr_file.stat().st_size}
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
     assert data.check(out) == []
 
@@ -158,7 +176,9 @@ def test_clevr6_keeps_scenes_of_few_objects_and_continues(clevr_file: Path, tmp_
     assert [item.number for _, item in rest] == [3, 4, 7, 9]
 
 
-def test_slot_attentions_protocol(clevr_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slot_attentions_protocol(
+    clevr_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     options = clevr.Options(protocol="slot-attention")
     assert clevr.splits(Place.of(clevr_file), options) == {"train": (0, 70_000), "test": (70_000, 85_000), "val": (85_000, 100_000)}
     image, ids, _ = clevr_truth(3)
@@ -171,9 +191,15 @@ def test_slot_attentions_protocol(clevr_file: Path, tmp_path: Path, monkeypatch:
     np.testing.assert_array_equal(scene.mask, ids[29:221, 64:256][np.ix_(where, where)])
 
     monkeypatch.setattr(clevr, "SLOT_ATTENTION_SCENES", 2)
-    manifest = data.prepare("clevr", clevr_file, tmp_path / "out", options, {"train": (0, 4), "test": (4, 7), "val": (7, 10)})
+    splits: Ranges = {"train": (0, 4), "test": (4, 7), "val": (7, 10)}
+    told = set()
+    manifest = data.prepare(
+        "clevr", clevr_file, tmp_path / "out", options, splits, progress=lambda name, _, wanted: told.add((name, wanted))
+    )
+    assert told == {("train", 4), ("test", 2), ("val", 2)}
     assert {name: split.count for name, split in manifest.splits.items()} == {"train": 4, "test": 2, "val": 2}
     assert manifest.options["protocol"] == "slot-attention"
+    assert caplog.messages == [], "a limit makes no split short"
     with pytest.raises(InputError, match="slot-attention has a crop of its own"):
         data.prepare("clevr", clevr_file, tmp_path / "other", clevr.Options(protocol="slot-attention", crop=0.7))
 

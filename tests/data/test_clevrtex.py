@@ -48,7 +48,7 @@ def test_round_trip_is_exact(tree: Path, tmp_path: Path, caplog: pytest.LogCaptu
     manifest = prepare(tree, tmp_path / "out")
     assert "has 20 images, the published main set 50000" in caplog.text
     assert manifest.ranges == {"test": (0, 2), "val": (2, 4), "train": (4, 20)}
-    assert manifest.raw == {"images": 20}
+    assert manifest.raw["images"] == 20
     assert str(tmp_path) not in (tmp_path / "out/manifest.json").read_text()
     assert data.check(tmp_path / "out") == []
     for name, (start, _) in manifest.ranges.items():
@@ -91,6 +91,11 @@ def damage(path: str, change: Callable[[Path], object]) -> Callable[[Path], obje
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
 
 
 def flip(path: Path) -> None:
@@ -148,8 +153,11 @@ def test_incomplete_trees_are_refused_before_anything_is_written(
         (damage(".json", cut), r"CLEVRTEX_full_000013\.json: it is not ClevrTex metadata"),
         (damage(".json", lambda path: path.write_text(without("objects"))), r"metadata \(KeyError\('objects'\)"),
         (damage(".json", lambda path: path.write_text("[]")), r"000013\.json: it is not ClevrTex metadata"),
+        (damage(".json", lambda path: replace(path, "25.0", "NaN")), r"000013\.json: it is not ClevrTex .*not JSON compliant"),
+        (damage(".json", lambda path: replace(path, "25.0", "1e999")), r"000013\.json: it is not ClevrTex .*not JSON compliant"),
+        (damage(".json", lambda path: replace(path, '"stone_2"', "null")), r"000013\.json: it is not ClevrTex .*None is no word"),
         (
-            damage(".json", lambda path: path.write_text(path.read_text().replace('"index": 2', '"index": 5'))),
+            damage(".json", lambda path: replace(path, '"index": 2', '"index": 5')),
             r"its objects have the indices \[1, 5, 3\]",
         ),
     ],
@@ -167,6 +175,20 @@ def test_damaged_files_are_named_and_finished_shards_stay(
     assert prepare(copy, tmp_path / "out").split("train").count == 16
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished
     assert data.check(tmp_path / "out") == []
+
+
+def test_two_sets_of_one_size_are_not_mixed(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 24 * 24 * 4)
+    damage("_flat.png", cut)(copy)
+    with pytest.raises(InputError, match="the image is damaged"):
+        prepare(copy, tmp_path / "out")
+    for number in (0, 19):
+        path = Path(f"{stem(copy, number, 'full')}.json")
+        text = path.read_text()
+        path.write_text(json.dumps(metadata(number + 1, "full")))
+        with pytest.raises(InputError, match=r"already holds other data: raw\.fingerprint is"):
+            prepare(copy, tmp_path / "out")
+        path.write_text(text)
 
 
 def test_a_file_is_no_tree(tree: Path, tmp_path: Path) -> None:

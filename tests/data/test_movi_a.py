@@ -132,16 +132,17 @@ def test_a_strange_record_is_named_and_finished_shards_stay(
     assert sorted(path.name for path in (tmp_path / "out").glob("*.arrow")) == [f"train-{number:05d}.arrow" for number in range(4)]
 
 
-def test_a_wrong_checksum_is_named_and_the_preparation_goes_on_when_it_is_mended(
-    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_file_is_named_and_the_preparation_goes_on_when_it_is_mended(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", FRAMES * 24 * 24 * 4)
     path = copy / FOLDER / file_name("train", 1)
     whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[-100] ^= 1
-    path.write_bytes(flipped)
-    with pytest.raises(InputError, match=rf"{path.name}, record 1: the checksum of the record's data does not fit"):
+    flipped = whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]
+    path.write_bytes(whole[:-100] if cut else flipped)
+    reason = "the file ends inside the record's data" if cut else "the checksum of the record's data does not fit"
+    with pytest.raises(InputError, match=rf"{path.name}, record 1: {reason}"):
         prepare(copy, tmp_path / "out")
     finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.arrow")}
     assert len(finished) == 4
@@ -149,6 +150,16 @@ def test_a_wrong_checksum_is_named_and_the_preparation_goes_on_when_it_is_mended
     assert prepare(copy, tmp_path / "out").split("train").count == 5
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished
     assert data.check(tmp_path / "out") == []
+
+
+def test_validation_alone_needs_its_own_files_only(copy: Path, tmp_path: Path) -> None:
+    for at in range(2):
+        (copy / FOLDER / file_name("train", at)).unlink()
+    manifest = prepare(copy, tmp_path / "out", {"val": (5, 9)})
+    assert list(manifest.raw["files"]) == [file_name("validation", 0)]
+    assert data.Batches(tmp_path / "out", "val", 1).ids([0, 3]) == ["movi_a_val_000000", "movi_a_val_000003"]
+    with pytest.raises(InputError, match=rf"lacks {file_name('train', 1)}\. Fetch"):
+        prepare(copy, tmp_path / "other", {"val": (4, 9)})
 
 
 def rewrite(path: Path, text: str) -> None:

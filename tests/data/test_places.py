@@ -3,9 +3,13 @@
 A subtree of the local disk stands in for a bucket: it is no `LocalFileSystem`, so everything goes the bucket's way.
 """
 
+import errno
+import fcntl
 import json
 import pickle
+import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from movi_files import write_folder
 from pyarrow import fs
 
 from cutslots import data, files
+from cutslots.cli import main
 from cutslots.data import tfrecord
 from cutslots.data.places import Place, is_uri
 from cutslots.data.scene import Ranges
@@ -91,6 +96,76 @@ def test_a_published_set_is_fetched_once_and_read(prepared: Path, tmp_path: Path
     assert data.local(prepared) == prepared
 
 
+def test_damaged_copies_are_fetched_again_or_named(prepared: Path, tmp_path: Path) -> None:
+    place = bucket(tmp_path)
+    data.publish(prepared, place)
+    cut, flipped = (data.local(place) / f"train-0000{number}.arrow" for number in range(2))
+    cut.write_bytes(cut.read_bytes()[:-1])
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"x")
+    (problem,) = data.check(place)
+    assert problem.startswith(f"{flipped} is damaged: its SHA-256")
+    flipped.unlink()
+    assert data.check(place) == []
+
+
+def test_check_looks_at_the_place_itself(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri, there = f"file://{tmp_path}/set", tmp_path / "set"
+    data.publish(prepared, uri)
+    assert main(["check", uri]) == 0
+    (there / "train-00000.arrow").unlink()
+    (there / "train-00001.arrow").write_bytes(b"short")
+    flipped = there / "train-00002.arrow"
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"x")
+    (there / "train-00099.arrow").touch()
+    assert data.check(bucket(tmp_path)) == [
+        "subtree://set/train-00000.arrow is missing",
+        f"subtree://set/train-00001.arrow is damaged: 5 bytes, the manifest says {(prepared / 'train-00001.arrow').stat().st_size}",
+        "subtree://set/train-00002.arrow is damaged: its SHA-256 is not the manifest's",
+        "subtree://set/train-00099.arrow is not in the manifest",
+    ]
+    assert main(["check", uri]) == 1
+    assert "4 problems" in capsys.readouterr().err
+    data.publish(prepared, uri)
+    assert len(data.check(uri)) == 2, "what has another size is put there again"
+    data.publish(prepared, uri, overwrite=True)
+    assert data.check(uri) == []
+    assert sorted(path.name for path in there.iterdir()) == sorted(path.name for path in prepared.iterdir())
+
+
+def test_an_interrupted_upload_goes_on(prepared: Path, tmp_path: Path) -> None:
+    there = tmp_path / "set"
+    (there / "val-00000.arrow").mkdir(parents=True)  # in the way of the second shard
+    with pytest.raises(InputError, match=rf"cannot write to subtree://set: .*stays in {prepared}"):
+        data.publish(prepared, bucket(tmp_path))
+    (there / "val-00000.arrow").rmdir()
+    assert not (there / "manifest.json").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in there.glob("*.arrow")}
+    assert before
+    data.publish(prepared, bucket(tmp_path))
+    assert {name: (there / name).stat().st_mtime_ns for name in before} == before
+    assert data.check(bucket(tmp_path)) == []
+
+
+def test_shards_of_another_sets_interrupted_upload_are_not_taken_over(prepared: Path, tmp_path: Path) -> None:
+    there = tmp_path / "set"
+    data.publish(prepared, bucket(tmp_path))
+    (there / "manifest.json").unlink()
+    (there / "progress.json").write_text("{}")
+    shard = there / "train-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    data.publish(prepared, bucket(tmp_path))
+    assert data.check(bucket(tmp_path)) == []
+
+
+def test_faults_of_a_place_are_the_users_to_mend(prepared: Path, tmp_path: Path) -> None:
+    data.publish(prepared, bucket(tmp_path))
+    shard = tmp_path / "set/train-00000.arrow"
+    shard.unlink()
+    shard.mkdir()  # it cannot be opened
+    with pytest.raises(InputError, match=r"cannot fetch subtree://set/train-00000\.arrow"):
+        data.local(bucket(tmp_path))
+
+
 def test_several_processes_fetch_one_copy(prepared: Path, tmp_path: Path) -> None:
     data.publish(prepared, bucket(tmp_path))
     folders = []
@@ -128,6 +203,37 @@ def test_other_data_is_not_published_over(prepared: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="already holds other prepared data"):
         data.publish(prepared, bucket(tmp_path))
     data.publish(prepared, bucket(tmp_path), overwrite=True)
+    assert data.check(data.local(bucket(tmp_path))) == []
+
+
+def test_a_place_that_cannot_be_used_is_told_before_the_work(tmp_path: Path) -> None:
+    def begun(function: object, items: object) -> Iterator[object]:
+        raise AssertionError("it works before it knows")
+
+    data.prepare("scenes", None, f"file://{tmp_path}/set", scenes.Options(count=10, size=16))
+    shutil.rmtree(files.home() / "cache")
+    (tmp_path / "file").touch()
+    for path, message in (("set", "already holds other data: options.seed is 0 there, 1 now"), ("file/set", "cannot write to")):
+        with pytest.raises(InputError, match=message):
+            data.prepare("scenes", None, f"file://{tmp_path}/{path}", scenes.Options(count=10, size=16, seed=1), map=begun)
+
+
+def test_links_to_what_was_removed_are_replaced(tmp_path: Path) -> None:
+    options = scenes.Options(count=10, size=16)
+    manifest = data.prepare("scenes", None, f"file://{tmp_path}/a/scenes", options)
+    copy = files.home() / "cache" / f"scenes-{manifest.digest}"
+    shutil.rmtree(copy.resolve())
+    assert copy.is_symlink()
+    data.prepare("scenes", None, f"file://{tmp_path}/b/scenes", options)
+    assert data.check(copy) == []
+
+
+def test_without_locks_it_is_fetched_all_the_same(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    data.publish(prepared, bucket(tmp_path))
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert data.check(data.local(bucket(tmp_path))) == []
 
 

@@ -25,21 +25,24 @@ class Source(Protocol):
     Options: type
 
     def find(self, raw: Place | None, options: Any) -> Any:
-        """What there is at `raw`, looked at once; refuses what lacks files."""
+        """What there is at `raw`, looked at once."""
         ...
 
     def splits(self, found: Any, options: Any) -> Ranges:
         """The default half-open range of records of every split; None = to the end."""
         ...
 
-    def describe(self, found: Any, options: Any) -> dict[str, Any]:
-        """The raw data for the manifest, as JSON values without machine paths: file names and sizes."""
+    def describe(self, found: Any, options: Any, splits: Ranges) -> dict[str, Any]:
+        """The raw data for the manifest, as JSON values without machine paths; refuses what lacks files that `splits` need.
+
+        `files` has names and sizes. `fingerprint` tells sets of equal names apart, and stays when a damaged file is mended.
+        """
         ...
 
     def records(self, found: Any, options: Any, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Any], None, int]:
         """Yield (split, item) in record order within every split, without the first `done[split]` items of it.
 
-        Returns the number of records that it passed: all of them when a split stayed empty.
+        Returns the number of records that there are; it need not look for those behind the last one that `splits` asks for.
         """
         ...
 

@@ -53,6 +53,10 @@ class Options(Preparation):
     )
     max_objects: int | None = option(None, "keep scenes of at most so many objects; 6 is CLEVR6", low=1, high=10)
 
+    def limit(self, split: str) -> int | None:
+        """Slot Attention evaluates on few."""
+        return SLOT_ATTENTION_SCENES if self.protocol == "slot-attention" and split != "train" else None
+
     def window(self, height: int, width: int) -> tuple[slice, slice]:
         """The rows and columns that the protocol's crop keeps."""
         return SLOT_ATTENTION_CROP if self.protocol == "slot-attention" else super().window(height, width)
@@ -98,9 +102,9 @@ def splits(found: Place, options: Options) -> Ranges:
     return dict(SPLITS[options.protocol])
 
 
-def describe(found: Place, options: Options) -> dict[str, Any]:
-    """Name and size of the raw file."""
-    return {"files": {found.name: found.info.size}}
+def describe(found: Place, options: Options, splits: Ranges) -> dict[str, Any]:
+    """Name and size of the raw file, and its fingerprint."""
+    return {"files": {found.name: found.info.size}, "fingerprint": tfrecord.fingerprint(found)}
 
 
 def records(found: Place, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
@@ -109,22 +113,24 @@ def records(found: Place, options: Options, splits: Ranges, done: dict[str, int]
     Raises:
         InputError: the file is damaged.
     """
-    short = SLOT_ATTENTION_SCENES if options.protocol == "slot-attention" else math.inf
-    limits = {name: math.inf if name == "train" else short for name in splits}
-    kept = dict.fromkeys(splits, 0)
-    source = tfrecord.records(found, start=min(start for start, _ in splits.values()))
+    limits = {name: options.limit(name) or math.inf for name in splits}
+    # Which records of fewer objects the finished scenes were is found by counting again.
+    passed = done if options.max_objects is None else dict.fromkeys(splits, 0)
+    firsts = {name: start + passed[name] for name, (start, _) in splits.items()}
+    kept = dict(passed)
+    source = tfrecord.records(found, start=min(firsts.values()))
     while True:
         try:
             number, payload = next(source)
         except StopIteration as end:
             return end.value
         name = _split_of(number, splits)
-        if name and kept[name] < limits[name] and _wanted(Item(str(found), number, payload), options):
+        if name and number >= firsts[name] and kept[name] < limits[name] and _wanted(Item(str(found), number, payload), options):
             kept[name] += 1
             if kept[name] > done[name]:
                 yield name, Item(str(found), number, payload)
         if all(kept[name] >= limits[name] or (stop is not None and number + 1 >= stop) for name, (_, stop) in splits.items()):
-            return number + 1
+            return max(number + 1, *(stop or 0 for _, stop in splits.values()))
 
 
 def decode(item: Item, options: Options) -> Scene:

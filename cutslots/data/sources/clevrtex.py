@@ -9,6 +9,7 @@ Source: Karazija, Laina, Rupprecht, "ClevrTex: A Texture-Rich Benchmark for Unsu
 and the reader in https://github.com/karazijal/clevrtex-generation (layout, splits by number, preparation).
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -95,9 +96,14 @@ def splits(found: Found, options: Options) -> Ranges:
     return {"test": (0, count // 10), "val": (count // 10, count // 5), "train": (count // 5, count)}
 
 
-def describe(found: Found, options: Options) -> dict[str, Any]:
-    """The number of images; not their bytes, so that a damaged one can be mended and the preparation go on."""
-    return {"images": len(found.paths)}
+def describe(found: Found, options: Options, splits: Ranges) -> dict[str, Any]:
+    """The number of images, and a fingerprint of the first and the last one's metadata."""
+    texts = []
+    for *_, path in (found.paths[0], found.paths[-1]):
+        texts.append(found.raw.at(path).read())
+        with naming(str(found.raw.at(path))):
+            _objects(texts[-1], options.variant)  # mended later, it would pass for another set's
+    return {"images": len(found.paths), "fingerprint": hashlib.sha256(b"".join(texts)).hexdigest()[:8]}
 
 
 def records(found: Found, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
@@ -158,6 +164,7 @@ def _objects(text: bytes, variant: str) -> tuple[dict[str, Any], ...]:
         ground, objects = found["ground_material"], found["objects"]
         described = [_describe(entry, ground, variant) for entry in objects]
         order = [entry.get("index", at) for at, entry in enumerate(objects, start=1)]
+        json.dumps(described, allow_nan=False)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"it is not ClevrTex metadata ({error!r}). Fetch or copy it again.") from None
     if order != list(range(1, len(order) + 1)):
@@ -166,11 +173,12 @@ def _objects(text: bytes, variant: str) -> tuple[dict[str, Any], ...]:
 
 
 def _describe(entry: dict[str, Any], ground: str, variant: str) -> dict[str, Any]:
+    words = {name: entry[name] for name in ("shape", "size", "material")}
+    if strange := [value for value in (*words.values(), ground) if not isinstance(value, str | int | float)]:
+        raise TypeError(f"{strange[0]} is no word")
     color = {"color": entry["color"]} if variant == "vbg" else {}
     return {
-        "shape": entry["shape"],
-        "size": entry["size"],
-        "material": entry["material"],
+        **words,
         **color,
         "position": [round(float(value), 4) for value in entry["3d_coords"]],
         "rotation": round(float(entry["rotation"]), 4),

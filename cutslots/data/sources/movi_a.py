@@ -47,17 +47,22 @@ class Format:
 
 @dataclass(frozen=True)
 class File:
-    """One TFRecord file, the split that it is part of, the number of its first clip there, and how many it has."""
+    """One TFRecord file, the split that it is part of, the number of its first clip there and of all, and how many it has."""
 
     place: Place
     split: str
     first: int
+    start: int
     count: int
+
+    def holds(self, start: int, stop: int | None) -> bool:
+        """Whether a clip of this range, counted over all splits, is in it."""
+        return start < self.start + self.count and (stop is None or stop > self.start)
 
 
 @dataclass(frozen=True)
 class Found:
-    """The files of all splits in order, and their format."""
+    """The files of all splits in order, the sizes of those that are there, and their format."""
 
     files: list[File]
     sizes: dict[str, int]
@@ -77,37 +82,41 @@ def find(raw: Place | None, options: Options) -> Found:
     """The folder's files.
 
     Raises:
-        InputError: no such folder or several, a file is missing, or a description cannot be read.
+        InputError: no such folder or several, or a description is missing or cannot be read.
     """
     assert raw is not None, "NEEDS_RAW"
     folder = _folder(raw)
     there = {folder.at(path).name: size for path, size in folder.files().items()}
     with naming(str(folder / "dataset_info.json")):
         files = _files(folder, _json(folder / "dataset_info.json", there))
-    missing = [file.place.name for file in files if file.place.name not in there]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise InputError(f"raw {folder} lacks {', '.join(missing[:5])}{more}. Fetch them again.")
     with naming(str(folder / "features.json")):
         shape = _shape(_json(folder / "features.json", there))
     labels = {name: _label_names(folder / f"instances-{name}_label.labels.txt", there) for name in LABELS}
-    return Found(files, {file.place.name: there[file.place.name] for file in files}, Format(shape, labels))
+    return Found(files, there, Format(shape, labels))
 
 
 def splits(found: Found, options: Options) -> Ranges:
     """The set's own splits."""
     ranges: Ranges = {}
-    total = 0
     for file in found.files:
-        start, _ = ranges.get(file.split, (total, None))
-        total += file.count
-        ranges[file.split] = (start, total)
+        start, _ = ranges.get(file.split, (file.start, None))
+        ranges[file.split] = (start, file.start + file.count)
     return ranges
 
 
-def describe(found: Found, options: Options) -> dict[str, Any]:
-    """Names and sizes of the files."""
-    return {"files": found.sizes}
+def describe(found: Found, options: Options, splits: Ranges) -> dict[str, Any]:
+    """Names and sizes of the files that hold the splits' records, and the first one's fingerprint.
+
+    Raises:
+        InputError: one of them is missing, or the first one's first record is damaged.
+    """
+    needed = [file for file in found.files if any(file.holds(*bounds) for bounds in splits.values())]
+    missing = [file.place.name for file in needed if file.place.name not in found.sizes]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise InputError(f"raw {needed[0].place.parent} lacks {', '.join(missing[:5])}{more}. Fetch them again.")
+    sizes = {file.place.name: found.sizes[file.place.name] for file in needed}
+    return {"files": sizes, "fingerprint": tfrecord.fingerprint(needed[0].place) if needed else None}
 
 
 def records(found: Found, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
@@ -117,16 +126,13 @@ def records(found: Found, options: Options, splits: Ranges, done: dict[str, int]
         InputError: a file is damaged or has another number of records than `dataset_info.json` says.
     """
     for name, (start, stop) in splits.items():
-        begin, before = start + done[name], 0
-        for file in found.files:
-            last = before + file.count
-            if begin < last and (stop is None or stop > before):
-                for number, payload in _clips(file, max(begin - before, 0)):
-                    if stop is not None and before + number >= stop:
-                        break
-                    id = f"movi_a_{file.split}_{file.first + number:06d}"
-                    yield name, Item(f"{file.place}, record {number}", id, payload, found.format)
-            before = last
+        begin = start + done[name]
+        for file in (file for file in found.files if file.holds(begin, stop)):
+            for number, payload in _clips(file, max(begin - file.start, 0)):
+                if stop is not None and file.start + number >= stop:
+                    break
+                id = f"movi_a_{file.split}_{file.first + number:06d}"
+                yield name, Item(f"{file.place}, record {number}", id, payload, found.format)
     return sum(file.count for file in found.files)
 
 
@@ -192,9 +198,8 @@ def _files(folder: Place, info: Any) -> list[File]:
                     FILEFORMAT="tfrecord",
                     SHARD_X_OF_Y=f"{at:05d}-of-{len(lengths):05d}",
                 )
-                files.append(
-                    File(folder / name, "val" if split["name"] == "validation" else split["name"], sum(lengths[:at]), length)
-                )
+                theirs = "val" if split["name"] == "validation" else split["name"]
+                files.append(File(folder / name, theirs, sum(lengths[:at]), sum(file.count for file in files), length))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(f"it has not the form that TensorFlow Datasets writes ({error!r}).") from None
     if not files:

@@ -71,7 +71,7 @@ def splits(found: None, options: Options) -> Ranges:
     return {"test": (0, tenth), "val": (tenth, 2 * tenth), "train": (2 * tenth, options.count)}
 
 
-def describe(found: None, options: Options) -> dict[str, Any]:
+def describe(found: None, options: Options, splits: Ranges) -> dict[str, Any]:
     """The renderer's version stands for the files that there are not."""
     return {"renderer": RENDERER}
 
