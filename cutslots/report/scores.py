@@ -46,7 +46,8 @@ def published(manifest: Manifest, split: str, num_images: int, image_size: int, 
     Args:
         num_images: how many images ours is a mean over.
         image_size: at which they were scored.
-        trained_on: the source of the model's training data, as far as known.
+        trained_on: the set of the model's training data by `set_name`, as far as known; the published models were trained on the
+            default set of the source.
 
     Returns:
         `scores`, `source`, and `not_comparable`, the ways in which ours was made otherwise.

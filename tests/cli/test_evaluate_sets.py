@@ -13,9 +13,12 @@ from cutslots import options
 from cutslots.cli import main
 from cutslots.data import Batches, Scene, prepare, shards, sources
 from cutslots.files import home, write_text
+from cutslots.launch.local import Tracking
 from cutslots.train import checkpoint, evaluate, load_model
 from cutslots.train.config import RunConfig, preset, to_json
 from cutslots.train.export import save_model
+from cutslots.train.observer import Start
+from cutslots.train.terminal import Terminal
 
 TINY = ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=8")
 MATERIALS = ("brick", "moss")
@@ -144,6 +147,20 @@ def test_several_sets_in_one_table(made: Path, tmp_path: Path, capsys: pytest.Ca
     (logged,) = client.search_runs([experiment.experiment_id])
     for each in found["sets"]:
         assert logged.data.metrics[f"{each['name']}/test/ari_fg"] == pytest.approx(each["scores"]["ari_fg"])
+
+
+def test_a_run_knows_the_set_it_was_trained_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained and scored on one variant, while the published row's model was trained on the full set."""
+    monkeypatch.setattr("cutslots.launch.local.DELIVERY_SECONDS", 0)
+    config, state = built()
+    tracking = Tracking(config, made / "outd", tmp_path / "run", "sets", Terminal(live=False), system_metrics=False)
+    tracking.started(Start(0, 1, 1, "cpu", "float32"))
+    tracking.close("KILLED")
+    stored = {"config": to_json(config), "model": state, "step": 1, "signature": "0123456789ab", "data_digest": "ba9876543210"}
+    checkpoint.save(tmp_path / "run" / "checkpoints" / checkpoint.BEST, stored, 1)
+    found, table = evaluated(tmp_path, tmp_path / "run", "--data", made / "outd", "--images", "2")
+    assert "trained on clevrtex_outd, cutslots commit" in table
+    assert found["sets"][0]["published"]["not_comparable"][-1] == "the model was trained on clevrtex_outd"
 
 
 def test_the_split_that_is_there(made: Path, exported: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_made_as_published():
         ("clevrtex", {"variant": "outd"}, 0.726),
         ("clevrtex", {"variant": "camo"}, 0.755),
     ):
-        row = published(manifest(source, settings), "test", 15_000, 128, source)
+        row = published(manifest(source, settings), "test", 15_000, 128, source)  # all trained on the full set
         assert row is not None
         assert row["scores"]["ari_fg"] == ari_fg
         assert row["not_comparable"] == []
@@ -63,6 +63,7 @@ def test_made_as_published():
         (manifest("clevr", BENCHMARK), "val", 15_000, 128, "clevr", "split val, published on test"),
         (manifest("clevr", BENCHMARK), "test", 14_999, 128, "clevr", "14,999 images, published on at least 15,000"),
         (manifest("clevr", BENCHMARK), "test", 15_000, 128, "scenes", "the model was trained on scenes"),
+        (manifest("clevrtex", {"variant": "camo"}), "test", 2_000, 128, "clevrtex_camo", "the model was trained on clevrtex_camo"),
     ],
 )
 def test_made_otherwise(data, split, images, side, trained_on, reason):
