@@ -1,0 +1,37 @@
+"""`cutslots train` without a step taken: where it looks for data, and what it prints of a run."""
+
+from pathlib import Path
+
+import pytest
+
+from cutslots import options
+from cutslots.cli import main
+from cutslots.data import Manifest, prepare, sources
+from cutslots.files import home, write_text
+from cutslots.train import checkpoint
+from cutslots.train.config import preset, to_json
+
+
+@pytest.fixture
+def plain() -> Path:
+    folder = home() / "data" / "plain"
+    prepare("scenes", None, folder, sources.load("scenes").Options(count=10, size=32))
+    return folder
+
+
+def test_data_may_be_the_name_of_a_set(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "clevr", "--data", "plain"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {plain} holds scenes, not clevr.")
+    assert main(["train", "scenes", "--data", "plane"]) == 2
+    assert capsys.readouterr().err.startswith("error: data folder plane does not exist")
+
+
+def test_the_score_that_chose_the_best_is_printed(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = options.override(preset("small"), "best_metric=miou")
+    best = {"ari_fg": 0.75, "miou": 0.5, "mse": 12.0, "step": 500.0}
+    state = {"step": config.train.steps, "best": best, "data_digest": Manifest.load(plain).digest}
+    run = home() / "runs" / "done"
+    checkpoint.save(checkpoint.path_of(run / "checkpoints", config.train.steps), state, 1)
+    write_text(run / "config.json", to_json(config))
+    assert main(["train", "scenes", "--data", str(plain), "--name", "done", "--set", "best_metric=miou"]) == 0
+    assert "best miou 0.5000 at step 500 of 2000\n" in capsys.readouterr().out
