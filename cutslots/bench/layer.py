@@ -8,20 +8,31 @@ import torch
 from scipy.sparse.linalg import splu
 
 from cutslots.bench._timing import machine, median_seconds
+from cutslots.errors import InputError
+from cutslots.models import min_cut_slots
 from cutslots.qp import Gamma, Grid, MinCut, min_cut_program
 from cutslots.qp.program import edge_costs
-from cutslots.train.config import preset
+from cutslots.train.config import PRESETS, preset
+
+# Of models of images: one of video, whose configuration is a subclass, takes pairs.
+_PRESETS = [name for name in PRESETS if type(preset(name).model) is min_cut_slots.Config]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the grid (default 64)")
     parser.add_argument("--cuts", type=int, default=256, help="cuts in a batch (default 256)")
-    parser.add_argument("--preset", default="paper-clevr", help="whose training step to compare with (default paper-clevr)")
+    parser.add_argument("--preset", default="paper-clevr", help=f"whose training step to compare with: {', '.join(_PRESETS)}")
     parser.add_argument("--batch", type=int, default=2, help="images in that step (default 2)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print and return the figures."""
+    """Print and return the figures.
+
+    Raises:
+        InputError: the preset's model is not the image model with cuts.
+    """
+    if arguments.preset not in _PRESETS:
+        raise InputError(f"--preset is {arguments.preset!r}; for images with cuts there are: {', '.join(_PRESETS)}.")
     figures = {"machine": machine(), **_against_kkt(arguments.size, arguments.cuts), **_share(arguments.preset, arguments.batch)}
     layer, kkt = figures["layer_seconds"], figures["kkt_seconds"]
     grid, threads = f"{arguments.size} x {arguments.size}", figures["machine"]["threads"]
