@@ -8,16 +8,21 @@ import torch
 
 from cutslots import options
 from cutslots.models.min_cut_video import MatchingConfig, Pairing
-from cutslots.train.config import preset
+from cutslots.train.config import RunConfig, from_json, preset, to_json
 
 TINY = ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=8", "num_slots=4")
 
 
 @pytest.fixture
-def model():
-    config = preset("small-video")
+def config() -> RunConfig:
+    made = preset("small-video")
     for assignment in TINY:
-        config = options.override(config, assignment)
+        made = options.override(made, assignment)
+    return made
+
+
+@pytest.fixture
+def model(config):
     torch.manual_seed(0)
     return config.model.build()
 
@@ -102,9 +107,31 @@ def test_what_is_painted_of_a_frame_reaches_both_encodings_and_the_matching(mode
 def test_every_parameter_learns(model, images, precision):
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
         loss = model.loss(model(images), images)
+    assert loss.shape == ()
     loss.backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_evaluation_depends_on_the_pair_alone(model, images):
+    model.eval()
+    with torch.no_grad():
+        outputs = model(images)
+        torch.rand(5)
+        alone = model(images[1:2])
+    for name, value in vars(outputs).items():
+        torch.testing.assert_close(
+            getattr(alone, name)[0], value[1], atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_configurations_survive_json_and_take_options(config):
+    assert from_json(to_json(config)) == config
+    for assignment in ("num_slots=3", "distance=2", "matching.gamma=0.25"):
+        config = options.override(config, assignment)
+    assert from_json(to_json(config)) == config
+    assert (config.model.num_slots, config.model.distance, config.model.matching.gamma) == (3, 2, 0.25)
+    assert config.model.build()(torch.zeros(1, 2, 3, 32, 32)).assignment.shape == (1, 3, 3)
 
 
 def test_the_papers_preset():
