@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -156,7 +157,7 @@ class _Run:
                 if last:
                     break
 
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         config = self.config.optim
         rate = config.rate(self.step, self.config.train.steps)
         for group in self.optimizer.param_groups:
@@ -167,7 +168,8 @@ class _Run:
             loss = self.model.loss(self.model(images), images)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm) if config.clip_norm else None
+        # Without clipping too: a gradient that is not finite spoils the weights while this step's loss is still a number.
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
         self.optimizer.step()
         # The host's time: on a GPU it is that of the launches, which a step does not wait for.
         self.meter.worked += time.perf_counter() - start
@@ -318,29 +320,27 @@ class _Meter:
                     return
                 yield batch
 
-    def add(self, loss: Tensor, norm: Tensor | None, num_images: int) -> None:
+    def add(self, loss: Tensor, norm: Tensor, num_images: int) -> None:
         self.losses.append(loss)
-        if norm is not None:
-            self.norms.append(norm)
+        self.norms.append(norm)
         self.num_images += num_images
 
     def first_bad(self) -> int | None:
-        """How many steps ago, 0 for the last, the first non-finite loss since the previous check was; None if all are finite."""
-        new = self.losses[self.checked :]
-        finite = torch.stack(new).isfinite()
-        if self.norms:
-            finite &= torch.stack(self.norms[self.checked :]).isfinite()
+        """How many steps ago, 0 for the last, loss or gradient first was not finite since the previous check; None if never."""
+        losses, norms = (torch.stack(values[self.checked :]) for values in (self.losses, self.norms))
+        finite = losses.isfinite() & norms.isfinite()
         self.checked = len(self.losses)
-        return None if bool(finite.all()) else len(new) - 1 - int((~finite).int().argmax())
+        return None if bool(finite.all()) else len(finite) - 1 - int((~finite).int().argmax())
 
     def read(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.since - self.away
-        values = {"loss": float(torch.stack(self.losses).mean())}
-        if self.norms:
-            values["gradient_norm"] = float(torch.stack(self.norms).mean())
-        values["images_per_second"] = self.num_images / seconds
-        values["data_wait_share"] = self.waited / seconds
-        values["model_share"] = self.worked / seconds
+        values = {
+            "loss": float(torch.stack(self.losses).mean()),
+            "gradient_norm": float(torch.stack(self.norms).mean()),
+            "images_per_second": self.num_images / seconds,
+            "data_wait_share": self.waited / seconds,
+            "model_share": self.worked / seconds,
+        }
         self._reset()
         return values
 

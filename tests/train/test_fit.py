@@ -257,8 +257,10 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize("cause", ["loss", "gradient"])
-def test_a_non_finite_loss_stops_with_step_images_and_checkpoint(config, data_dir, tmp_path, monkeypatch, cause):
+@pytest.mark.parametrize(("cause", "clip_norm"), [("loss", "1"), ("gradient", "1"), ("gradient", "none")])
+def test_a_non_finite_loss_stops_with_step_images_and_checkpoint(config, data_dir, tmp_path, monkeypatch, cause, clip_norm):
+    """At a step that saves: what the bad gradient made of the weights is not kept."""
+    config = options.override(config, f"optim.clip_norm={clip_norm}")
     model_class = type(config.model.build())
     real, calls = model_class.loss, []
 
@@ -278,6 +280,7 @@ def test_a_non_finite_loss_stops_with_step_images_and_checkpoint(config, data_di
     named = str(caught.value).split("batch: ")[1].split(". Last")[0].split(", ")
     assert named == batches.ids(batches.batch(1, 2).index)
     assert len(calls) == 8
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1].name == "step-00000006.pt"
 
 
 def test_a_run_directory_of_another_run_is_refused(config, data_dir, tmp_path):
