@@ -110,15 +110,18 @@ def evaluate(
 
     Args:
         max_images: how many at most, from the first on; None: all.
-        watch: is shown every batch of images: their numbers in the split, true masks at the model's size, and the outputs.
+        watch: is shown every batch of images: their numbers in the split, true masks at the model's size, and the outputs. Not of
+            clips.
 
     Raises:
-        InputError: `max_images` is less than 1, or see `check_data`.
+        InputError: `max_images` is less than 1, `watch` for clips, or see `check_data`.
     """
     check_data(model, batches)
     if batches.num_frames is not None:
         from cutslots.train.track import evaluate_clips  # which imports this module
 
+        if watch:
+            raise InputError("watch is given, but the data are clips, whose frames are not shown to it. Leave it out.")
         return evaluate_clips(model, batches, device, max_images, progress)
     if max_images is not None and max_images < 1:
         raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")

@@ -15,7 +15,7 @@ from cutslots.files import atomic, write_text
 from cutslots.train import checkpoint
 from cutslots.train.config import RunConfig, from_json, to_json
 from cutslots.train.evaluate import image_size, is_video, label_maps, reduction, to_model
-from cutslots.train.track import track
+from cutslots.train.track import first_frames, renamed
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
@@ -80,14 +80,14 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
 
     Args:
         images: `(N, H, W, 3)` uint8 RGB, square, of the model's size or a whole multiple of it. N may be 0.
-        batch_size: pictures at a time; a clip is taken whole.
+        batch_size: pictures at a time, pairs of frames for a model of video.
 
     Returns:
         `masks`, `(N, size, size)` uint8 label maps by alpha, 0 for slot 0 (the background in models that have one); `cut_masks`,
         the same by the cuts, of models that have them; `reconstructions`, `(N, size, size, 3)` uint8.
 
     Raises:
-        InputError: another shape or type, or a `batch_size` below 1.
+        InputError: another shape or type, a `batch_size` below 1, or a model of video that has diverged.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise InputError(f"images are {images.dtype} {images.shape}; give uint8 (N, H, W, 3).")
@@ -98,20 +98,21 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
     reduction((images.shape[1], images.shape[2]), size)
     if not count:
         return {name: value[:0] for name, value in predict(model, np.zeros((1, *images.shape[1:]), np.uint8)).items()}
-    found: dict[str, np.ndarray] = {}
-    video = is_video(model)
-    step = count if video else batch_size
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        pixels = to_model(torch.from_numpy(np.ascontiguousarray(images[part])), size, device)
-        if video:
-            tracked = track(model, pixels)
-            outputs, maps = tracked.outputs, tracked.maps
+    found: dict[str, list[Tensor]] = {}
+    similarities: list[Tensor] = []
+    for start in range(0, count, batch_size):
+        now = np.arange(start, min(start + batch_size, count))
+        if is_video(model):
+            pairs = np.stack([images[now], images[np.minimum(now + 1, count - 1)]], axis=1)
+            outputs, similarity = first_frames(model, to_model(torch.from_numpy(pairs), size, device))
+            similarities.append(similarity)
         else:
-            outputs = model(pixels)
-            maps = label_maps(outputs, size)
+            outputs = model(to_model(torch.from_numpy(images[now]), size, device))
         picture = ((outputs.reconstruction.float() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
-        for name, value in {**maps, "reconstructions": picture}.items():
-            into = found.setdefault(name, np.empty((count, *value.shape[1:]), np.uint8))
-            into[part] = value.to(torch.uint8).cpu().numpy()
-    return found
+        for name, value in {**label_maps(outputs, size), "reconstructions": picture}.items():
+            found.setdefault(name, []).append(value.to(torch.uint8).cpu())
+    whole = {name: torch.cat(parts) for name, parts in found.items()}
+    if similarities:
+        maps = {name: labels for name, labels in whole.items() if name != "reconstructions"}
+        whole |= renamed(maps, torch.cat(similarities)[:-1])
+    return {name: value.to(torch.uint8).numpy() for name, value in whole.items()}

@@ -11,7 +11,7 @@ on the model:
 Everything else that is read of frame t is of the pair (t, t + 1), frame t being the first; the last frame is paired with itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -60,7 +60,12 @@ def chain(similarity: np.ndarray) -> np.ndarray:
 
     Returns:
         `(T, k)`, the identity of each slot of each frame, a permutation of 0 to k - 1 in every row; the first row counts up.
+
+    Raises:
+        InputError: a similarity is not finite.
     """
+    if not np.isfinite(similarity).all():
+        raise InputError("the model's slots are not finite numbers, so it has diverged. Use a checkpoint from before that.")
     identities = [np.arange(similarity.shape[-1])]
     for frame in similarity:
         partner = linear_sum_assignment(frame, maximize=True)[1]
@@ -71,22 +76,33 @@ def chain(similarity: np.ndarray) -> np.ndarray:
 
 
 def track(model: nn.Module, frames: Tensor) -> Tracked:
-    """Follow the slots of a model through the frames of one clip, `(T, 3, size, size)` in [-1, 1]."""
+    """Follow the slots of a model through the frames of one clip, `(T, 3, size, size)` in [-1, 1].
+
+    Raises:
+        InputError: see `chain`.
+    """
     outputs, similarity = _frame_by_frame(model, frames)
-    identities = torch.from_numpy(chain(similarity.double().cpu().numpy())).to(frames.device)
-    maps = {
-        name: identities.gather(1, labels.flatten(1)).view_as(labels)
-        for name, labels in label_maps(outputs, frames.shape[-1]).items()
-    }
-    return Tracked(outputs, maps)
+    return Tracked(outputs, renamed(label_maps(outputs, frames.shape[-1]), similarity))
+
+
+def renamed(maps: Mapping[str, Tensor], similarity: Tensor) -> dict[str, Tensor]:
+    """Label maps of the frames of a clip, `(T, size, size)`, with identities in place of slot numbers; see `chain`."""
+    identities = torch.from_numpy(chain(similarity.double().cpu().numpy()))
+    return {name: identities.to(labels.device).gather(1, labels.flatten(1).long()).view_as(labels) for name, labels in maps.items()}
+
+
+def first_frames(model: nn.Module, pairs: Tensor) -> tuple[Any, Tensor]:
+    """What a model of video makes of the first frames of pairs, and how alike the slots of a pair's frames are, `(batch, k, k)`."""
+    outputs = model(pairs)
+    first = {name: value[:, 0] for name, value in vars(outputs).items() if name != "assignment"}
+    return SimpleNamespace(**first), outputs.assignment
 
 
 def _frame_by_frame(model: nn.Module, frames: Tensor) -> tuple[Any, Tensor]:
     """Outputs with a frame in place of an image, and how alike the slots of adjacent frames are, `(T - 1, k, k)`."""
     if is_video(model):
-        outputs = model(torch.stack([frames, torch.cat([frames[1:], frames[-1:]])], dim=1))
-        first = {name: value[:, 0] for name, value in vars(outputs).items() if name != "assignment"}
-        return SimpleNamespace(**first), outputs.assignment[:-1]
+        outputs, similarity = first_frames(model, torch.stack([frames, torch.cat([frames[1:], frames[-1:]])], dim=1))
+        return outputs, similarity[:-1]
     outputs = model(frames)
     if hasattr(outputs, "slots"):
         return outputs, outputs.slots[:-1] @ outputs.slots[1:].mT
@@ -112,7 +128,7 @@ def evaluate_clips(
         max_images: frames, at most; rounded up to whole clips.
 
     Raises:
-        InputError: `max_images` is less than 1, or the frames are no whole multiple of the model's size.
+        InputError: `max_images` is less than 1, the frames are no whole multiple of the model's size, or see `chain`.
     """
     if max_images is not None and max_images < 1:
         raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")

@@ -17,6 +17,7 @@ from cutslots.errors import InputError
 from cutslots.launch.local import train_here
 from cutslots.runlog import default_uri
 from cutslots.train import Observer, evaluate, fit, load_model, predict
+from cutslots.train.breakdown import Breakdown
 from cutslots.train.evaluate import label_maps, masks_to_model, to_model
 from cutslots.train.track import Clips, chain, track
 
@@ -38,6 +39,13 @@ def test_two_slots_that_want_the_same_partner_stay_two():
     np.testing.assert_array_equal(chain(similarity), [[0, 1], [0, 1]])
     np.testing.assert_array_equal(chain(np.array([[[0.5, 0.9], [0.8, 0.6]]] * 3)), [[0, 1], [1, 0], [0, 1], [1, 0]])
     np.testing.assert_array_equal(chain(np.empty((0, 3, 3))), [[0, 1, 2]])
+
+
+def test_clips_of_a_model_that_has_diverged_are_refused(any_config, clips_dir):
+    model = any_config.model.build()
+    torch.nn.init.constant_(next(model.parameters()), float("nan"))
+    with pytest.raises(InputError, match="has diverged. Use a checkpoint from before"):
+        evaluate(model, Batches(clips_dir, "val", 4), CPU)
 
 
 @dataclass(frozen=True)
@@ -135,11 +143,15 @@ def test_predictions_of_a_clip_are_its_tracked_masks(video_config, clips_dir):
     torch.manual_seed(0)
     model = video_config.model.build().eval()
     clip = next(Batches(clips_dir, "val", 1, shuffle=False).epoch(0)).images[0]
-    found = predict(model, clip.numpy(), batch_size=2)
+    sizes = []
+    model.register_forward_hook(lambda module, inputs, outputs: sizes.append(len(inputs[0])))
+    found, parts = predict(model, clip.numpy()), predict(model, clip.numpy(), batch_size=2)
+    assert sizes == [5, 2, 2, 1]
     with torch.no_grad():
         expected = track(model, to_model(clip, 32, CPU)).maps
     for name, labels in expected.items():
         np.testing.assert_array_equal(found[name], labels.numpy())
+        assert np.mean(found[name] != parts[name]) < 0.01, name  # rounding may differ between batch sizes
     assert predict(model, clip.numpy()[:1])["masks"].shape == (1, 32, 32)
     assert predict(model, clip.numpy()[:0])["masks"].shape == (0, 32, 32)
 
@@ -151,6 +163,8 @@ def test_how_many_frames_are_scored(config, clips_dir):
     assert told == [5, 10]
     with pytest.raises(InputError, match="number of images is 0; give at least 1"):
         evaluate(model, batches, CPU, 0)
+    with pytest.raises(InputError, match="watch is given, but the data are clips"):
+        evaluate(model, batches, CPU, watch=Breakdown(batches, ["shape"]))
 
 
 def test_images_are_refused_where_clips_are_needed(video_config, config, data_dir, tmp_path):
