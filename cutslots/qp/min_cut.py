@@ -1,6 +1,8 @@
 """The differentiable minimum s-t cut of an image grid, or of any graph, as a layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,10 +155,16 @@ class MinCut(nn.Module):
     # the transposed stencils.
 
     def _forward(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return self._in_parts(self._solve_weights, weights)
+
+    def _transposed(self, potentials: Tensor, terminals: Tensor) -> Tensor:
+        return self._in_parts(self._solve_potentials, potentials, terminals)
+
+    def _solve_weights(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         potentials, terminals = self.graph.divergence(weights)
         return self._solve(potentials.mul_(-0.5), terminals.mul_(-0.5))
 
-    def _transposed(self, potentials: Tensor, terminals: Tensor) -> Tensor:
+    def _solve_potentials(self, potentials: Tensor, terminals: Tensor) -> Tensor:
         potentials, terminals = self._solve(potentials, terminals)
         return self.graph.gradient(potentials.mul_(-0.5), terminals.mul_(-0.5))
 
@@ -164,6 +172,21 @@ class MinCut(nn.Module):
         potentials, terminals = self._solver.solve(potentials, terminals)
         # Without slack the drop from s to t is fixed; it is an eigenvector of the system (terminals.py), so taking it away is all.
         return potentials, terminals if self.terminal_slack else terminals.mean(1, keepdim=True).expand_as(terminals).clone()
+
+    def _in_parts(self, solve: Callable, *inputs: Tensor) -> Any:
+        """`solve` of a batch, on a CPU in parts whose temporaries stay in caches and in memory that is already mapped."""
+        batch, part = len(inputs[0]), self._solver.PART
+        size = batch if part is None or inputs[0].device.type != "cpu" else max(1, part // self.graph.num_vertices)
+        if batch <= size:
+            return solve(*inputs)
+        outputs: list[Tensor] = []
+        for start in range(0, batch, size):
+            found = solve(*(each[start : start + size] for each in inputs))
+            found = found if isinstance(found, tuple) else (found,)
+            outputs = outputs or [each.new_empty(batch, *each.shape[1:]) for each in found]
+            for output, each in zip(outputs, found, strict=True):
+                output[start : start + size] = each
+        return tuple(outputs) if len(outputs) > 1 else outputs[0]
 
     def _checked(self, weights: Tensor) -> Tensor:
         if weights.shape[1:] != self.graph.layout:

@@ -31,6 +31,19 @@ def test_a_large_grid_goes_through_the_fft_and_satisfies_the_program():
     assert_close(variables(on(grid, gamma)(weights)), truth(grid, weights, gamma), 1e-10)
 
 
+@pytest.mark.parametrize("part", [1, 40, 100])
+def test_a_batch_in_parts_is_the_same_batch(part, monkeypatch):
+    weights, cut = random_weights(Grid(4, 5), batch=7).requires_grad_(), MinCut(4, 5)
+    results = []
+    for each in (None, part):
+        monkeypatch.setattr(dct.Dct, "PART", each)
+        solution = cut(weights)
+        loss = solution.potentials.square().sum() + solution.terminals.square().sum()
+        results.append((solution.potentials, solution.terminals, *torch.autograd.grad(loss, weights)))
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole)
+
+
 def test_float32_gradient_equals_float64():
     weights = torch.rand(4, 6, 16, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     upstream = torch.randn(4, 16, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))

@@ -9,7 +9,7 @@ pair of the same shapes. S is symmetric, so the same call serves the backward pa
 in `BACK_ENDS`.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,7 +24,12 @@ from cutslots.qp.solvers.vertex import Vertex as Vertex
 
 @runtime_checkable
 class Solver(Protocol):
-    """Built once for a graph and its gammas, applied to every batch."""
+    """Built once for a graph and its gammas, applied to every batch.
+
+    `PART` is how many potentials at a time pay on a CPU; None for all of a batch, where larger batches pay.
+    """
+
+    PART: ClassVar[int | None]
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None: ...
 

@@ -11,6 +11,7 @@ transform in one and two dimensions", 1980).
 
 import functools
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ FFT_FROM = 256
 
 class Dct:
     """S in the cosine basis."""
+
+    PART: ClassVar[int | None] = 2**19
 
     @staticmethod
     def refuses(graph: Graph) -> str | None:

@@ -1,5 +1,7 @@
 """Truth: S as a block of the inverse of the whole KKT matrix (the paper's Eq. 5), for tests and tiny graphs."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from cutslots.qp.tables import Tables
 class Dense:
     """S from a dense solve with nothing eliminated by hand."""
 
+    PART: ClassVar[int | None] = None
     MAX_VERTICES, MAX_EDGES = 400, 4000
 
     @staticmethod

@@ -11,6 +11,7 @@ gamma_v, A G^-1 A^T is A A^T at the paper's single gamma, whatever it is: one fa
 """
 
 import os
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,6 +26,8 @@ from cutslots.qp.tables import Tables
 
 class Kkt:
     """S by substitution with the factor of the constraints."""
+
+    PART: ClassVar[int | None] = None
 
     @staticmethod
     def refuses(graph: Graph) -> str | None:

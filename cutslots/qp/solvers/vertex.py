@@ -9,6 +9,8 @@ with L_G the graph's Laplacian (each direction of an edge counts a half). The br
 serves every gamma of a sweep.
 """
 
+from typing import ClassVar
+
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -23,6 +25,8 @@ from cutslots.qp.terminals import coupling
 
 class Vertex:
     """S by substitution with the factor of the vertex block."""
+
+    PART: ClassVar[int | None] = None
 
     @staticmethod
     def refuses(graph: Graph) -> None:
