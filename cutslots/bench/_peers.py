@@ -7,6 +7,7 @@ stencils, in the memory order that it likes, so that what is compared are the so
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -213,20 +214,21 @@ class Osqp:
         self.solver.setup(no_quadratic, nothing, self.A, self.lower, np.full(len(self.lower), np.inf), verbose=False)
 
     def forward(self, weights: Tensor) -> Tensor:
-        self.solutions = []
+        self.results = []
         for costs in edge_costs(weights.double().numpy(), self.grid).T:
             self.solver.update(q=np.concatenate([costs, self.rest]))
-            self.solutions.append(self.solver.solve().x)
-        p = np.stack(self.solutions)[:, self.num_edges : -2]
+            self.results.append(self.solver.solve())
+        p = np.stack([result.x for result in self.results])[:, self.num_edges : -2]
         return torch.from_numpy(p).to(weights.dtype).reshape(len(weights), *self.grid.shape)
 
-    def against_max_flow(self, weights: Tensor) -> dict[str, float]:
+    def against_max_flow(self, weights: Tensor) -> dict[str, Any]:
         """How far the first cut's objective is from the least cut, as a share of it, and how far it leaves its constraints."""
-        costs, x = edge_costs(weights[:1].double().numpy(), self.grid)[:, 0], self.solutions[0]
+        costs, x = edge_costs(weights[:1].double().numpy(), self.grid)[:, 0], self.results[0].x
         least = least_cut(costs, self.grid)
         return {
             "objective_gap": float(costs @ x[: self.num_edges] / least - 1),
             "violation": float(np.maximum(self.lower - self.A @ x, 0).max()),
+            "solved": sum(result.info.status == "solved" for result in self.results) / len(self.results),
         }
 
 

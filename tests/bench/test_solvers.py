@@ -62,6 +62,7 @@ def test_the_linear_program_is_the_least_cut():
     found = solver.against_max_flow(weights)
     assert abs(found["objective_gap"]) < 0.05
     assert found["violation"] < 0.01
+    assert found["solved"] == 1
 
 
 def test_a_package_that_is_not_there_is_named_with_its_command(monkeypatch):
@@ -170,7 +171,7 @@ def test_the_quick_benchmark(tmp_path):
         if cell["status"] != "measured":
             assert cell["reason"], cell
         elif cell["method"] == "osqp":
-            assert "objective_gap" in cell
+            assert cell["solved"] <= 1
             assert "gradient_error" not in cell
         else:
             assert cell["potentials_error"] < 1e-4
