@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,20 +12,6 @@ from cutslots.bench import _peers as peers
 from cutslots.errors import InputError
 from cutslots.qp import Grid, MinCut
 from cutslots.qp.solvers import choose
-
-
-class Solver(Protocol):
-    """Built once for a size."""
-
-    def __init__(self, size: int, device: torch.device) -> None: ...
-
-    def forward(self, weights: Tensor) -> Tensor:
-        """Weights `(batch, 6, size, size)` to potentials `(batch, size, size)`."""
-        ...
-
-    def backward(self, upstream: Tensor) -> Tensor:
-        """The loss's derivative by the potentials of the last `forward` to that by its weights."""
-        ...
 
 
 class Own:
@@ -51,7 +37,8 @@ class Method:
 
     Attributes:
         title: what it is, in a few words.
-        build: makes the solver of a size on a device.
+        build: makes the solver of a size on a device: its `forward` takes weights `(batch, 6, size, size)` to potentials
+            `(batch, size, size)`, its `backward` the loss's derivative by the last of those to that by the weights.
         bytes: about how much memory it needs, for a number of pixels and a batch.
         why: what of that is large, for a number of pixels.
         growth: a step's time rises about as this power of the number of pixels.

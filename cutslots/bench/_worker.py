@@ -112,7 +112,7 @@ def _serve(connection: Connection, name: str, size: int, device: str, memory: fl
     while True:
         try:
             request, arguments = json.loads(connection.recv_bytes())
-        except EOFError:  # the parent is gone
+        except (EOFError, ConnectionError):  # nobody is there to ask
             return
         try:
             answer = getattr(side, request)(**arguments)
@@ -120,7 +120,10 @@ def _serve(connection: Connection, name: str, size: int, device: str, memory: fl
             text = f"{type(error).__name__}: {error}".strip().splitlines()[0].replace("{", "(").replace("}", ")")
             out = isinstance(error, MemoryError) or "memory" in text.lower()
             answer = {"error": "more than its limit of {memory}" if out else text}
-        connection.send_bytes(json.dumps(answer).encode())
+        try:
+            connection.send_bytes(json.dumps(answer).encode())
+        except ConnectionError:
+            return
 
 
 class _Side:
