@@ -53,7 +53,7 @@ def _table(size: int, cells: list[dict[str, Any]]) -> Table:
                 _number(1e3 * cell["forward_seconds"]),
                 _number(1e3 * cell["seconds"]) if equal else "-",
                 _number(cell[compared] / dct[compared]) if dct else "-",
-                f"{error:.0e}" if equal else f"{100 * error:.0f} % solved",
+                error,
                 _number(cell["step_bytes"] / cell["weights_bytes"]) if cell["weights_bytes"] > 1e6 else "-",
                 _number(cell["memory_bytes"] / 1e6),
             )
