@@ -17,9 +17,11 @@ from cutslots.launch import prepare as launch
 def cluster() -> Iterator[None]:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it for the whole process; it goes again when the cluster does
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 def test_without_a_cluster_it_is_this_machines_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
