@@ -29,7 +29,7 @@ def show(figures: dict[str, Any]) -> None:
         cells = [cell for cell in figures["cells"] if cell["size"] == size]
         console.print(_table(size, cells))
         for reason in _reasons(cells):
-            console.print(f"  {reason}", soft_wrap=True)
+            console.print(f"  {reason}", soft_wrap=True, markup=False)
     console.print(_headline(figures["headline"]))
 
 
