@@ -74,7 +74,9 @@ def run(chosen: argparse.Namespace) -> None:
     write(out, runs, table)
     print(table)
     if not chosen.smoke:
-        log(instances, runs, methods, out, {"command": command, "commit": commit})
+        left = log(instances, runs, methods, out, {"command": command, "commit": commit})
+        if left:
+            print(f"{left} events did not reach MLflow. For each cora-... in {home() / 'runs'}: cutslots sync RUN")
 
 
 if __name__ == "__main__":
