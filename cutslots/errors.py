@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class BusyError(InputError):
+    """Another process holds what is asked for; it may be free in a moment."""
+
+
 def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
     """A sentence that offers the known name closest to `name`, or lists them all when none is close."""
     import difflib

@@ -1,0 +1,159 @@
+"""Ray for a sweep: the cluster that RAY_ADDRESS names, or one of this machine that lives as long as the sweep."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cutslots.errors import InputError
+
+CLUSTER = "CUTSLOTS_CLUSTER"  # what a cluster that grows may grow to: "GPU=8,CPU=64"
+# What the driver sees of these, every worker process sees too.
+PASSED = ("CUTSLOTS_HOME", "CUTSLOTS_DATA", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "PYTHONBREAKPOINT")
+# Ray's own choices that cost a sweep time or quiet; what the user has set stays.
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report of Ray Train waits for one such interval: 2 s by default
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the results
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver ends its trials itself
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is not read again
+    "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial takes.
+
+    Attributes:
+        workers: processes that share it.
+        cpus, gpus: of each; fractions share a device.
+        train: whether it runs on Ray Train workers, which come back one by one, or in one Tune function.
+    """
+
+    workers: int = 1
+    cpus: float = 1
+    gpus: float = 0
+
+    @property
+    def train(self) -> bool:
+        return self.workers > 1 or self.gpus > 0
+
+    def __str__(self) -> str:
+        each = f"{self.cpus:g} CPU" + (f", {self.gpus:g} GPU" if self.gpus else "")
+        return each if self.workers == 1 else f"{self.workers} workers of {each}"
+
+
+@contextlib.contextmanager
+def connected(need: Resources, num_cpus: int | None = None) -> Iterator[int]:
+    """Ray, with room for at least one such trial; yields how many fit at once (on a growing cluster, when it has grown).
+
+    Args:
+        num_cpus: of a cluster of this machine; None takes its cores.
+
+    Raises:
+        InputError: the resources can never be met, or there is no cluster at RAY_ADDRESS.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine:
+        _init(need, num_cpus)
+    try:
+        yield fitting(need, [node["Resources"] for node in ray.nodes() if node["Alive"]], os.environ.get(CLUSTER))
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _init(need: Resources, num_cpus: int | None) -> None:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    passed = {name: os.environ[name] for name in PASSED if name in os.environ}
+    common = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": passed}}
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                # Without it a cluster that somebody left on this machine would be joined.
+                address="local",
+                num_cpus=num_cpus or os.cpu_count(),
+                # Ray Train asks it which placement groups a dead trial has left.
+                include_dashboard=need.train,
+                dashboard_host="127.0.0.1",
+                object_store_memory=128 << 20,  # configurations and scores; pixels never go through it
+                **common,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"RAY_ADDRESS is {address}" if address else "on this machine"
+        raise InputError(f"Ray cannot be reached or started ({where}): {error}") from None
+
+
+def fitting(need: Resources, nodes: list[dict[str, float]], cluster: str | None = None) -> int:
+    """How many such trials fit at once, by CPUs and GPUs.
+
+    Args:
+        nodes: the resources of every node.
+        cluster: what the cluster may grow to, as CUTSLOTS_CLUSTER says it.
+
+    Raises:
+        InputError: not even one, or `cluster` is not understood.
+    """
+    grown = _grown(cluster)
+    asked = {name: amount for name, amount in (("CPU", need.cpus), ("GPU", need.gpus)) if amount}
+    total = {name: max(sum(node.get(name, 0) for node in nodes), grown.get(name, 0)) for name in ("CPU", "GPU")}
+    for name, amount in asked.items():
+        if amount * need.workers > total[name]:
+            raise InputError(_too_much(name, amount * need.workers, total[name], need, bool(grown)))
+    # A worker lies on one node. Of nodes that are still to come only the sum is known.
+    workers = sum(min(int(node.get(name, 0) / amount) for name, amount in asked.items()) for node in nodes) if asked else 1
+    if not grown and workers < need.workers:
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        raise InputError(
+            f"a trial takes {need}, which fit on no {'set of nodes' if need.workers > 1 else 'node'} of this cluster; "
+            f"its largest has {largest.get('CPU', 0):g} CPU and {largest.get('GPU', 0):g} GPU. Ask for less a worker."
+        )
+    if grown:
+        workers = min(int(total[name] / amount) for name, amount in asked.items())
+    return max(1, workers // need.workers)
+
+
+def _too_much(name: str, asked: float, there: float, need: Resources, grows: bool) -> str:
+    option = f"--{name.lower()}s-per-trial" if need.workers == 1 else f"--{name.lower()}s-per-trial or --workers-per-trial"
+    growing = f" even when grown to all that {CLUSTER} allows" if grows else ""
+    return f"a trial takes {asked:g} {name} ({need}), and the cluster has {there:g}{growing}. Lower {option}."
+
+
+def _grown(text: str | None) -> dict[str, float]:
+    if not text:
+        return {}
+    try:
+        return {name.strip().upper(): float(amount) for name, _, amount in (part.partition("=") for part in text.split(","))}
+    except ValueError:
+        raise InputError(f'{CLUSTER} is {text!r}; write it as "GPU=8,CPU=64".') from None
+
+
+def has_gpus() -> bool:
+    """Whether this machine, or the cluster that RAY_ADDRESS names, has GPUs."""
+    if os.environ.get("RAY_ADDRESS"):
+        grown = _grown(os.environ.get(CLUSTER))
+        if grown.get("GPU"):
+            return True
+        import ray
+
+        if not ray.is_initialized():
+            _init(Resources(), None)
+        return ray.cluster_resources().get("GPU", 0) > 0
+    torch = sys.modules.get("torch") or __import__("torch")
+    return torch.cuda.is_available()
