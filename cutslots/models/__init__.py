@@ -17,7 +17,10 @@ than this:
   `(batch, 2, 3, H, W)`, all of the above has that second axis too, with a slot meaning the same in both frames of `alpha`, and
   `assignment`, `(batch, slots, slots)`, says which slot of the first frame is which of the second.
 - `loss(outputs, images)` is the number that training minimises. It is a static method unless it keeps something from step to step,
-  which then lies in the module's buffers, so that a resumed run has it.
+  which then lies in the module's buffers, so that a resumed run has it. It is a mean over the batch.
+
+Several processes may share a batch (`cutslots.nn.shares`); then the loss is that of one's share, and what else depends on the batch
+is made that of all of it: random numbers by `noise.drawn`, batch normalisation by `cutslots.nn.batch_norm`, means by `Share.mean`.
 
 Random numbers come from torch's global generator while the module is in training mode: `fit` seeds it and its checkpoints keep its
 state. In evaluation mode a model draws nothing that depends on the batch or on what was drawn before (`cutslots.nn.noise`), so that

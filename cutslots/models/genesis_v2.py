@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from cutslots.errors import InputError
+from cutslots.nn import shares
 from cutslots.nn.noise import drawn
 from cutslots.options import option
 
@@ -111,7 +112,9 @@ class GenesisV2(nn.Module):
         pooled = pooled / (attention.sum((2, 3))[:, :, None] + 1e-5)
         mean, spread = self.posterior(pooled).float().chunk(2, dim=-1)
         deviation = nn.functional.softplus(spread + 0.5) + 1e-8
-        slots = mean + deviation * torch.randn_like(mean) if self.training else mean
+        slots = mean
+        if self.training:
+            slots = mean + deviation * drawn(torch.randn, *mean.shape, fresh=True, device=mean.device)
         reconstructions, opacity = self.decoder(slots)
         log_alpha = torch.log_softmax(opacity.float(), dim=1)
         alpha = log_alpha.exp()
@@ -137,14 +140,15 @@ class GenesisV2(nn.Module):
     def loss(self, outputs: Outputs, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
         """Negative log-likelihood of a colour value under the mixture of slots, plus the weighted divergence shared among them.
 
-        In training every call moves the weight: down while the error is above its goal, up while it is below.
+        In training every call moves the weight, by the error of the batch over all ranks: down while it is above its goal, up while
+        it is below.
         """
         distance = (images[:, None] - outputs.reconstructions.float()) / (2 * self.config.deviation)  # on [0, 1]
         log_density = -0.5 * distance.square() - math.log(self.config.deviation * math.sqrt(2 * math.pi))
         error = -torch.logsumexp(outputs.log_alpha[:, :, None] + log_density, dim=1).mean()
         loss = error + self.multiplier.clone() * outputs.divergence.mean() / images[0].numel()
         if self.training:
-            self._move_multiplier(error.detach())
+            self._move_multiplier(shares.current().mean(error.detach()))
         return loss
 
     def _move_multiplier(self, error: Tensor) -> None:

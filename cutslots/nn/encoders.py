@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cutslots.nn.batch_norm import BatchNorm2d
 from cutslots.options import option
 
 
@@ -53,7 +54,7 @@ class ResNetEncoder(nn.Sequential):
         blocks = [ResidualBlock(stem if block == 0 else config.channels, config.channels) for block in range(config.num_layers)]
         super().__init__(
             nn.Conv2d(3, stem, config.kernel, 2, config.kernel // 2, bias=False),
-            nn.BatchNorm2d(stem),
+            BatchNorm2d(stem),
             nn.ReLU(inplace=True),
             *blocks,
         )
@@ -67,12 +68,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), BatchNorm2d(outputs)
+        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), BatchNorm2d(outputs)
         self.shortcut = (
-            nn.Identity()
-            if inputs == outputs
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+            nn.Identity() if inputs == outputs else nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), BatchNorm2d(outputs))
         )
 
     def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs height width"]:

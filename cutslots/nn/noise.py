@@ -5,16 +5,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cutslots.nn import shares
+
 SEED = 0
 
 
 def drawn(draw: Callable[..., Tensor], batch: int, *shape: int, fresh: bool, device: torch.device) -> Tensor:
     """`(batch, *shape)` random numbers of `draw`, which is `torch.randn` or `torch.rand`.
 
-    With `fresh`, as in training, they come from torch's global generator, which `fit` seeds and checkpoints keep. Without it, as in
-    evaluation, every image gets the same numbers: what a model says of an image then depends neither on the batch it came in,
-    nor on the device, nor on what was drawn before.
+    With `fresh`, as in training, they come from torch's global generator, which `fit` seeds and checkpoints keep. Where ranks share
+    a batch, each draws for all of it and keeps its share: an image gets the numbers that it would get on one rank, and the
+    generators of all ranks stay alike. Without `fresh`, as in evaluation, every image gets the same numbers: what a model says of
+    an image then depends neither on the batch it came in, nor on the device, nor on what was drawn before.
     """
     if fresh:
-        return draw(batch, *shape, device=device)
+        share = shares.current()
+        return draw(share.size * batch, *shape, device=device)[share.rank * batch : (share.rank + 1) * batch]
     return draw(*shape, generator=torch.Generator().manual_seed(SEED)).to(device).expand(batch, *shape)

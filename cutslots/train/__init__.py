@@ -9,3 +9,4 @@ from cutslots.train.fit import NonFiniteLossError as NonFiniteLossError
 from cutslots.train.fit import Result as Result
 from cutslots.train.fit import fit as fit
 from cutslots.train.observer import Observer as Observer
+from cutslots.train.ranks import Ranks as Ranks

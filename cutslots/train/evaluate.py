@@ -1,22 +1,24 @@
 """Scores of a model on a split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cutslots.data.batches import Batches
+from cutslots.data.batches import Batch, Batches
 from cutslots.errors import InputError
 from cutslots.metrics import mse, segmentation
 from cutslots.train.observer import Sample
+from cutslots.train.ranks import Ranks
 
 SAMPLE_IMAGES = 8
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
-    """The device of a name such as "cpu", "cuda" or "cuda:1"; None: the first GPU, else the CPU.
+    """The device of a name such as "cpu", "cuda" or "cuda:1"; None: the current GPU, else the CPU.
 
     Raises:
         InputError: no such device, or none on this machine.
@@ -101,6 +103,7 @@ def evaluate(
     max_images: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     watch: Callable[[np.ndarray, Tensor, Any], None] | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 (it is frozen)
 ) -> tuple[dict[str, float], Sample]:
     """Mean scores over the images of `batches` and a sample of them; whole clips go to `track.evaluate_clips`.
 
@@ -109,9 +112,12 @@ def evaluate(
     model's size, `mse_mean` the mean of an element; `num_images`.
 
     Args:
-        max_images: how many at most, from the first on; None: all.
+        max_images: how many at most, from the split's first on; None: all.
+        progress: is told how many images are done, of this rank's.
         watch: is shown every batch of images: their numbers in the split, true masks at the model's size, and the outputs. Not of
             clips.
+        ranks: those that evaluate together, each with its share of the batches. All get the scores of all images, and a sample of
+            their own share, which is empty where the share is.
 
     Raises:
         InputError: `max_images` is less than 1, `watch` for clips, or see `check_data`.
@@ -122,34 +128,58 @@ def evaluate(
 
         if watch:
             raise InputError("watch is given, but the data are clips, whose frames are not shown to it. Leave it out.")
-        return evaluate_clips(model, batches, device, max_images, progress)
+        return evaluate_clips(model, batches, device, max_images, progress, ranks)
     if max_images is not None and max_images < 1:
         raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")
+    assert (batches.rank, batches.world_size) == (ranks.rank, ranks.size)
     size = image_size(model)
-    was_training = model.training
-    model.eval()
     totals: dict[str, float] = {}
     sample, done = None, 0
-    try:
-        for batch in batches.epoch(0):
-            keep = len(batch.images) if max_images is None else min(len(batch.images), max_images - done)
-            if keep <= 0:
-                break
-            images = to_model(batch.images[:keep], size, device)
-            true = masks_to_model(batch.masks[:keep], size, device)
+    with ranks.agreed(), evaluating(model):
+        for batch in first_items(batches, max_images):
+            images = to_model(batch.images, size, device)
+            true = masks_to_model(batch.masks, size, device)
             outputs = model(images)
             for name, scores in image_scores(outputs, images, true).items():
                 totals[name] = totals.get(name, 0.0) + float(scores.sum())
             if watch:
-                watch(batch.index[:keep], true, outputs)
+                watch(batch.index, true, outputs)
             if sample is None:
                 sample = _sample(images, true, outputs)
-            done += keep
+            done += len(images)
             progress(done)
+    scores, count = means(totals, done, ranks)
+    return scores | {"num_images": float(count)}, sample or Sample(torch.empty(0), torch.empty(0), None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode for as long as this lasts."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
-    assert sample is not None, "Batches refuses empty splits"
-    return {name: total / done for name, total in totals.items()} | {"num_images": float(done)}, sample
+
+
+def first_items(batches: Batches, limit: int | None) -> Iterator[Batch]:
+    """The batches of an epoch without the items that are not among the split's first `limit`; None: with all."""
+    for batch in batches.epoch(0):
+        if limit is not None and (batch.index >= limit).any():
+            kept = batch.index < limit
+            batch = Batch(batch.images[torch.from_numpy(kept)], batch.masks[torch.from_numpy(kept)], batch.index[kept])
+        if len(batch.index):
+            yield batch
+        elif not batches.shuffle:
+            return
+
+
+def means(totals: Mapping[str, float], done: int, ranks: Ranks) -> tuple[dict[str, float], int]:
+    """Scores that every rank has summed over its share of items as means over all items, and the number of these."""
+    sums = ranks.sum({**totals, "done": done})
+    count = sums.pop("done")
+    return {name: total / count for name, total in sums.items()}, int(count)
 
 
 def label_maps(outputs, size: int) -> dict[str, Tensor]:

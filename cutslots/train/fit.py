@@ -1,11 +1,9 @@
 """The one training loop: in a debugger, in a Ray Train worker, in a Tune trial."""
 
 import contextlib
-import fcntl
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,17 @@ from cutslots import options
 from cutslots.data.batches import Batch, Batches
 from cutslots.errors import InputError
 from cutslots.files import write_text
+from cutslots.nn import shares
 from cutslots.train import checkpoint
-from cutslots.train.config import RESUMABLE, RunConfig, differences, from_json, signature, to_json
+from cutslots.train.config import RunConfig, signature, to_json
 from cutslots.train.evaluate import evaluate, pick_device, reduction, to_model
+from cutslots.train.folder import CHECKPOINTS as CHECKPOINTS
+from cutslots.train.folder import CONFIG as CONFIG
+from cutslots.train.folder import exclusive, stored
+from cutslots.train.meter import Meter
 from cutslots.train.observer import Observer, Sample, Start
+from cutslots.train.ranks import Ranks
 
-CONFIG = "config.json"
-CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
 SMALLER_IS_BETTER = ("mse",)
 
 
@@ -34,9 +35,10 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run has to say.
+    """What a run has to say at its end.
 
     Attributes:
+        step: the last step taken; less than `train.steps` when the run was stopped before.
         best: the scores of the best evaluation, and its `step`.
     """
 
@@ -54,40 +56,63 @@ def fit(
     device: str | torch.device | None = None,
     resume: bool = False,
     debug: bool = False,
+    ranks: Ranks = Ranks(),  # noqa: B008 (it is frozen)
+    stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Train a model and leave its checkpoints in `run_dir`.
+
+    Several processes train one model when each calls this with its `ranks`, the same configuration and the same data, which may lie
+    elsewhere on each. Every rank takes an equal share of each batch, and the numbers are those of one rank but for the order in
+    which float32 sums are taken. Checkpoints know nothing of ranks: a run may go on with another number of them.
 
     Args:
         config: the run; see `cutslots.train.config`.
         data_dir: a prepared dataset with the splits `train` and `val`.
-        run_dir: gets `config.json` and `checkpoints/`. It must not hold another run.
-        observer: is told of progress, scores and checkpoints.
-        device: "cpu", "cuda", "cuda:1"...; default: the first GPU, else the CPU.
+        run_dir: gets `config.json` and `checkpoints/`. It must not hold another run. Only rank 0 looks at it.
+        observer: is told of progress, scores and checkpoints, on rank 0.
+        device: "cpu", "cuda", "cuda:1"...; default: the current GPU, else the CPU.
         resume: continue from the newest checkpoint of `run_dir`, if there is one. On a CPU the weights come out bit for bit as if
-            never interrupted.
+            never interrupted, with one rank or two; with more, sums over the ranks may be taken in another order.
         debug: no data thread, anomaly detection: a breakpoint stops where it stands, an error points at its cause.
+        ranks: this process among those that train together, `Ranks.joined()`.
+        stop: asked after every step, with several ranks after every `train.log_every` steps, where one that says yes is enough. On
+            yes the run writes a checkpoint and returns; `resume` goes on from there.
 
     Raises:
         InputError: the run directory holds another config, more steps, or a process that trains in it; data and model do not fit
-            each other; there is no such device; a checkpoint cannot be written.
+            each other; there is no such device; the ranks cannot share the batches; a checkpoint cannot be written.
         NonFiniteLossError: with the step, the ids of its images, and the last good checkpoint.
+
+        What one rank raises before its first step, in an evaluation, or in what rank 0 does alone, every rank raises.
     """
-    return _Run(config, Path(data_dir), Path(run_dir), observer or Observer(), device, resume, debug).train()
+    with ranks.agreed():
+        run = _Run(config, Path(data_dir), Path(run_dir), observer or Observer(), device, resume, debug, ranks, stop)
+    return run.train()
+
+
+class _Loss(nn.Module):
+    """Forward and loss as one module: gradients are synchronised after its backward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.loss(self.model(images), images)
 
 
 class _Run:
-    def __init__(self, config, data_dir, run_dir, observer, device, resume, debug) -> None:
+    def __init__(self, config, data_dir, run_dir, observer, device, resume, debug, ranks, stop) -> None:
         options.check(config)
-        self.config, self.run_dir, self.observer, self.resume, self.debug = config, run_dir, observer, resume, debug
+        self.config, self.data_dir, self.run_dir, self.resume, self.debug = config, data_dir, run_dir, resume, debug
+        self.ranks, self.stop = ranks, stop
+        self.observer = observer if ranks.is_first else Observer()
         self.device = pick_device(device)
+        if ranks.size > 1 and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # through which NCCL speaks to other ranks
         self.precision = _precision(config.train.precision, self.device)
-        prefetch = 0 if debug else 2
-        batch_size = config.optim.batch_size
-        frames, distance = getattr(config.model, "frames", 1), getattr(config.model, "distance", 1)
-        self.batches = Batches(
-            data_dir, "train", batch_size, frames=frames, distance=distance, seed=config.train.seed, prefetch=prefetch
-        )
-        self.validation = Batches(data_dir, "val", batch_size, shuffle=False, drop_last=False, prefetch=prefetch)
+        self.batches = self._training_batches(ranks)
+        self.validation = self._validation_batches(ranks)
         reduction(self.batches.image_size, config.model.image_size)
         if config.train.best_metric.startswith("video_") and self.validation.num_frames is None:
             raise InputError(
@@ -101,24 +126,69 @@ class _Run:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.learning_rate, fused=True)
         self.step, self.saved_at, self.best = 0, 0, {}
 
+    def _training_batches(self, ranks: Ranks) -> Batches:
+        config = self.config
+        return Batches(
+            self.data_dir,
+            "train",
+            config.optim.batch_size,
+            frames=getattr(config.model, "frames", 1),
+            distance=getattr(config.model, "distance", 1),
+            seed=config.train.seed,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            prefetch=0 if self.debug else 2,
+        )
+
+    def _validation_batches(self, ranks: Ranks) -> Batches:
+        batches = Batches(
+            self.data_dir,
+            "val",
+            self.config.optim.batch_size,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            shuffle=False,
+            drop_last=False,
+            prefetch=0 if self.debug else 2,
+        )
+        if batches.num_scenes < ranks.size:  # rank 0's share would be empty, and it is the one that shows a sample
+            raise InputError(f"split 'val' has {batches.num_scenes} scenes for {ranks.size} ranks. Use no more ranks than scenes.")
+        return batches
+
     def train(self) -> Result:
-        with _exclusive(self.run_dir, self.observer):
-            self._claim()
+        with contextlib.ExitStack() as held:
+            self._claim(held)
+            # After the weights are in place: rank 0's are given to all.
+            self.loss = self.ranks.synchronised(_Loss(self.model), self.device)
             return self._train()
 
-    def _claim(self) -> None:
+    def _claim(self, held: contextlib.ExitStack) -> None:
         """Make `run_dir` this run's, and go on from its checkpoint. What is refused is refused before the last line writes."""
-        stored = _stored(self.run_dir, self.config, self.resume)
-        if stored:
-            self._restore(stored)
-        write_text(self.run_dir / CONFIG, to_json(self.config))
+        given = to_json(self.config), self.batches.manifest.digest
+        first = self.ranks.from_first(lambda: given)
+        with self.ranks.agreed():
+            if given != first:
+                raise InputError(
+                    f"rank {self.ranks.rank} was given another configuration or other data than rank 0. Give all the same."
+                )
+
+        def look() -> dict[str, Any] | None:
+            held.enter_context(exclusive(self.run_dir, self.observer.said))
+            return stored(self.run_dir, self.config, self.resume)
+
+        state = self.ranks.from_first(look)
+        with self.ranks.agreed():
+            if state:
+                self._restore(state)
+            if self.ranks.is_first:
+                write_text(self.run_dir / CONFIG, to_json(self.config))
 
     def _train(self) -> Result:
         train = self.config.train
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.observer.started(
-            Start(self.step, train.steps, parameters, str(self.device), str(self.precision).removeprefix("torch."))
-        )
+        precision = str(self.precision).removeprefix("torch.")
+        with self.ranks.agreed():
+            self.observer.started(Start(self.step, train.steps, parameters, str(self.device), precision, self.ranks.size))
         self.model.train()
         with torch.autograd.set_detect_anomaly(self.debug):
             try:
@@ -133,7 +203,7 @@ class _Run:
         train = self.config.train
         if self.step == train.steps and not self.best:  # resumed with fewer steps than before, at a checkpoint without evaluation
             self._save(evaluating=True)
-        meter = self.meter = _Meter()
+        meter = self.meter = Meter(self.ranks)
         while self.step < train.steps:
             epoch, offset = divmod(self.step, self.batches.steps_per_epoch)
             for batch in meter.waiting(self.batches.epoch(epoch, offset)):
@@ -147,15 +217,31 @@ class _Run:
                     self._check_finite(meter)
                 if self.step % train.log_every == 0 or last:
                     rate = self.config.optim.rate(self.step - 1, train.steps)
-                    self.observer.progress(
-                        self.step,
-                        {**meter.read(), "learning_rate": rate, "epoch": self.step / self.batches.steps_per_epoch},
-                    )
+                    values = {**meter.read(), "learning_rate": rate, "epoch": self.step / self.batches.steps_per_epoch}
+                    with self.ranks.agreed():
+                        self.observer.progress(self.step, values)
                 if saving:
                     with meter.paused():
                         self._save(evaluating)
-                if last:
-                    break
+                if last or self._stopped():
+                    return
+
+    def _stopped(self) -> bool:
+        """Whether the run was asked to stop here; then its checkpoint is written."""
+        if self.ranks.size > 1 and self.step % self.config.train.log_every:
+            return False
+        with self.ranks.agreed():
+            asked = self.stop is not None and self.stop()
+        if not self.ranks.any(asked):
+            return False
+        if self.saved_at != self.step:
+            self._check_finite(self.meter)
+            self._save(evaluating=False)
+        with self.ranks.agreed():
+            self.observer.said(
+                f"stopped as asked after step {self.step} of {self.config.train.steps}; resuming goes on from there."
+            )
+        return True
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         config = self.config.optim
@@ -164,8 +250,9 @@ class _Run:
             group["lr"] = rate
         images = to_model(batch.images, self.config.model.image_size, self.device)
         start = time.perf_counter()
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            loss = self.model.loss(self.model(images), images)
+        autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        with autocast, shares.of(self.ranks):
+            loss = self.loss(images)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # Without clipping too: a gradient that is not finite spoils the weights while this step's loss is still a number.
@@ -175,15 +262,16 @@ class _Run:
         self.meter.worked += time.perf_counter() - start
         return loss.detach(), norm
 
-    def _check_finite(self, meter: "_Meter") -> None:
+    def _check_finite(self, meter: Meter) -> None:
         bad = meter.first_bad()
-        if bad is None:
-            return
-        step = self.step - bad
+        if bad is not None:
+            raise self.ranks.from_first(lambda: self._not_finite(self.step - bad))
+
+    def _not_finite(self, step: int) -> NonFiniteLossError:
         epoch, offset = divmod(step - 1, self.batches.steps_per_epoch)
-        ids = ", ".join(self.batches.ids(self.batches.batch(epoch, offset).index))
+        ids = ", ".join(self.batches.ids(self._training_batches(Ranks()).batch(epoch, offset).index))
         good = checkpoint.steps(self.run_dir / CHECKPOINTS)
-        raise NonFiniteLossError(
+        return NonFiniteLossError(
             f"the loss or its gradient is not finite at step {step}. Images of that batch: {ids}. "
             f"Last good checkpoint: {good[-1] if good else 'none yet'}. "
             "A lower learning rate, gradient clipping (--set optim.clip_norm=1) or a larger gamma usually helps; "
@@ -192,7 +280,7 @@ class _Run:
 
     def _evaluate(self) -> tuple[dict[str, float], Sample, bool]:
         """Scores of the validation split, a sample of it, and whether they are the best so far."""
-        scores, sample = evaluate(self.model, self.validation, self.device, self.config.train.eval_images)
+        scores, sample = evaluate(self.model, self.validation, self.device, self.config.train.eval_images, ranks=self.ranks)
         metric = self.config.train.best_metric
         sign = -1 if metric in SMALLER_IS_BETTER else 1
         better = not self.best or sign * scores[metric] > sign * self.best[metric]
@@ -204,13 +292,16 @@ class _Run:
         """Evaluate if asked, write the checkpoint, then tell of both: a listener that fails costs no steps."""
         evaluated = self._evaluate() if evaluating else None
         best = evaluated is not None and evaluated[2]
-        path = self._write(best)
-        if evaluated:
-            self.observer.evaluated(self.step, *evaluated[:2])
-        self.observer.saved(self.step, path, best)
+        with self.ranks.agreed():
+            path = checkpoint.path_of(self.run_dir / CHECKPOINTS, self.step)
+            if self.ranks.is_first:
+                self._write(path, best)
+            self.saved_at = self.step
+            if evaluated:
+                self.observer.evaluated(self.step, *evaluated[:2])
+            self.observer.saved(self.step, path, best)
 
-    def _write(self, best: bool) -> Path:
-        path = checkpoint.path_of(self.run_dir / CHECKPOINTS, self.step)
+    def _write(self, path: Path, best: bool) -> None:
         state = {
             "config": to_json(self.config),
             "signature": signature(self.config, self.batches.manifest.digest),
@@ -224,8 +315,6 @@ class _Run:
         checkpoint.save(path, state, self.config.train.keep_last)
         if best:
             checkpoint.mark_best(path)
-        self.saved_at = self.step
-        return path
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         steps = self.config.train.steps
@@ -242,51 +331,8 @@ class _Run:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.step, self.saved_at, self.best = state["step"], state["step"], state["best"]
         # A process that was killed between writing its best checkpoint and naming it left the name with the one before.
-        if self.best.get("step") == self.step:
+        if self.ranks.is_first and self.best.get("step") == self.step:
             checkpoint.mark_best(checkpoint.path_of(self.run_dir / CHECKPOINTS, self.step))
-
-
-@contextlib.contextmanager
-def _exclusive(run_dir: Path, observer: Observer) -> Iterator[None]:
-    """Hold `run_dir` against a second process. The system lets go of it however this one ends."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        # A file, as network file systems do not lock folders. It stays: without it the next two could lock different ones.
-        handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise InputError(f"the run's folder {run_dir} cannot be written ({error.strerror}). Name another one.") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is training in {run_dir}. Wait for it, or give the run another name.") from None
-        except OSError:
-            observer.said(f"{run_dir} cannot be locked on this file system; do not train in it twice at once.")
-        yield
-    finally:
-        os.close(handle)
-
-
-def _stored(run_dir: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, None for a new run.
-
-    Raises:
-        InputError: `run_dir` holds another run, or this one and `resume` was not asked for.
-    """
-    path = run_dir / CONFIG
-    # Without a checkpoint nothing is lost: the run that left the configuration stopped before it had anything to keep.
-    if not path.exists() or not checkpoint.steps(run_dir / CHECKPOINTS):
-        return None
-    changed = {name: pair for name, pair in differences(from_json(path.read_text()), config).items() if name not in RESUMABLE}
-    if changed:
-        listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
-        raise InputError(f"{run_dir} holds a run with another configuration: {listed}. Give the run another name.")
-    stored = checkpoint.newest(run_dir / CHECKPOINTS)
-    if stored and not resume:
-        raise InputError(
-            f"{run_dir} already holds this run, at step {stored['step']}. Continue it with --resume, or give another name."
-        )
-    return stored
 
 
 def _precision(asked: str, device: torch.device) -> torch.dtype:
@@ -300,60 +346,3 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
-
-
-class _Meter:
-    """Means since the last reading, kept on the device so that a step never waits for the host."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def waiting(self, batches):
-        """Pass batches on and count the time spent waiting for them."""
-        batches = iter(batches)
-        with contextlib.closing(batches):
-            while True:
-                start = time.perf_counter()
-                batch = next(batches, None)
-                self.waited += time.perf_counter() - start
-                if batch is None:
-                    return
-                yield batch
-
-    def add(self, loss: Tensor, norm: Tensor, num_images: int) -> None:
-        self.losses.append(loss)
-        self.norms.append(norm)
-        self.num_images += num_images
-
-    def first_bad(self) -> int | None:
-        """How many steps ago, 0 for the last, loss or gradient first was not finite since the previous check; None if never."""
-        losses, norms = (torch.stack(values[self.checked :]) for values in (self.losses, self.norms))
-        finite = losses.isfinite() & norms.isfinite()
-        self.checked = len(self.losses)
-        return None if bool(finite.all()) else len(finite) - 1 - int((~finite).int().argmax())
-
-    def read(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self.since - self.away
-        values = {
-            "loss": float(torch.stack(self.losses).mean()),
-            "gradient_norm": float(torch.stack(self.norms).mean()),
-            "images_per_second": self.num_images / seconds,
-            "data_wait_share": self.waited / seconds,
-            "model_share": self.worked / seconds,
-        }
-        self._reset()
-        return values
-
-    @contextlib.contextmanager
-    def paused(self):
-        """Time that is not the steps'."""
-        start = time.perf_counter()
-        yield
-        self.away += time.perf_counter() - start
-
-    def _reset(self) -> None:
-        self.losses: list[Tensor] = []
-        self.norms: list[Tensor] = []
-        self.num_images = self.checked = 0
-        self.waited = self.worked = self.away = 0.0
-        self.since = time.perf_counter()

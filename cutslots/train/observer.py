@@ -17,6 +17,7 @@ class Start:
     num_parameters: int
     device: str
     precision: str
+    num_ranks: int = 1
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class Terminal(Observer):
     def started(self, start: Start) -> None:
         self.first, self.steps, self.begun = start.step, start.steps, time.monotonic()
         origin = f"resumed at step {start.step}" if start.step else "from scratch"
-        self.say(f"{start.num_parameters:,} parameters on {start.device} in {start.precision}, {origin}, to step {start.steps:,}")
+        where = start.device if start.num_ranks == 1 else f"{start.num_ranks} ranks, here {start.device},"
+        self.say(f"{start.num_parameters:,} parameters on {where} in {start.precision}, {origin}, to step {start.steps:,}")
         self.bar.reset(self.task, total=start.steps, completed=start.step)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:

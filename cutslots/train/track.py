@@ -11,7 +11,7 @@ on the model:
 Everything else that is read of frame t is of the pair (t, t + 1), frame t being the first; the last frame is paired with itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +24,19 @@ from torch import Tensor, nn
 from cutslots.data.batches import Batches
 from cutslots.errors import InputError
 from cutslots.metrics import segmentation
-from cutslots.train.evaluate import image_scores, image_size, is_video, label_maps, masks_to_model, to_model
+from cutslots.train.evaluate import (
+    evaluating,
+    first_items,
+    image_scores,
+    image_size,
+    is_video,
+    label_maps,
+    masks_to_model,
+    means,
+    to_model,
+)
 from cutslots.train.observer import Sample
+from cutslots.train.ranks import Ranks
 
 SAMPLE_CLIPS = 3
 
@@ -117,6 +128,7 @@ def evaluate_clips(
     device: torch.device,
     max_images: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    ranks: Ranks = Ranks(),  # noqa: B008 (it is frozen)
 ) -> tuple[dict[str, float], Clips]:
     """`evaluate` on batches of whole clips: every frame's scores as an image's, and those of the clips.
 
@@ -126,6 +138,7 @@ def evaluate_clips(
 
     Args:
         max_images: frames, at most; rounded up to whole clips.
+        ranks: see `evaluate`; each has its share of the clips.
 
     Raises:
         InputError: `max_images` is less than 1, the frames are no whole multiple of the model's size, or see `chain`.
@@ -133,15 +146,15 @@ def evaluate_clips(
     if max_images is not None and max_images < 1:
         raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")
     assert batches.num_frames is not None
-    num_clips = batches.num_scenes if max_images is None else min(batches.num_scenes, -(-max_images // batches.num_frames))
-    size, was_training = image_size(model), model.training
+    assert (batches.rank, batches.world_size) == (ranks.rank, ranks.size)
+    num_clips = None if max_images is None else -(-max_images // batches.num_frames)
+    size = image_size(model)
     totals: dict[str, float] = {}
     shown: list[dict[str, Tensor]] = []
     done = 0
-    model.eval()
-    try:
-        for batch in batches.epoch(0):
-            for clip, ids in zip(batch.images[: num_clips - done], batch.masks, strict=False):
+    with ranks.agreed(), evaluating(model):
+        for batch in first_items(batches, num_clips):
+            for clip, ids in zip(batch.images, batch.masks, strict=True):
                 frames, true = to_model(clip, size, device), masks_to_model(ids, size, device)
                 tracked = track(model, frames)
                 for name, scores in _scores(tracked, frames, true).items():
@@ -151,13 +164,15 @@ def evaluate_clips(
                     shown.append({"images": frames, "true": true, "reconstruction": picture, **tracked.maps})
                 done += 1
                 progress(done * batches.num_frames)
-            if done == num_clips:
-                break
-    finally:
-        model.train(was_training)
+    scores, count = means(totals, done, ranks)
+    return scores | {"num_images": float(count * batches.num_frames)}, _sample(shown)
+
+
+def _sample(shown: Sequence[Mapping[str, Tensor]]) -> Clips:
+    if not shown:
+        return Clips(torch.empty(0), torch.empty(0), None)
     stacked = {name: torch.stack([clip[name] for clip in shown]).cpu() for name in shown[0]}
-    sample = Clips(stacked.pop("images"), stacked.pop("true"), SimpleNamespace(**stacked))
-    return {name: total / done for name, total in totals.items()} | {"num_images": float(done * batches.num_frames)}, sample
+    return Clips(stacked.pop("images"), stacked.pop("true"), SimpleNamespace(**stacked))
 
 
 def _scores(tracked: Tracked, frames: Tensor, true: Tensor) -> dict[str, Tensor]:
