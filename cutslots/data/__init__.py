@@ -12,6 +12,7 @@ from cutslots.data.batches import Batch as Batch
 from cutslots.data.batches import Batches as Batches
 from cutslots.data.cache import check as check
 from cutslots.data.cache import local as local
+from cutslots.data.cache import manifest as manifest
 from cutslots.data.cache import publish as publish
 from cutslots.data.manifest import Info
 from cutslots.data.manifest import Manifest as Manifest

@@ -39,6 +39,15 @@ def local(where: Place | Path | str) -> Path:
     return folder
 
 
+def manifest(where: Place | Path | str) -> Manifest:
+    """What a prepared folder holds, without fetching it where it lies elsewhere.
+
+    Raises:
+        InputError: there is no finished prepared data.
+    """
+    return _manifest(Place.of(where)) if isinstance(where, Place) or is_uri(where) else Manifest.load(Path(where))
+
+
 def check(where: Place | Path | str) -> list[str]:
     """Everything that is wrong with a finished folder, one sentence each; an empty list when all is well.
 

@@ -15,6 +15,7 @@ PASSED = ("CUTSLOTS_HOME", "CUTSLOTS_DATA", "MLFLOW_TRACKING_URI", "MLFLOW_DISAB
 # Ray's own choices that cost a sweep time or quiet; what the user has set stays.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # its banner comes at any verbosity
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report of Ray Train waits for one such interval: 2 s by default
@@ -22,7 +23,6 @@ SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver ends its trials itself
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is not read again
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cutslots
 from cutslots import options
@@ -25,6 +25,8 @@ from cutslots.train.observer import Observers, Sample, Start
 from cutslots.train.terminal import Terminal
 from cutslots.train.track import Clips
 
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
 ABOUT = "run.json"
 DELIVERY_SECONDS = 30.0  # how long a finished run waits for an absent tracking store
 
@@ -33,10 +35,19 @@ class Tracking(Observer):
     """Keeps a run's log: opened when `fit` has accepted the run, so that a refused one leaves no trace."""
 
     def __init__(
-        self, config: RunConfig, data: Path | str, run_dir: Path, experiment: str, terminal: Terminal, system_metrics: bool = True
+        self,
+        config: RunConfig,
+        data: Path | str,
+        run_dir: Path,
+        experiment: str,
+        terminal: Terminal,
+        system_metrics: bool = True,
+        parent_run_id: str | None = None,
+        tags: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.data, self.run_dir = config, data if is_uri(data) else Path(data).absolute(), run_dir
         self.experiment, self.terminal, self.system_metrics = experiment, terminal, system_metrics
+        self.parent_run_id, self.tags = parent_run_id, dict(tags or {})
         self.log: RunLog | None = None
         self.system: SystemMetrics | None = None
 
@@ -50,7 +61,7 @@ class Tracking(Observer):
             "experiment": self.experiment,
         }
         write_text(self.run_dir / ABOUT, json.dumps(about, indent=2) + "\n")
-        log = RunLog(self.run_dir, experiment=self.experiment, run_name=self.run_dir.name, say=self.terminal.say)
+        log = self._open()
         values = options.flat(self.config)
         # MLflow refuses a changed parameter, and these change when a run is extended.
         changeable = {path: values.pop(path) for path in RESUMABLE}
@@ -65,6 +76,9 @@ class Tracking(Observer):
                 "cutslots.version": cutslots.__version__,
                 "cutslots.device": start.device,
                 "cutslots.precision": start.precision,
+                "checkpoints": self.run_dir / CHECKPOINTS,
+                "state": "running",
+                **self.tags,
             }
         )
         schema = {"image": f"uint8 {manifest.frame_shape}", "mask": "uint8 instance ids"}
@@ -72,6 +86,15 @@ class Tracking(Observer):
         log.artifact(data_dir / MANIFEST)
         log.artifact(self.run_dir / CONFIG)
         self.log, self.system = log, SystemMetrics(log) if self.system_metrics else None
+
+    def _open(self) -> RunLog:
+        return RunLog(
+            self.run_dir,
+            experiment=self.experiment,
+            run_name=self.run_dir.name,
+            parent_run_id=self.parent_run_id,
+            say=self.terminal.say,
+        )
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         if self.log:
@@ -90,10 +113,19 @@ class Tracking(Observer):
     def finished(self, result: Result) -> None:
         """Log the best scores and the best model."""
         if self.log:
+            self.log.tags({"state": "finished"})
             self.log.metrics(result.step, {f"best/{name}": value for name, value in result.best.items()})
             self.log.artifact(self._packaged_model(), "model")
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    def ended(self, state: str, cause: str | None = None) -> None:
+        """Log why a run ends that takes no more steps; of a sweep's trial also when it took none."""
+        if self.log is None and self.parent_run_id:
+            self.log = self._open()
+            self.log.tags(self.tags)
+        if self.log:
+            self.log.tags({"state": state, **({"cause": cause} if cause else {})})
+
+    def close(self, status: Status) -> None:
         """End the log; nothing happens when it was never opened."""
         if self.system:
             self.system.close()
@@ -129,7 +161,7 @@ def train_here(
     """
     terminal = terminal or Terminal(live=not debug)
     tracking = Tracking(config, data, run_dir, experiment, terminal, system_metrics=not debug)
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    status: Status = "FAILED"
     try:
         with terminal:
             result = fit(config, local(data), run_dir, Observers([tracking, terminal]), device=device, resume=resume, debug=debug)
@@ -137,6 +169,10 @@ def train_here(
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
+        tracking.ended("interrupted")
+        raise
+    except Exception as error:
+        tracking.ended("failed", str(error))
         raise
     finally:
         tracking.close(status)
@@ -180,6 +216,23 @@ def find_model(reference: str) -> Path:
     raise InputError(
         f"no run, checkpoint or model {reference!r}: not a path, not a name in {runs_dir()}, "
         "not an MLflow run whose folder is on this machine."
+    )
+
+
+def find_run_dir(reference: str) -> Path:
+    """The folder of a run by path, name or MLflow id.
+
+    Raises:
+        InputError: there is none on this machine.
+    """
+    for path in (Path(reference), runs_dir() / reference):
+        if (path / CONFIG).is_file():
+            return path
+    found = find_run(reference) if len(reference) == 32 else None
+    if found and found.run_dir and (found.run_dir / CONFIG).is_file():
+        return found.run_dir
+    raise InputError(
+        f"no run {reference!r}: neither a folder with {CONFIG}, nor a name in {runs_dir()}, nor an MLflow run on this machine."
     )
 
 

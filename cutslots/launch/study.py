@@ -152,6 +152,15 @@ class Study:
         return not self._adopted and not self.trials(*OPEN) and self._sampled >= self._samples and not any(self._confirmations())
 
     @property
+    def total(self) -> int:
+        """How many trials there will be when all is done; more where failed ones are run again."""
+        sweep = self.sweep
+        grid = len(sweep.grid()) if sweep.search == "grid" else 0
+        again = sum("again" in trial.user_attrs for trial in self.trials())
+        confirmed = min(sweep.confirm, self._samples) * (len(sweep.seeds) - 1)
+        return (len(sweep.first) + grid) * len(sweep.seeds) + self._samples + confirmed + again
+
+    @property
     def _samples(self) -> int:
         return 0 if self.sweep.search == "grid" else self.sweep.trials
 
@@ -236,11 +245,19 @@ class Study:
             self.optuna.tell(number, state=TrialState.FAIL)
         return state
 
-    def again(self, number: int) -> None:
-        """Enqueue a failed trial once more, as a new one."""
-        trial = self.trials()[number]
-        kept = {name: trial.user_attrs[name] for name in ("kind", "name", "seed") if name in trial.user_attrs}
-        self.optuna.enqueue_trial(trial.params, user_attrs={**kept, "again": number})
+    def retry_failed(self) -> None:
+        """Enqueue every failed trial once more, as a new one."""
+        retried = {trial.user_attrs.get("again") for trial in self.trials()}
+        for trial in self.trials(TrialState.FAIL):
+            if trial.number not in retried:
+                kept = {name: trial.user_attrs[name] for name in ("kind", "name", "seed") if name in trial.user_attrs}
+                self.optuna.enqueue_trial(trial.params, user_attrs={**kept, "again": trial.number})
+
+    def counts(self) -> str:
+        """How many trials are in which state, for people."""
+        names = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "unfinished", "WAITING": "waiting"}
+        found = [(name, len(self.trials(TrialState[state]))) for state, name in names.items()]
+        return ", ".join(f"{count} {name}" for name, count in found if count) or "nothing yet"
 
     def ranked(self) -> list[FrozenTrial]:
         """Trials that ran to the end, best first; with several objectives the Pareto front before all others."""

@@ -231,3 +231,10 @@ def _edges(distribution: BaseDistribution) -> list[Any]:
 def smaller_is_better(objective: str) -> bool:
     """Whether an objective is an error."""
     return objective in SMALLER_IS_BETTER
+
+
+def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> None:
+    """Run a sweep as the command line asks for it, and leave the process with its exit status."""
+    from cutslots.launch.command import main as command  # with what it imports, which a declaration needs not
+
+    raise SystemExit(command(sweep, arguments))

@@ -1,0 +1,141 @@
+"""The command line of every file in sweeps/."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cutslots import data
+from cutslots.errors import InputError
+from cutslots.files import home
+from cutslots.launch import dry, session
+from cutslots.launch.connect import Resources, has_gpus
+from cutslots.launch.driver import Plan
+from cutslots.launch.local import CONFIG, find_run_dir, runs_dir, train_here
+from cutslots.launch.sets import DATA, find_or_make, find_set
+from cutslots.launch.study import FILE, Study
+from cutslots.launch.sweep import Setting, Sweep
+from cutslots.train.config import RunConfig, from_json, signature
+
+
+def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; returns the exit status."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        return _run(chosen, _adjusted(sweep, chosen))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on", file=sys.stderr)
+        return 130
+
+
+def _run(chosen: argparse.Namespace, sweep: Sweep) -> int:
+    """A dry run, one trial in this process, or the sweep."""
+    sweep.check()
+    folder = home() / "sweeps" / sweep.name
+    if chosen.dry_run:
+        print(dry.describe(sweep, folder, _resources(chosen), chosen.data))
+        return 0
+    plan = _plan(sweep, chosen)
+    if chosen.debug_trial is not None:
+        return _debug(sweep, folder, plan, chosen)
+    resources = _resources(chosen)
+    if not resources.gpus:
+        plan = replace(plan, threads=max(1, int(resources.cpus)), device="cpu")
+    how = session.How(resources, chosen.resume, chosen.retry_failed, chosen.concurrent, chosen.retries, chosen.storage)
+    return session.run(sweep, folder, plan, how)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="print the space, the trials, the resources and what is finished; start nothing")
+    add("--smoke", action="store_true", help="a few trials of 30 steps of a small model: does all of it run?")
+    add("--resume", action="store_true", help="go on with this sweep where it stopped; begins it when there is nothing yet")
+    add("--retry-failed", action="store_true", help="with --resume: run failed trials again")
+    add("--trials", type=int, metavar="N", help="settings that are sampled")
+    add("--seeds", type=int, nargs="+", metavar="SEED", help="the first is the search's")
+    add("--search", choices=("tpe", "random", "grid"), help="how settings are chosen")
+    add("--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="an option of all trials; repeatable")
+    add("--name", help="the sweep's name; another one is another sweep")
+    add("--data", help=f"the prepared set, a folder or URI; default: by its name in {DATA} or CUTSLOTS_HOME/data")
+    add("--concurrent", type=int, metavar="N", help="trials at a time; default as many as fit")
+    add("--workers-per-trial", type=int, default=1, metavar="N", help="processes that share a trial's batches (default 1)")
+    add("--gpus-per-trial", type=float, metavar="N", help="GPUs of each of them, or a fraction; default 1 where there are any")
+    add("--cpus-per-trial", type=float, metavar="N", help="CPUs of each of them; default 1, with a GPU 2")
+    add("--retries", type=int, default=5, metavar="N", help="restarts of a trial whose process or node died (default 5)")
+    add("--storage", metavar="URL", help="Optuna storage, such as sqlite:///study.db, which its dashboard can watch")
+    add(
+        "--debug-trial",
+        metavar="WHAT",
+        help="run one trial in this process: its number, a run's name or MLflow id, or NAME=VALUE,...",
+    )
+    return parser
+
+
+def _adjusted(sweep: Sweep, chosen: argparse.Namespace) -> Sweep:
+    """The sweep with what the command line changes."""
+    if chosen.smoke:
+        sweep = sweep.smaller()
+    changes = {"trials": chosen.trials, "search": chosen.search, "name": chosen.name}
+    changes |= {"seeds": tuple(chosen.seeds) if chosen.seeds else None, "set": (*sweep.set, *chosen.sets)}
+    sweep = replace(sweep, **{name: value for name, value in changes.items() if value is not None})
+    if chosen.retries < 0 or (chosen.concurrent is not None and chosen.concurrent < 1):
+        raise InputError(f"--retries {chosen.retries}, --concurrent {chosen.concurrent}: give at least 0 and 1.")
+    return sweep
+
+
+def _plan(sweep: Sweep, chosen: argparse.Namespace) -> Plan:
+    where = find_or_make(sweep, chosen.data, stand_in=chosen.smoke)
+    source = data.manifest(where).source
+    tests = {} if chosen.smoke else {name: find_set(name) for name in sweep.evaluate}
+    for name, place in tests.items():
+        if place is None:
+            print(f"no prepared set {name!r}: trials are not scored on it", file=sys.stderr)
+    found = tuple(str(place) for place in tests.values() if place is not None)
+    return Plan(data=where, source=source, experiment="smoke" if chosen.smoke else source, tests=found)
+
+
+def _resources(chosen: argparse.Namespace) -> Resources:
+    gpus = chosen.gpus_per_trial if chosen.gpus_per_trial is not None else float(has_gpus())
+    cpus = chosen.cpus_per_trial or (2.0 if gpus else 1.0)
+    if chosen.workers_per_trial < 1 or gpus < 0 or cpus <= 0 or (gpus > 1 and gpus != int(gpus)):
+        raise InputError(
+            f"--workers-per-trial {chosen.workers_per_trial}, --gpus-per-trial {gpus:g}, --cpus-per-trial {cpus:g}: give at least "
+            "one worker, more than 0 CPU, and whole GPUs or a fraction of one."
+        )
+    return Resources(chosen.workers_per_trial, cpus, gpus)
+
+
+def _debug(sweep: Sweep, folder: Path, plan: Plan, chosen: argparse.Namespace) -> int:
+    """One trial from its start in this process: breakpoints stop, errors point at their cause, nothing of the sweep changes."""
+    config = _wanted(sweep, folder, chosen.debug_trial, chosen)
+    name = f"debug-{signature(config, data.manifest(plan.data).digest)}"
+    number = 1 + sum(path.name.startswith(f"{name}-") for path in runs_dir().glob(f"{name}-*"))
+    run_dir = runs_dir() / f"{name}-{number}"
+    print(f"run {run_dir.name} in {run_dir}", file=sys.stderr)
+    best = train_here(config, plan.data, run_dir, experiment="debug", debug=True).best
+    metric = config.train.best_metric
+    print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")
+    return 0
+
+
+def _wanted(sweep: Sweep, folder: Path, reference: str, chosen: argparse.Namespace) -> RunConfig:
+    """The configuration that a person means."""
+    if "=" in reference:
+        changes = [part.strip() for part in re.split(r"[,\s]+(?=\S+=)", reference.strip())]
+        return sweep.config(Setting(), changes, None if any("seed=" in each for each in changes) else sweep.seeds[0])
+    if reference in sweep.first:
+        return sweep.config(sweep.first[reference], (), sweep.seeds[0])
+    if reference.isdigit() and len(reference) < 8:
+        if not (folder / FILE).exists() and not chosen.storage:
+            raise InputError(f"--debug-trial {reference}: sweep {sweep.name!r} has not begun, so it has no trials.")
+        return Study(sweep, folder, chosen.storage).planned(int(reference)).config
+    run_dir = find_run_dir(reference)
+    return from_json((run_dir / CONFIG).read_text())

@@ -1,0 +1,273 @@
+"""The driver of a sweep: it hands out trials, hears what becomes of them, and keeps study, MLflow and the person informed.
+
+It knows nothing of Ray: `tune.py` asks it for tasks and brings it results.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+from cutslots import data, runlog
+from cutslots.files import write_text
+from cutslots.launch.local import finished, runs_dir
+from cutslots.launch.study import Planned, Study
+from cutslots.launch.sweep import smaller_is_better
+from cutslots.launch.table import markdown, records
+from cutslots.launch.trial import ALL, Ending, Task
+from cutslots.launch.view import Row
+from cutslots.runlog import RunLog
+from cutslots.runlog.journal import FILE
+from cutslots.train.config import signature, to_json
+
+STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a sweep share besides the sweep itself.
+
+    Attributes:
+        data: prepared folder or URI.
+        source: the dataset's source, which names the MLflow experiment and the registered model.
+        tests: prepared folders or URIs that are scored at the end of a trial.
+        threads: of a trial's process, 0 for torch's own choice.
+    """
+
+    data: Path | str
+    source: str
+    experiment: str
+    tests: tuple[str, ...] = ()
+    threads: int = 0
+    device: str | None = None
+
+
+class Driver:
+    """Safe for the threads of a view; `next`, `reported` and `ended` are for one thread.
+
+    Args:
+        folder: of the sweep.
+        log: the sweep's own run in MLflow; None for trials without a parent.
+        say: takes a line for the person.
+    """
+
+    def __init__(self, study: Study, plan: Plan, folder: Path, log: RunLog | None, say: Callable[[str], None]) -> None:
+        self.study, self.sweep, self.plan, self.folder, self.log, self.say = study, study.sweep, plan, folder, log, say
+        self.digest = data.manifest(plan.data).digest
+        self.stops = folder / "stops"
+        shutil.rmtree(self.stops, ignore_errors=True)  # signs of an earlier driver
+        self.stops.mkdir(parents=True)
+        self.stopping_since: float | None = None
+        self._lock = threading.Lock()
+        self._rows: dict[int, Row] = {}
+        self._begun: dict[int, float] = {}
+        self._run_ids: dict[int, str] = {}
+        for trial in study.trials():
+            if trial.state in STATES:
+                self._remember(study.planned(trial.number), STATES[trial.state])
+
+    # What is next
+
+    def next(self) -> Task | None:
+        """The next trial that has to be run; those that are known already are closed on the way."""
+        while self.stopping_since is None and (planned := self.study.next()):
+            self._remember(planned, "waiting")
+            run_dir = self.run_dir(planned)
+            self.study.note(planned.number, label=planned.label, run=run_dir.name)
+            known = self._twin(planned) or self._found(planned, run_dir)
+            if known is None:
+                self._begun[planned.number] = time.monotonic()
+                self._update(planned.number, state="running")
+                return self.task(planned)
+            self.ended(planned.number, known)
+        return None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further trial will come."""
+        return self.stopping_since is not None or self.study.exhausted
+
+    def task(self, planned: Planned) -> Task:
+        """All that a process needs to run a trial."""
+        return Task(
+            number=planned.number,
+            label=planned.label,
+            sweep=self.sweep.name,
+            config=to_json(planned.config),
+            data=str(self.plan.data),
+            run_dir=str(self.run_dir(planned)),
+            experiment=self.plan.experiment,
+            parent_run_id=self.log.run_id if self.log else None,
+            stops=str(self.stops),
+            tests=self.plan.tests,
+            threads=self.plan.threads,
+            device=self.plan.device,
+        )
+
+    def run_dir(self, planned: Planned) -> Path:
+        """Where a trial lives: by what it is, so that every sweep that asks for it finds it."""
+        config = planned.config
+        return runs_dir() / f"{self.plan.source}-{config.model_name}-{signature(config, self.digest)}"
+
+    def _twin(self, planned: Planned) -> Ending | None:
+        """What became of an earlier trial of this sweep with the very same configuration."""
+        mine = self.run_dir(planned)
+        again = self.study.trials()[planned.number].user_attrs.get("again")
+        for row in self.rows():
+            if row.run_dir == mine and row.number not in (planned.number, again):
+                scores = self.study.trials()[row.number].user_attrs.get("scores", {})
+                if row.state == "finished":
+                    return Ending("finished", row.steps, scores)
+                return Ending("failed", cause=f"the same settings as trial {row.number}")
+        return None
+
+    def _found(self, planned: Planned, run_dir: Path) -> Ending | None:
+        """What a finished run with this configuration said: one whose folder is here, or one that MLflow knows."""
+        best = finished(run_dir, planned.config, self.digest)
+        where = f"its run {run_dir.name} was finished"
+        run = runlog.finished_run(signature(planned.config, self.digest)) if self.log else None
+        if best is None and run:
+            best = {name.removeprefix("best/"): value for name, value in run.metrics.items() if name.startswith("best/")}
+            where = f"MLflow has its finished run {run.name}"
+        if best is None or not all(name in best for name in self.sweep.objectives):
+            return None
+        if run:
+            self._run_ids[planned.number] = run.run_id
+            runlog.tag_runs({run.run_id: {f"sweep.{self.sweep.name}": str(planned.number)}})
+        self.say(f"trial {planned.number} ({planned.label}) is not repeated: {where}")
+        return Ending("finished", planned.config.train.steps, best)
+
+    # What has happened
+
+    def reported(self, number: int, step: int, scores: Mapping[str, float]) -> None:
+        """An evaluation; ends the trial where it is hopeless."""
+        objective = self.sweep.objectives[0]
+        value, row = scores.get(objective), self._rows[number]
+        sign = -1 if smaller_is_better(objective) else 1
+        if value is not None and (row.value is None or sign * value > sign * row.value):
+            self._update(number, value=value)
+        if self.study.report(number, step, scores):
+            (self.stops / str(number)).touch()
+            self._update(number, cause=f"not among the best {self._share()} at step {step}")
+
+    def _share(self) -> str:
+        return f"1/{self.sweep.halving.factor}" if self.sweep.halving else "share"
+
+    def recovering(self, number: int, cause: str) -> None:
+        """A trial's process died, and another one goes on with it."""
+        self.say(f"trial {number}: {cause}; it goes on from its last checkpoint")
+
+    def ended(self, number: int, ending: Ending) -> None:
+        """A trial has ended, or stops for now (interrupted)."""
+        row = self._rows[number]
+        if ending.state == "interrupted":
+            self._update(number, state="interrupted", seconds=self._seconds(number))
+            return
+        cause = ending.cause or (row.cause if ending.state == "pruned" else None)
+        self.study.note(number, scores=ending.scores, step=ending.step, seconds=self._seconds(number), cause=cause)
+        state = self.study.end(number, ending.state, ending.scores)
+        if state == "failed" and not cause:
+            cause = f"it has no finite {' and '.join(self.sweep.objectives)}"
+        value = ending.scores.get(self.sweep.objectives[0], row.value)
+        self._update(number, state=state, value=value, seconds=self._seconds(number), cause=cause)
+        self._log_progress()
+
+    def died(self, number: int, cause: str) -> None:
+        """A trial's process died too often: its own log could not say so."""
+        row = self._rows[number]
+        if (row.run_dir / FILE).exists():
+            runlog.end_run(row.run_dir, "FAILED", {"state": "failed", "cause": cause})
+        self.ended(number, Ending("failed", cause=cause))
+
+    def stop(self) -> None:
+        """Ask all running trials to write a checkpoint and end; no new ones start."""
+        self.stopping_since = time.monotonic()
+        (self.stops / ALL).touch()
+
+    # What a person sees
+
+    def rows(self) -> list[Row]:
+        """Every trial as it is now."""
+        with self._lock:
+            return [
+                replace(row, seconds=self._seconds(row.number)) if row.state == "running" else row for row in self._rows.values()
+            ]
+
+    @property
+    def total(self) -> int:
+        """How many trials the sweep has, as far as it is known now."""
+        return self.study.total
+
+    def _seconds(self, number: int) -> float | None:
+        begun = self._begun.get(number)
+        return None if begun is None else time.monotonic() - begun
+
+    def _remember(self, planned: Planned, state: str) -> None:
+        attributes = self.study.trials()[planned.number].user_attrs
+        scores = attributes.get("scores", {})
+        row = Row(
+            number=planned.number,
+            label=planned.label,
+            state=state,
+            run_dir=self.run_dir(planned),
+            steps=planned.config.train.steps,
+            value=scores.get(self.sweep.objectives[0]),
+            seconds=attributes.get("seconds"),
+            cause=attributes.get("cause"),
+        )
+        with self._lock:
+            self._rows[planned.number] = row
+
+    def _update(self, number: int, **changes: Any) -> None:
+        with self._lock:
+            self._rows[number] = replace(self._rows[number], **changes)
+
+    # MLflow
+
+    def _log_progress(self) -> None:
+        if not self.log:
+            return
+        rows = self.rows()
+        counts = {f"trials/{state}": sum(row.state == state for row in rows) for state in ("finished", "pruned", "failed")}
+        best = self.study.ranked()[:1]
+        scores = {f"best/{name}": value for name, value in best[0].user_attrs.get("scores", {}).items()} if best else {}
+        self.log.metrics(sum(counts.values()), {**counts, **scores})
+
+    def run_ids(self) -> dict[int, str]:
+        """MLflow ids of the trials' runs, as far as MLflow has them."""
+        assert self.log is not None
+        if not self.log.run_id:
+            return dict(self._run_ids)
+        children = {run.tags.get(f"sweep.{self.sweep.name}"): run.run_id for run in runlog.children(self.log.run_id)}
+        return {row.number: children[str(row.number)] for row in self.rows() if str(row.number) in children} | self._run_ids
+
+    def publish(self) -> None:
+        """Give runs their ranks, and register the best model."""
+        ranked = self.study.ranked()
+        ids = self.run_ids()
+        tags = {ids[trial.number]: {"rank": str(rank)} for rank, trial in enumerate(ranked, 1) if trial.number in ids}
+        if missing := runlog.tag_runs(tags):
+            self.say(f"{missing} runs have not got their rank in MLflow")
+        best = next((trial for trial in ranked if trial.number in ids), None)
+        if best is None:
+            return
+        objective = self.sweep.objectives[0]
+        name = f"cutslots-{self.plan.source}"
+        registered = runlog.register(
+            name, ids[best.number], objective, best.values[0], smaller_is_better=smaller_is_better(objective)
+        )
+        role = "champion" if registered.is_champion else "not the champion: another version is better"
+        self.say(f"model {name} version {registered.version}: trial {best.number}, {objective} {best.values[0]:.4f} ({role})")
+
+    def write_table(self) -> Path:
+        """The sweep's trials, best first, as `table.md` and `trials.json` in its folder."""
+        write_text(self.folder / "trials.json", json.dumps(records(self.study, self.rows()), indent=1) + "\n")
+        path = self.folder / "table.md"
+        write_text(path, markdown(self.study, self.rows()))
+        return path

@@ -1,0 +1,231 @@
+"""One trial of a sweep, in whatever process it has been given: a Tune function, one of several Ray Train workers, a debugger.
+
+A trial lives in its run's folder, which is named by its signature: started again, on whatever machine, it goes on from the newest
+checkpoint there. It ends with an `Ending` and not with an exception, so that nobody repeats a deterministic failure.
+"""
+
+import contextlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from cutslots.data import Batches, Manifest, local
+from cutslots.errors import BusyError, InputError
+from cutslots.launch.local import Status, Tracking
+from cutslots.report.scores import set_name
+from cutslots.train import Observer, Result, evaluate, fit, load_model
+from cutslots.train.config import RunConfig, from_json
+from cutslots.train.evaluate import check_data, pick_device
+from cutslots.train.observer import Observers, Sample
+from cutslots.train.ranks import Ranks
+from cutslots.train.terminal import Terminal
+
+LOG = "log.txt"
+ALL = "all"  # the stop sign of every trial
+LOOK_SECONDS = 0.5
+BUSY_SECONDS = 120.0  # how long a trial waits for the process that had its folder before and may be dying
+
+Report = Callable[[int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to run a trial; goes through JSON.
+
+    Attributes:
+        number, label, sweep: for people.
+        config: the run, as `to_json` writes it.
+        data: prepared folder, or the URI of one.
+        run_dir: of the run; all processes that may run it see it under this path.
+        parent_run_id: MLflow id of the sweep's run.
+        stops: folder of stop signs.
+        tests: sets whose test split is scored at the end.
+        threads: of torch; 0 leaves it alone.
+        device: None takes what there is.
+    """
+
+    number: int
+    label: str
+    sweep: str
+    config: str
+    data: str
+    run_dir: str
+    experiment: str
+    parent_run_id: str | None
+    stops: str
+    tests: tuple[str, ...] = ()
+    threads: int = 0
+    device: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Task":
+        values = json.loads(text)
+        return cls(**{**values, "tests": tuple(values["tests"])})
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ended.
+
+    Attributes:
+        state: finished, pruned (the sweep ended it), interrupted (the sweep itself ends; it can go on later), failed.
+        scores: of the best evaluation so far.
+        cause: of a failure, in a sentence.
+    """
+
+    state: str
+    step: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    cause: str | None = None
+
+
+class StopSign:
+    """Whether somebody wants this trial to end: a file of its number, or one for all, in a folder that all machines see."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._own, self._all = folder / str(number), folder / ALL
+        self._next = 0.0
+        self._set = False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self._set and now >= self._next:
+            self._set, self._next = self._own.exists() or self._all.exists(), now + LOOK_SECONDS
+        return self._set
+
+    def look(self) -> None:
+        """Look again at the next question, however short ago the last one was."""
+        self._next = 0.0
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it was for this trial alone."""
+        return self._own.exists()
+
+
+class Reporting(Observer):
+    """Reports every evaluation to the sweep, then looks at once whether that ends the trial."""
+
+    def __init__(self, report: Report, stop: StopSign) -> None:
+        self._report, self._stop = report, stop
+
+    def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
+        self._report(step, scores)
+        self._stop.look()
+
+
+def run(task: Task, report: Report = lambda step, scores: None, ranks: Ranks | None = None) -> Ending:
+    """Run a trial to its end, from its newest checkpoint on if it was begun before.
+
+    Args:
+        report: is told the scores of every evaluation, on every rank.
+        ranks: the processes that share it.
+    """
+    ranks = ranks or Ranks()
+    config, run_dir = from_json(task.config), Path(task.run_dir)
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    stop = StopSign(Path(task.stops), task.number)
+    if ranks.rank:
+        return _ending(_fit(task, config, Reporting(report, stop), stop, ranks), config, stop)
+    with _log_file(run_dir / LOG) as console:
+        terminal = Terminal(console, live=False)
+        terminal.say(f"trial {task.number} of {task.sweep}: {task.label}")
+        tags = {"sweep": task.sweep, f"sweep.{task.sweep}": task.number, "label": task.label}
+        tracking = Tracking(config, task.data, run_dir, task.experiment, terminal, parent_run_id=task.parent_run_id, tags=tags)
+        status: Status = "KILLED"
+        try:
+            ending = _run(task, config, [tracking, terminal, Reporting(report, stop)], stop, ranks)
+            status = {"failed": "FAILED", "interrupted": "KILLED"}.get(ending.state, "FINISHED")  # type: ignore[assignment]
+        finally:
+            tracking.close(status)
+        return ending
+
+
+def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ranks: Ranks) -> Ending:
+    """What `run` does on the first rank, between opening and closing its log."""
+    tracking, terminal, _ = observers
+    try:
+        result = _fit(task, config, Observers(observers), stop, ranks)
+        ending = _ending(result, config, stop)
+        if ending.state == "finished":
+            tracking.finished(result)
+            _test(task, config, tracking, terminal)
+        else:
+            tracking.ended(ending.state)
+        return ending
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error)
+        terminal.say("".join(traceback.format_exception(error)))
+        tracking.ended("failed", cause)
+        if ranks.size > 1:
+            raise  # the other ranks wait for this one in a collective, or fail alike: their group ends together
+        return Ending("failed", cause=cause.partition("\n")[0])
+
+
+def _fit(task: Task, config: RunConfig, observer: Observer, stop: StopSign, ranks: Ranks) -> Result:
+    until = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return fit(
+                config,
+                local(task.data),
+                Path(task.run_dir),
+                observer,
+                device=task.device,
+                resume=True,
+                ranks=ranks,
+                stop=stop,
+            )
+        except BusyError:
+            if time.monotonic() > until or stop():
+                raise
+            time.sleep(1.0)
+
+
+def _ending(result: Result, config: RunConfig, stop: StopSign) -> Ending:
+    if result.step >= config.train.steps:
+        return Ending("finished", result.step, result.best)
+    return Ending("pruned" if stop.pruned else "interrupted", result.step, result.best)
+
+
+def _test(task: Task, config: RunConfig, tracking: Tracking, terminal: Terminal) -> None:
+    """Score the best weights on the test splits; what cannot be scored is said and costs nothing else."""
+    for name in task.tests:
+        try:
+            folder = local(name)
+            manifest = Manifest.load(folder)
+            split = "test" if "test" in manifest.splits else next(split for split in manifest.splits if split != "train")
+            device = pick_device(task.device)
+            model = load_model(Path(task.run_dir), device)
+            batches = Batches(folder, split, config.optim.batch_size, shuffle=False, drop_last=False)
+            check_data(model, batches)
+            scores, _ = evaluate(model, batches, device)
+            label = set_name(manifest)
+            terminal.say(f"{label} {split}: ARI-FG {scores['ari_fg']:.3f}  mIoU {scores['miou']:.3f}  MSE {scores['mse']:.1f}")
+            if tracking.log:
+                tracking.log.metrics(config.train.steps, {f"{label}/{split}/{score}": value for score, value in scores.items()})
+        except (InputError, StopIteration, OSError) as error:
+            terminal.say(f"{name} is not scored: {error}")
+
+
+@contextlib.contextmanager
+def _log_file(path: Path) -> Iterator[Console]:
+    """A console that writes to `path`, which also takes what is printed to standard output and error meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        open(path, "a", buffering=1, encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield Console(file=file, width=160)

@@ -1,0 +1,75 @@
+"""What runs in Ray's processes: a trial in a Tune actor, or spread over Ray Train workers. Imports no more than a trial needs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from cutslots.launch import trial
+from cutslots.launch.connect import Resources
+from cutslots.launch.trial import Ending, Task
+from cutslots.train.ranks import Ranks
+
+TASK, ENDING, DIED = "task", "ending", "died"
+
+
+def in_function(config: Mapping[str, Any]) -> None:
+    """A trial in Tune's own actor."""
+    ending = trial.run(Task.from_json(config[TASK]), lambda step, scores: tune.report({"step": step, "scores": dict(scores)}))
+    tune.report(_as_result(ending))
+
+
+def on_workers(resources: Resources, folder: Path, retries: int) -> Callable[[Mapping[str, Any]], None]:
+    """A Tune function that drives one trial on Ray Train workers."""
+
+    def function(config: Mapping[str, Any]) -> None:
+        from ray import train
+        from ray.train.torch import TorchTrainer
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        number = Task.from_json(config[TASK]).number
+        each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+        trainer = TorchTrainer(
+            _in_worker,
+            train_loop_config=dict(config),
+            scaling_config=train.ScalingConfig(
+                num_workers=resources.workers, use_gpu=resources.gpus > 0, resources_per_worker=each
+            ),
+            run_config=train.RunConfig(
+                name=f"trial-{number}-{tune.get_context().get_trial_id()}",
+                storage_path=str(folder / "ray"),
+                failure_config=train.FailureConfig(max_failures=retries, controller_failure_limit=3),
+                callbacks=[TuneReportCallback()],
+            ),
+        )
+        try:
+            trainer.fit()
+        except train.TrainingFailedError as error:  # type: ignore[attr-defined]
+            tune.report({**_as_result(Ending("failed", cause=_cause(error))), DIED: True})
+
+    return function
+
+
+def _in_worker(config: Mapping[str, Any]) -> None:
+    """A trial on one of its Ray Train workers. Every worker reports: a report waits for all of them."""
+    from ray import train
+    from ray.train.torch import get_device
+
+    task = replace(Task.from_json(config[TASK]), device=str(get_device()))
+    ending = trial.run(task, lambda step, scores: train.report({"step": step, "scores": dict(scores)}), Ranks.joined())
+    train.report(_as_result(ending))
+
+
+def _as_result(ending: Ending) -> dict[str, Any]:
+    return {ENDING: {"state": ending.state, "step": ending.step, "scores": dict(ending.scores), "cause": ending.cause}}
+
+
+def _cause(error: BaseException) -> str:
+    """The first worker's own error in one line, of what Ray wraps around it."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    first = failures[min(failures)]
+    text = str(getattr(first, "_base_exc", None) or getattr(first, "cause", None) or first)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(first).__name__
