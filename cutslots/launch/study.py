@@ -69,8 +69,8 @@ class Study:
                 directions=["minimize" if smaller_is_better(name) else "maximize" for name in sweep.objectives],
                 load_if_exists=True,
             )
-        except (ValueError, ImportError, OSError, optuna.exceptions.OptunaError) as error:
-            raise InputError(f"the study of sweep {sweep.name!r} cannot be opened: {error}") from None
+        except Exception as error:  # of a database's driver, which is anyone's
+            raise InputError(f"the study of sweep {sweep.name!r} cannot be opened: {error}") from error
         self._claim()
         self.optuna.sampler = self._sampler()
         if self._halves:
@@ -173,7 +173,7 @@ class Study:
         """The best settings found, with the seeds that the search left out; only when all trials have ended."""
         if self.trials(*OPEN) or self._sampled < self._samples:
             return
-        found = [trial for trial in self.ranked() if trial.user_attrs["kind"] == "search"]
+        found = [trial for trial in self.ranked() if _kind(trial) == "search"]
         done = {(trial.user_attrs["name"], trial.user_attrs["seed"]) for trial in self.trials() if _kind(trial) == "confirm"}
         for trial in found[: self.sweep.confirm]:
             for seed in self.sweep.seeds[1:]:
