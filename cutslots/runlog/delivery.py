@@ -13,6 +13,7 @@ from cutslots.runlog.store import METRICS_PER_CALL, OutageError, RefusedError, S
 
 Say = Callable[[str], None]
 
+STATE = "mlflow.json"
 REFUSALS_SAID = 10
 
 
@@ -27,12 +28,18 @@ class Delivered:
     refused: int = 0  # events the store will never take
 
     @classmethod
-    def load(cls, path: Path, uri: str) -> "Delivered":
+    def noted(cls, run_dir: Path) -> "Delivered | None":
+        """What the file says, whatever store that is; None when it says nothing."""
         try:
-            found = cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**json.loads((run_dir / STATE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return cls(uri)
-        return found if found.tracking_uri == uri else cls(uri)  # another store has nothing of this journal yet
+            return None
+
+    @classmethod
+    def load(cls, run_dir: Path, uri: str) -> "Delivered":
+        """What the store at `uri` has; another store has nothing of this journal yet."""
+        found = cls.noted(run_dir)
+        return found if found and found.tracking_uri == uri else cls(uri)
 
 
 class Delivery(threading.Thread):
@@ -44,7 +51,7 @@ class Delivery(threading.Thread):
     def __init__(self, run_dir: Path, uri: str, say: Say, pause: tuple[float, float], gather: float, patient: bool = True) -> None:
         super().__init__(name=f"run log of {run_dir.name}", daemon=True)
         self.run_dir, self.uri, self._say = run_dir, uri, say
-        self.state = Delivered.load(run_dir / "mlflow.json", without_password(uri))
+        self.state = Delivered.load(run_dir, without_password(uri))
         self._store = Store(uri)
         self._first_pause, self._longest_pause = pause
         self._gather, self._patient = gather, patient
@@ -65,7 +72,7 @@ class Delivery(threading.Thread):
     def pending(self) -> int:
         """Whole lines of the journal that the store neither has nor has refused."""
         # From the file: while another process delivers this run, its position is the true one.
-        known = Delivered.load(self.run_dir / "mlflow.json", self.state.tracking_uri)
+        known = Delivered.load(self.run_dir, self.state.tracking_uri)
         return sum(1 for _ in read(self.run_dir / FILE, known.position))
 
     def say(self, text: str) -> None:
@@ -80,7 +87,7 @@ class Delivery(threading.Thread):
             with locked(self.run_dir / "mlflow.lock", wait=False) as mine:
                 if mine:
                     self._out = False
-                    self.state = Delivered.load(self.run_dir / "mlflow.json", self.state.tracking_uri)
+                    self.state = Delivered.load(self.run_dir, self.state.tracking_uri)
                     self._deliver()
                     return
             if not self._patient:
@@ -204,7 +211,7 @@ class Delivery(threading.Thread):
         # repeated delivery, and a sync every second stalls the training's own writes.
         temporary = self.run_dir / ".mlflow.json.tmp"
         temporary.write_text(json.dumps(asdict(self.state), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self.run_dir / "mlflow.json")
+        os.replace(temporary, self.run_dir / STATE)
 
 
 def _parts(event: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 CLOSE_SECONDS, ANNOTATE_SECONDS = 30.0, 10.0  # the second has to hold the import of MLflow; an absent store is given up sooner
 
 
-def _to_stderr(text: str) -> None:
+def to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -51,7 +51,7 @@ class RunLog:
         run_name: str,
         tracking_uri: str | None = None,
         parent_run_id: str | None = None,
-        say: Say = _to_stderr,
+        say: Say = to_stderr,
         pause: tuple[float, float] = (5.0, 60.0),
         gather: float = 1.0,
         annotate: bool = False,
@@ -192,7 +192,8 @@ def sync(
     *,
     tracking_uri: str | None = None,
     status: Status | None = None,
-    say: Say = _to_stderr,
+    tags: Mapping[str, Any] | None = None,
+    say: Say = to_stderr,
     timeout: float = 300.0,
 ) -> int:
     """Deliver what the tracking store has not got of a run that is no longer going on.
@@ -200,6 +201,7 @@ def sync(
     Args:
         tracking_uri: None takes the store the run was logged to; another one gets the whole run.
         status: how the run ended, for a run whose process died without `close`.
+        tags: what else is to be known of such a run.
         timeout: seconds after which an absent store is given up.
 
     Returns: the number of events still undelivered.
@@ -211,9 +213,12 @@ def sync(
     opened = [event for event in events(run_dir) if event["kind"] == "open"] if (run_dir / FILE).exists() else []
     if not opened:
         raise InputError(f"{run_dir} has no run log: no {FILE} with an entry. Give the folder of a run.")
-    if status is not None:
+    if status is not None or tags:
         journal = Journal(run_dir / FILE)
-        journal.append("status", {"status": status})
+        if tags:
+            journal.append("tags", {"values": {name: str(value) for name, value in tags.items()}})
+        if status is not None:
+            journal.append("status", {"status": status})
         journal.close()
     uri = tracking_uri or opened[-1]["tracking_uri"]
     if without_password(default_uri()) == uri:

@@ -11,11 +11,9 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cutslots.errors import InputError
 from cutslots.files import home
 
 if TYPE_CHECKING:
@@ -152,13 +150,19 @@ class Store:
         self._connected: MlflowClient | None = None
 
     @property
+    def database(self) -> Path | None:
+        """The file of a SQLite store, None for every other store."""
+        return _database(self.uri)
+
+    @property
     def _client(self) -> "MlflowClient":
         if self._connected is None:
             self._connected = _connect(self.uri)
         return self._connected
 
     @contextmanager
-    def _calling(self) -> Iterator["MlflowClient"]:
+    def calling(self) -> Iterator["MlflowClient"]:
+        """A connected client; its faults become those of this class."""
         with _quiet(), _translated():
             yield self._client
 
@@ -168,7 +172,7 @@ class Store:
         Raises:
             OutageError: also for a run that somebody deleted and can restore.
         """
-        with self._calling() as client:
+        with self.calling() as client:
             try:
                 run = client.get_run(run_id)
             except Exception as error:
@@ -184,7 +188,7 @@ class Store:
 
         The journal's own id is a tag of the run: a crash between its creation and the note of it makes no second run.
         """
-        with self._calling() as client, self._starting():
+        with self.calling() as client, self.alone():
             experiment_id = self._experiment(client, opened["experiment"])
             mine = f"tags.\"cutslots.journal\" = '{opened['log_id']}'"
             for run in client.search_runs([experiment_id], mine, max_results=1):
@@ -197,9 +201,9 @@ class Store:
             return experiment_id, run.info.run_id
 
     @contextmanager
-    def _starting(self) -> Iterator[None]:
-        """Only one process at a time makes an experiment in a local database."""
-        database = _database(self.uri)
+    def alone(self) -> Iterator[None]:
+        """Only one process at a time makes an experiment, or a model's version, in a local database."""
+        database = self.database
         if database is None:
             yield
         else:
@@ -209,7 +213,7 @@ class Store:
     def _experiment(self, client: "MlflowClient", name: str) -> str:
         found = client.get_experiment_by_name(name)
         if found is None:
-            database = _database(self.uri)
+            database = self.database
             # Without an explicit place MLflow writes artifacts below the working directory of whoever comes first.
             folder = _legal(name).replace("/", "_")
             place = None if database is None else (database.parent / "artifacts" / folder).as_uri()
@@ -232,7 +236,7 @@ class Store:
         is accepted again; tags, status and artifacts overwrite; a dataset input is found by name and digest. Hence
         delivery may repeat what a crash left in doubt, and needs no transaction across store and journal.
         """
-        with self._calling() as client:
+        with self.calling() as client:
             first = events[0]
             match first["kind"]:
                 case "metrics":
@@ -335,47 +339,3 @@ def _migrate(uri: str, database: Path) -> None:
             utils._upgrade_db(engine)
     finally:
         engine.dispose()
-
-
-@dataclass(frozen=True)
-class FoundRun:
-    """A run as the tracking store knows it; `run_dir` is where its journal and checkpoints were written."""
-
-    run_id: str
-    experiment_id: str
-    name: str
-    status: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    run_dir: Path | None
-
-
-def find_run(reference: str, tracking_uri: str | None = None) -> FoundRun | None:
-    """The run with the MLflow id `reference`, None when the store has no such run.
-
-    Raises:
-        InputError: the tracking store cannot be reached.
-    """
-    store = Store(tracking_uri or default_uri())
-    database = _database(store.uri)
-    if database is not None and not database.exists():
-        return None
-    try:
-        with store._calling() as client:
-            run = client.get_run(reference)
-    except RefusedError:
-        return None
-    except OutageError as outage:
-        raise InputError(
-            f"tracking store {without_password(store.uri)} unreachable: {outage}. Check MLFLOW_TRACKING_URI."
-        ) from outage
-    folder = run.data.tags.get("cutslots.run_dir")
-    return FoundRun(
-        run_id=run.info.run_id,
-        experiment_id=run.info.experiment_id,
-        name=run.info.run_name or "",
-        status=run.info.status,
-        params=dict(run.data.params),
-        tags=dict(run.data.tags),
-        run_dir=Path(folder) if folder else None,
-    )
