@@ -233,6 +233,33 @@ def test_an_interrupt_leaves_a_whole_checkpoint(config, data_dir, tmp_path):
     assert fit(config, data_dir, tmp_path / "run", resume=True).step == 12
 
 
+@pytest.mark.parametrize("at", [6, 7])
+def test_stopped_when_asked_and_resumed_with_the_same_weights(config, data_dir, tmp_path, at):
+    """At a step that saves anyway, and at one that does not."""
+
+    class Said(Recorder):
+        lines = ()
+
+        def said(self, message):
+            self.lines = (*self.lines, message)
+
+    asked, recorder = [], Said()
+
+    def stop():
+        asked.append(1)
+        return len(asked) == at
+
+    stopped = fit(config, data_dir, tmp_path / "run", recorder, device="cpu", stop=stop)
+    assert (stopped.step, len(asked)) == (at, at)
+    assert recorder.lines == (f"stopped as asked after step {at} of 12; resuming goes on from there.",)
+    assert [step for step, _, _ in recorder.paths] == [2, 4, 6, 7][: 3 if at == 6 else 4]
+    assert [step for step, _ in recorder.scores] == [6]
+    resumed = fit(config, data_dir, tmp_path / "run", device="cpu", resume=True, stop=lambda: False)
+    whole = fit(config, data_dir, tmp_path / "whole", device="cpu", stop=lambda: False)
+    assert (resumed.step, resumed.best) == (12, whole.best)
+    assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
+
+
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(config, data_dir, tmp_path):
     fit(config, data_dir, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
