@@ -21,8 +21,8 @@ from ray.tune.search import Searcher
 
 from cutslots.launch.connect import Resources
 from cutslots.launch.driver import Driver
-from cutslots.launch.trial import Ending, Task
-from cutslots.launch.workers import DIED, ENDING, TASK, in_function, on_workers
+from cutslots.launch.trial import Task
+from cutslots.launch.workers import DIED, TASK, ending_of, in_function, on_workers, reported
 
 STOP_SECONDS = 120.0  # how long trials may take to write their checkpoints when the sweep is asked to end
 
@@ -83,22 +83,23 @@ class _Search(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         number = self._numbers[trial_id]
-        if ENDING in result:
+        if ending_of(result):
             self._endings[number] = result
-        elif "scores" in result:
-            self._driver.reported(number, result["step"], result["scores"])
+        elif evaluation := reported(result):
+            self._driver.reported(number, *evaluation)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if error:
             return  # Tune tells `_Watch` why
         number = self._numbers[trial_id]
-        found = self._endings.pop(number, None) or result or {}
-        if ENDING not in found:
+        last = self._endings.pop(number, None) or result or {}
+        ending = ending_of(last)
+        if ending is None:
             self._driver.died(number, "its process ended without a result")
-        elif found.get(DIED):
-            self._driver.died(number, found[ENDING]["cause"])
+        elif last.get(DIED):
+            self._driver.died(number, ending.cause or "its processes died")
         else:
-            self._driver.ended(number, Ending(**found[ENDING]))
+            self._driver.ended(number, ending)
 
     def save(self, checkpoint_path: str) -> None: ...
 

@@ -1,7 +1,8 @@
 """What runs in Ray's processes: a trial in a Tune actor, or spread over Ray Train workers. Imports no more than a trial needs."""
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from cutslots.launch.connect import Resources
 from cutslots.launch.trial import Ending, Task
 from cutslots.train.ranks import Ranks
 
-TASK, ENDING, DIED = "task", "ending", "died"
+TASK, REPORT, ENDING, DIED = "task", "report", "ending", "died"
 
 
 def in_function(config: Mapping[str, Any]) -> None:
     """A trial in Tune's own actor."""
-    ending = trial.run(Task.from_json(config[TASK]), lambda step, scores: tune.report({"step": step, "scores": dict(scores)}))
+    ending = trial.run(Task.from_json(config[TASK]), lambda step, scores: tune.report(_as_report(step, scores)))
     tune.report(_as_result(ending))
 
 
@@ -58,12 +59,29 @@ def _in_worker(config: Mapping[str, Any]) -> None:
     from ray.train.torch import get_device
 
     task = replace(Task.from_json(config[TASK]), device=str(get_device()))
-    ending = trial.run(task, lambda step, scores: train.report({"step": step, "scores": dict(scores)}), Ranks.joined())
+    ending = trial.run(task, lambda step, scores: train.report(_as_report(step, scores)), Ranks.joined())
     train.report(_as_result(ending))
 
 
+# What Tune is told is text: it flattens nested dictionaries on their way.
+
+
+def _as_report(step: int, scores: Mapping[str, float]) -> dict[str, str]:
+    return {REPORT: json.dumps([step, dict(scores)])}
+
+
 def _as_result(ending: Ending) -> dict[str, Any]:
-    return {ENDING: {"state": ending.state, "step": ending.step, "scores": dict(ending.scores), "cause": ending.cause}}
+    return {ENDING: json.dumps(asdict(ending))}
+
+
+def reported(result: Mapping[str, Any]) -> tuple[int, dict[str, float]] | None:
+    """Step and scores of an evaluation, None when the result is none."""
+    return tuple(json.loads(result[REPORT])) if REPORT in result else None  # type: ignore[return-value]
+
+
+def ending_of(result: Mapping[str, Any]) -> Ending | None:
+    """The ending that a result brings, None when it brings none."""
+    return Ending(**json.loads(result[ENDING])) if ENDING in result else None
 
 
 def _cause(error: BaseException) -> str:
