@@ -68,7 +68,7 @@ class Trials:
     def __init__(self, snapshot: Snapshot, width: int) -> None:
         self.snapshot, self.width = snapshot, width
         self.running, self.ended, self.best = snapshot.running(), snapshot.ended(), snapshot.best()
-        number = max([1, *(len(str(row.number)) for row in snapshot.rows)])
+        number = max(len(str(number)) for number in [snapshot.num_trials - 1, *(row.number for row in snapshot.rows)])
         labels = Labels([row.label for row in snapshot.rows])
         self.details = self._details()
         room = width - number - VALUE - 2 * GAP - _taken(self.details)
@@ -196,4 +196,4 @@ def _bar(share: float) -> ProgressBar:
 
 
 def _text(text: str, style: str = "") -> Text:
-    return Text(text, style, no_wrap=True, overflow="ellipsis", end="\n")
+    return Text(text, style, no_wrap=True, overflow="ellipsis")

@@ -53,7 +53,9 @@ class View:
         # A log file of a build server may ask for colours, and is no terminal all the same.
         self.console = console or Console(file=sys.stderr, force_interactive=None if sys.stderr.isatty() else False)
         interactive = self.console.is_interactive and not self.console.is_dumb_terminal
-        self._live = Live(console=self.console, auto_refresh=False) if interactive else None
+        # What others print goes above the table, unless it goes to a file.
+        screen = sys.stdout.isatty()
+        self._live = Live(console=self.console, auto_refresh=False, redirect_stdout=screen) if interactive else None
         self._lines, self._machine = Lines(), Machine()
         self._traces: dict[int, Trace] = {}
         self._begun = time.monotonic()
@@ -94,10 +96,17 @@ class View:
         snapshot = self.snapshot()
         with self._drawing:
             if self._live:
-                self._live.update(Picture(snapshot), refresh=True)
+                self._draw(self._live, Picture(snapshot))
                 return
             for line in self._lines.new(snapshot, last):
                 self._print(line)
+
+    def _draw(self, live: Live, picture: Picture) -> None:
+        try:
+            live.update(picture, refresh=True)
+        except Exception:
+            live.update("", refresh=True)  # what cannot be drawn would also keep lines from being printed above it
+            raise
 
     def snapshot(self) -> Snapshot:
         """The sweep as it is now."""
@@ -135,8 +144,6 @@ class View:
                 return
             self._failed = True
             with contextlib.suppress(Exception, SystemExit), self._drawing:
-                if self._live:
-                    self._live.update("", refresh=True)  # what cannot be drawn would also keep lines from being printed above it
                 self._print(f"the view of the sweep has a fault, the sweep goes on: {type(error).__name__}: {one_line(str(error))}")
 
 
@@ -153,14 +160,14 @@ class Lines:
         for row in sorted(snapshot.rows, key=lambda row: row.number):
             # What had ended before the first look is of an earlier day; the status line counts it.
             before = row.state if self._states is None and row.state in ENDED else (self._states or {}).get(row.number, "waiting")
-            if before == "waiting" and row.state not in ("waiting", before):
+            if before == "waiting" and (row.state == "running" or (row.state in ENDED and row.seconds is not None)):
                 lines.append(f"trial {row.number} starts: {row.label}")
             if before != row.state and row.state in ENDED:
                 lines.append(_ended(row, snapshot.metric))
         self._states = {row.number: row.state for row in snapshot.rows}
         best = snapshot.best()
         text = f"{score(best.value)}, trial {best.number} ({best.label})" if best else ""
-        if text != self._best:
+        if best and text != self._best:
             self._best = text
             lines.append(f"best {snapshot.metric} so far: {text}")
         if last or snapshot.elapsed - self._status >= STATUS_SECONDS:
@@ -176,8 +183,9 @@ def _ended(row: Row, metric: str) -> str:
 
 
 def _status(snapshot: Snapshot) -> str:
-    counts, left = snapshot.counts, snapshot.left()
+    counts, left, best = snapshot.counts, snapshot.left(), snapshot.best()
     words = [f"{clock(snapshot.elapsed)}  {counts['finished']} of {snapshot.num_trials} done"]
     words += [f"{counts[state]} {state}" for state in ("running", "waiting", *ENDED[1:]) if counts[state]]
+    words += [f"best {score(best.value)} (trial {best.number})"] if best else []
     words += [f"about {about(left)} left"] if left is not None else []
     return ", ".join([*words, *snapshot.machine])

@@ -222,7 +222,7 @@ def test_plain_lines() -> None:
     assert lines.new(snapshot(known)) == [
         "trial 1 starts: b",
         "best ari_fg so far: 0.5000, trial 0 (paper)",
-        "0:00  1 of 10 done, 1 running, 8 waiting, about 12m left, cpu 9%",
+        "0:00  1 of 10 done, 1 running, 8 waiting, best 0.5000 (trial 0), about 12m left, cpu 9%",
     ]
     assert lines.new(snapshot(known, elapsed=29.0)) == []
     known = [
@@ -238,9 +238,21 @@ def test_plain_lines() -> None:
         "trial 3 starts: d",
         "trial 3 finished after 0:01, ari_fg 0.6000",
         "best ari_fg so far: 0.6000, trial 3 (d)",
-        "0:31  2 of 10 done, 6 waiting, 1 pruned, 1 failed, cpu 9%",
+        "0:31  2 of 10 done, 6 waiting, 1 pruned, 1 failed, best 0.6000 (trial 3), cpu 9%",
     ]
-    assert lines.new(snapshot(known, elapsed=32.0), last=True) == ["0:32  2 of 10 done, 6 waiting, 1 pruned, 1 failed, cpu 9%"]
+    assert lines.new(snapshot(known, elapsed=32.0), last=True) == [
+        "0:32  2 of 10 done, 6 waiting, 1 pruned, 1 failed, best 0.6000 (trial 3), cpu 9%"
+    ]
+
+
+def test_plain_lines_of_trials_that_never_ran() -> None:
+    lines = Lines()
+    lines.new(snapshot([row(0, "running", 0.4, 1.0)]))
+    known = [row(0, "failed", 0.4, 2.0), row(1, "failed", cause="the same settings as trial 0")]
+    assert lines.new(snapshot(known)) == [
+        "trial 0 failed after 0:02, ari_fg 0.4000",
+        "trial 1 failed: the same settings as trial 0",
+    ]
 
 
 def test_without_a_terminal(tmp_path: Path) -> None:
@@ -298,13 +310,17 @@ def test_a_fault_is_said_once_and_stops_nothing(terminal: bool, monkeypatch: pyt
     assert "1 of 1 done" in out.getvalue()  # it recovers
 
 
-def test_what_cannot_be_drawn_keeps_no_line_back() -> None:
+def test_what_cannot_be_drawn_keeps_no_line_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cutslots.launch.view.REFRESH_SECONDS", 0.01)
     out = io.StringIO()
     wrong: list[Any] = [row(0, "finished", 0.5, 1.0, label=None)]
     with View("gamma search", lambda: wrong, 1, "ari_fg", console=Console(file=out, force_terminal=True, width=120)) as view:
         until(lambda: "fault" in out.getvalue())
-        view.say("still here")
-    assert "still here" in out.getvalue()
+        for number in range(20):
+            view.say(f"still here {number}.")
+            time.sleep(0.01)
+    assert all(f"still here {number}." in out.getvalue() for number in range(20))
+    assert out.getvalue().count("fault") == 1
 
 
 def test_a_closed_pipe_stops_nothing() -> None:
