@@ -136,6 +136,8 @@ def run(task: Task, report: Report = lambda step, scores: None, ranks: Ranks | N
     if task.threads:
         torch.set_num_threads(task.threads)
     stop = StopSign(Path(task.stops), task.number)
+    if stop():
+        return Ending("interrupted")
     if ranks.rank:
         return _ending(_fit(task, config, Reporting(report, stop), stop, ranks), config, stop)
     with _log_file(run_dir / LOG) as console:
@@ -145,7 +147,8 @@ def run(task: Task, report: Report = lambda step, scores: None, ranks: Ranks | N
         tracking = Tracking(config, task.data, run_dir, task.experiment, terminal, parent_run_id=task.parent_run_id, tags=tags)
         status: Status = "KILLED"
         try:
-            ending = _run(task, config, [tracking, terminal, Reporting(report, stop)], stop, ranks)
+            # The report first: it waits for all ranks, and what fails in the other two must not keep them waiting.
+            ending = _run(task, config, [Reporting(report, stop), tracking, terminal], stop, ranks)
             status = {"failed": "FAILED", "interrupted": "KILLED"}.get(ending.state, "FINISHED")  # type: ignore[assignment]
         finally:
             tracking.close(status)
@@ -154,7 +157,7 @@ def run(task: Task, report: Report = lambda step, scores: None, ranks: Ranks | N
 
 def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ranks: Ranks) -> Ending:
     """What `run` does on the first rank, between opening and closing its log."""
-    tracking, terminal, _ = observers
+    _, tracking, terminal = observers
     try:
         result = _fit(task, config, Observers(observers), stop, ranks)
         ending = _ending(result, config, stop)

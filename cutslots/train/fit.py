@@ -69,7 +69,7 @@ def fit(
         config: the run; see `cutslots.train.config`.
         data_dir: a prepared dataset with the splits `train` and `val`.
         run_dir: gets `config.json` and `checkpoints/`. It must not hold another run. Only rank 0 looks at it.
-        observer: is told of progress, scores and checkpoints, on rank 0.
+        observer: is told of progress, scores and checkpoints, on every rank the same; only rank 0 has a sample of images.
         device: "cpu", "cuda", "cuda:1"...; default: the current GPU, else the CPU.
         resume: continue from the newest checkpoint of `run_dir`, if there is one. On a CPU the weights come out bit for bit as if
             never interrupted, with one rank or two; with more, sums over the ranks may be taken in another order.
@@ -106,7 +106,7 @@ class _Run:
         options.check(config)
         self.config, self.data_dir, self.run_dir, self.resume, self.debug = config, data_dir, run_dir, resume, debug
         self.ranks, self.stop = ranks, stop
-        self.observer = observer if ranks.is_first else Observer()
+        self.observer = observer
         self.device = pick_device(device)
         if ranks.size > 1 and self.device.index is not None:
             torch.cuda.set_device(self.device)  # through which NCCL speaks to other ranks

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cutslots.errors import InputError
+from cutslots.errors import BusyError, InputError
 from cutslots.train import checkpoint
 from cutslots.train.config import RESUMABLE, RunConfig, differences, from_json
 
@@ -29,7 +29,7 @@ def exclusive(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another process is training in {run_dir}. Wait for it, or give the run another name.") from None
+            raise BusyError(f"another process is training in {run_dir}. Wait for it, or give the run another name.") from None
         except OSError:
             say(f"{run_dir} cannot be locked on this file system; do not train in it twice at once.")
         yield
