@@ -2,16 +2,16 @@
 
 A sweep is a parent run, and its trials are the runs below it. In the search field of `cutslots ui` (and in `find_runs`):
 
-    tags.sweep = 'clevrtex'                                     the sweep's own run and the runs it made
-    tags.sweep = 'clevrtex' and tags.state = 'finished'         its complete trials; also pruned, failed, interrupted
-    tags.`sweep.clevrtex` LIKE '%'                              all trials it uses, those taken over from other sweeps too
-    tags.`sweep.clevrtex` = '17'                                trial 17
-    tags.mlflow.parentRunId = '0123456789abcdef...'             everything below one run
-    tags.dataset = 'clevrtex' and metrics."best/ari_fg" > 0.8   good runs on a dataset, of whatever sweep
-    tags.rank = '1' and tags.dataset = 'clevr'                  the winners
-    tags.signature = '...'                                      runs of one configuration on one state of the data
-    params.`optim.learning_rate` = '0.0004'                     parameters are texts
-    attributes.status = 'FAILED' and tags.cause LIKE '%memory%' what went wrong
+    tags.sweep = 'clevrtex'                                       the sweep's own run and the runs it made
+    tags.sweep = 'clevrtex' and tags.state = 'finished'           its complete trials; also pruned, failed, interrupted
+    tags.`sweep.clevrtex` LIKE '%'                                all trials it uses, those taken over from other sweeps too
+    tags.`sweep.clevrtex` = '17'                                  trial 17
+    tags.mlflow.parentRunId = '0123456789abcdef...'               everything below one run
+    tags.dataset = 'clevrtex' and metrics."best/ari_fg" > 0.8     good runs on a dataset, of whatever sweep
+    tags.rank = '1' and tags.dataset = 'clevr'                    the winners
+    tags.signature = '...'                                        runs of one configuration on one state of the data
+    params.`optim.learning_rate` = '0.0004'                       parameters are texts
+    attributes.status = 'FAILED' and tags.cause LIKE '%memory%'   what went wrong
 
 Order by `metrics."best/ari_fg" DESC`; in the page, a click on the head of that column.
 """
@@ -112,10 +112,8 @@ def undelivered(folder: Path) -> list[Path]:
     """
     found = []
     for path, below, files in os.walk(folder):
-        if FILE in files:
-            below.clear()  # a run's own folders hold no runs
-            if _lags(Path(path)):
-                found.append(Path(path))
+        if FILE in files and _lags(Path(path)):
+            found.append(Path(path))
         below.sort()
     return found
 
