@@ -106,7 +106,7 @@ class Trials:
         details = [column._replace(width=min(24, column.width + spare)) if not column.head else column for column in self.details]
         table = _table([*self.first, *details], shown)
         if hidden:
-            table.add_row("", _text(f"and {hidden + 1} more", "dim"))
+            table.add_row("", "", _text(f"and {hidden + 1} more", "dim"))
         return table
 
     def _ended_table(self, count: int) -> RenderableType:
@@ -173,21 +173,29 @@ def _taken(columns: Sequence[Column]) -> int:
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
-    for column in columns:
+    # Gaps are columns: how rich counts the padding at a table's edge differs between its versions.
+    table = Table(box=None, padding=0, header_style="dim")
+    for index, column in enumerate(columns):
+        if index:
+            table.add_column(width=GAP)
         justify: Any = "right" if column.right else "left"
         table.add_column(_text(column.head), width=column.width, justify=justify, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        table.add_row(*(column.cell(row) for column in columns))
+        table.add_row(*_with_gaps([column.cell(row) for column in columns]))
     return table
+
+
+def _with_gaps(cells: Sequence[RenderableType]) -> list[RenderableType]:
+    return [part for cell in cells for part in ("", cell)][1:]
 
 
 def _apart(left: RenderableType, right: Text) -> Table:
     """One line: `right` at the right edge, whole, and `left` in what remains."""
-    line = Table.grid(expand=True, padding=(0, GAP, 0, 0), pad_edge=False)
+    line = Table.grid(expand=True)
     line.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    line.add_column(width=GAP)
     line.add_column(justify="right", no_wrap=True, width=right.cell_len)
-    line.add_row(left, right)
+    line.add_row(left, "", right)
     return line
 
 

@@ -256,13 +256,13 @@ def test_plain_lines_of_trials_that_never_ran() -> None:
 
 
 def test_without_a_terminal(tmp_path: Path) -> None:
-    rows, out = [row(0, "running", run_dir=tmp_path, label="[red]all of a long label[/red] " * 5)], io.StringIO()
+    rows, out = [row(0, "running", run_dir=tmp_path, label="[red]all of a long label[/red]," * 5)], io.StringIO()
     with View("gamma search", lambda: rows, lambda: 2, "ari_fg", console=Console(file=out)) as view:
         until(lambda: "starts" in out.getvalue())
         view.say("[bold]said[/bold]")
         rows[:] = [row(0, "finished", 0.75, 12.0), row(1, "finished", 0.5, 3.0)]
     lines = out.getvalue().splitlines()
-    assert lines[0] == "trial 0 starts: " + "[red]all of a long label[/red] " * 5
+    assert lines[0] == "trial 0 starts: " + "[red]all of a long label[/red]," * 5
     assert "[bold]said[/bold]" in lines
     assert "trial 0 finished after 0:12, ari_fg 0.7500" in lines
     assert lines[-1].startswith("0:00  2 of 2 done") or lines[-1].startswith("0:01  2 of 2 done")
