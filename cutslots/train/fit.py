@@ -69,7 +69,8 @@ def fit(
         config: the run; see `cutslots.train.config`.
         data_dir: a prepared dataset with the splits `train` and `val`.
         run_dir: gets `config.json` and `checkpoints/`. It must not hold another run. Only rank 0 looks at it.
-        observer: is told of progress, scores and checkpoints, on every rank the same; only rank 0 has a sample of images.
+        observer: is told of progress, scores and checkpoints: on every rank the same, but for the sample, which is of its share. All
+            ranks are told at the same time, so that an observer may wait for those of the others.
         device: "cpu", "cuda", "cuda:1"...; default: the current GPU, else the CPU.
         resume: continue from the newest checkpoint of `run_dir`, if there is one. On a CPU the weights come out bit for bit as if
             never interrupted, with one rank or two; with more, sums over the ranks may be taken in another order.
@@ -292,11 +293,13 @@ class _Run:
         """Evaluate if asked, write the checkpoint, then tell of both: a listener that fails costs no steps."""
         evaluated = self._evaluate() if evaluating else None
         best = evaluated is not None and evaluated[2]
+        path = checkpoint.path_of(self.run_dir / CHECKPOINTS, self.step)
         with self.ranks.agreed():
-            path = checkpoint.path_of(self.run_dir / CHECKPOINTS, self.step)
             if self.ranks.is_first:
                 self._write(path, best)
-            self.saved_at = self.step
+        self.saved_at = self.step
+        # Apart from the above: an observer that waits for the other ranks would wait for ever for one that could not write.
+        with self.ranks.agreed():
             if evaluated:
                 self.observer.evaluated(self.step, *evaluated[:2])
             self.observer.saved(self.step, path, best)

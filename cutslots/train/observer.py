@@ -30,7 +30,7 @@ class Sample:
 
 
 class Observer:
-    """Base of listeners. `fit` calls it in the training process, so a method returns quickly."""
+    """Base of listeners. `fit` calls it in the training process, on every rank, so a method returns quickly."""
 
     def started(self, start: Start) -> None: ...
 

@@ -63,7 +63,9 @@ class TwoRanks:
 
 
 class Recorder(Observer):
-    """Keeps what `fit` says."""
+    """Keeps what `fit` says. Its rank is known once it trains."""
+
+    rank = 0
 
     def __init__(self) -> None:
         self.values, self.scores, self.paths, self.lines = [], [], [], []
@@ -101,6 +103,7 @@ def train(
     """
     folder = run if ranks.is_first else run.with_name(f"{run.name}-elsewhere")
     recorder = recorder or Recorder()
+    recorder.rank = ranks.rank
     asked = None if stop is None else lambda: stop(ranks.rank)
     result = fit(config, data, folder, recorder, device=device, resume=resume, ranks=ranks, stop=asked)
     assert folder.exists() == ranks.is_first
