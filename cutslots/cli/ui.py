@@ -1,12 +1,26 @@
 """open MLflow on this machine's runs"""
 
 import argparse
+import errno
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 
 from cutslots.errors import InputError
 from cutslots.files import home
+
+ENDING_SECONDS = 5.0
+LIMITS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Eight more processes, and fifteen seconds more to start, for jobs that runs of cutslots never ask for.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Serve until Ctrl-C, or say where the server is."""
-    from cutslots.runlog import default_uri
+    from cutslots.runlog import default_uri, ready
 
     uri = default_uri()
     if uri.startswith("http"):
@@ -25,17 +39,76 @@ def run(chosen: argparse.Namespace) -> int:
         return 0
     if not (home() / "mlflow.db").exists() and uri.startswith("sqlite"):
         raise InputError(f"there is no tracking store in {home()} yet. Train something first: cutslots train scenes")
-    print(f"MLflow on http://{chosen.host}:{chosen.port}, Ctrl-C ends it", file=sys.stderr)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        chosen.host,
-        "--port",
-        str(chosen.port),
-    ]
-    return subprocess.call(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    _check_free(chosen.host, chosen.port)
+    print("MLflow starts, which takes about ten seconds", file=sys.stderr)
+    ready(uri)  # an older MLflow's database is brought up to date, which its server would refuse
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", chosen.host]
+    command += ["--port", str(chosen.port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]
+    command += ["--artifacts-destination", str(home() / "artifacts")]  # not below the working directory
+    return _serve(command, chosen.host, chosen.port)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuse an address that cannot be served before MLflow takes its seconds to find out."""
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port is {port}; give one from 1024 to 65535.")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as ours:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that ended a moment ago is not there any more
+            ours.bind(address)
+    except (socket.gaierror, UnicodeError):
+        raise InputError(f"--host is {host!r}, which is no address. Leave it out, or give one of this machine.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"--port {port} is taken on {host}, maybe by another `cutslots ui`. Give a free one.") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(f"--host is {host!r}, which is no address of this machine. Leave it out, or give one.") from None
+        raise InputError(f"--port {port} cannot be served on {host}: {error.strerror}. Give one from 1024 to 65535.") from None
+
+
+def _serve(command: Sequence[str], host: str, port: int) -> int:
+    """Run the server, and leave none of its processes behind."""
+    server = None
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # The server's processes are a group of their own: a Ctrl-C reaches this one alone, which then ends all of them in order.
+    caught = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in caught}
+    try:
+        server = subprocess.Popen(command, env={**os.environ, **LIMITS}, start_new_session=True)
+        if _answers(server, host, port):
+            shown = f"[{host}]" if ":" in host else host
+            print(f"MLflow on http://{shown}:{port}, Ctrl-C ends it", file=sys.stderr)
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C leaves nothing half ended
+        if server:
+            _end(server)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _answers(server: subprocess.Popen, host: str, port: int) -> bool:
+    """Wait for the server; False when it ended instead."""
+    while server.poll() is None:
+        try:
+            socket.create_connection((host, port), 1.0).close()
+            return True
+        except OSError:
+            time.sleep(0.2)
+    return False
+
+
+def _end(server: subprocess.Popen) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(ENDING_SECONDS)
+        os.killpg(server.pid, signal.SIGKILL)  # what is left of the group
+    server.wait()
