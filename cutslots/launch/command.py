@@ -17,6 +17,7 @@ from cutslots.launch.local import CONFIG, find_run_dir, runs_dir, train_here
 from cutslots.launch.sets import DATA, find_or_make, find_set
 from cutslots.launch.study import FILE, Study
 from cutslots.launch.sweep import Setting, Sweep
+from cutslots.report.scores import set_name
 from cutslots.train.config import RunConfig, from_json, signature
 
 
@@ -93,13 +94,15 @@ def _adjusted(sweep: Sweep, chosen: argparse.Namespace) -> Sweep:
 
 def _plan(sweep: Sweep, chosen: argparse.Namespace) -> Plan:
     where = find_or_make(sweep, chosen.data, stand_in=chosen.smoke)
-    source = data.manifest(where).source
-    tests = {} if chosen.smoke else {name: find_set(name) for name in sweep.evaluate}
-    for name, place in tests.items():
-        if place is None:
-            print(f"no prepared set {name!r}: trials are not scored on it", file=sys.stderr)
+    manifest = data.manifest(where)
+    name = set_name(manifest)
+    tests = {} if chosen.smoke else {each: find_set(each) for each in sweep.evaluate}
+    for missing in (each for each, place in tests.items() if place is None):
+        print(f"no prepared set {missing!r}: trials are not scored on it", file=sys.stderr)
     found = tuple(str(place) for place in tests.values() if place is not None)
-    return Plan(data=where, source=source, experiment="smoke" if chosen.smoke else source, tests=found)
+    if chosen.smoke:
+        return Plan(where, name, experiment="smoke")
+    return Plan(where, name, manifest.source, registers=f"cutslots-{name}", tests=found)
 
 
 def _resources(chosen: argparse.Namespace) -> Resources:

@@ -19,6 +19,7 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report of Ray Train waits for one such interval: 2 s by default
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",  # a node that an autoscaler orders takes minutes to come
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the results
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver ends its trials itself
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
@@ -79,7 +80,7 @@ def _init(need: Resources, num_cpus: int | None) -> None:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
-    passed = {name: os.environ[name] for name in PASSED if name in os.environ}
+    passed = {name: os.environ[name] for name in (*PASSED, *SETTINGS) if name in os.environ}
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": passed}}
     try:
         if address:

@@ -35,14 +35,16 @@ class Plan:
 
     Attributes:
         data: prepared folder or URI.
-        source: the dataset's source, which names the MLflow experiment and the registered model.
+        set_name: what the data are called, as in tables.
+        registers: the model in MLflow's registry that the best run becomes a version of; None: none.
         tests: prepared folders or URIs that are scored at the end of a trial.
         threads: of a trial's process, 0 for torch's own choice.
     """
 
     data: Path | str
-    source: str
+    set_name: str
     experiment: str
+    registers: str | None = None
     tests: tuple[str, ...] = ()
     threads: int = 0
     device: str | None = None
@@ -113,7 +115,7 @@ class Driver:
     def run_dir(self, planned: Planned) -> Path:
         """Where a trial lives: by what it is, so that every sweep that asks for it finds it."""
         config = planned.config
-        return runs_dir() / f"{self.plan.source}-{config.model_name}-{signature(config, self.digest)}"
+        return runs_dir() / f"{self.plan.set_name}-{config.model_name}-{signature(config, self.digest)}"
 
     def _twin(self, planned: Planned) -> Ending | None:
         """What became of an earlier trial of this sweep with the very same configuration."""
@@ -255,10 +257,9 @@ class Driver:
         if missing := runlog.tag_runs(tags):
             self.say(f"{missing} runs have not got their rank in MLflow")
         best = next((trial for trial in ranked if trial.number in ids), None)
-        if best is None:
+        name, objective = self.plan.registers, self.sweep.objectives[0]
+        if best is None or name is None:
             return
-        objective = self.sweep.objectives[0]
-        name = f"cutslots-{self.plan.source}"
         registered = runlog.register(
             name, ids[best.number], objective, best.values[0], smaller_is_better=smaller_is_better(objective)
         )

@@ -125,7 +125,7 @@ def _drive(study: Study, folder: Path, plan: Plan, log: RunLog, how: How, concur
     driver = Driver(study, plan, folder, log, lambda text: said[-1](text))
     title = f"{sweep.name}: {plan.data}"
     said.append(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-    with View(title, driver.rows, driver.total, objective, smaller_is_better(objective), console) as view:
+    with View(title, driver.rows, lambda: driver.total, objective, smaller_is_better(objective), console) as view:
         said.append(view.say)
         view.say(f"{driver.total} trials, {concurrent} at a time, each {how.resources}; Ctrl-C stops, --resume goes on")
         view.say(f"what Ray says: {folder / OUTPUT}")
@@ -157,7 +157,7 @@ def _wait_for_store(log: RunLog) -> None:
 def _describe(sweep: Sweep, plan: Plan, log: RunLog) -> None:
     log.params(
         {
-            "dataset": plan.source,
+            "dataset": plan.set_name,
             "data_digest": data.manifest(plan.data).digest,
             "preset": sweep.preset,
             "set": " ".join(sweep.set),
@@ -166,7 +166,7 @@ def _describe(sweep: Sweep, plan: Plan, log: RunLog) -> None:
             **{f"space/{path}": str(distribution) for path, distribution in sweep.resolved().items()},
         }
     )
-    tags: dict[str, Any] = {"sweep": sweep.name, "kind": "sweep", "dataset": plan.source, "state": "running"}
+    tags: dict[str, Any] = {"sweep": sweep.name, "kind": "sweep", "dataset": plan.set_name, "state": "running"}
     tags |= {"commit": git_commit(Path(cutslots.__file__).parent) or "none", "cutslots.version": cutslots.__version__}
     log.tags({**tags, "trials": sweep.trials, "seeds": ", ".join(map(str, sweep.seeds))})
 

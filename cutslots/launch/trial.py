@@ -20,7 +20,7 @@ from cutslots.data import Batches, Manifest, local
 from cutslots.errors import BusyError, InputError
 from cutslots.launch.local import Status, Tracking
 from cutslots.report.scores import set_name
-from cutslots.train import Observer, Result, evaluate, fit, load_model
+from cutslots.train import NonFiniteLossError, Observer, Result, evaluate, fit, load_model
 from cutslots.train.config import RunConfig, from_json
 from cutslots.train.evaluate import check_data, pick_device
 from cutslots.train.observer import Observers, Sample
@@ -30,6 +30,7 @@ from cutslots.train.terminal import Terminal
 LOG = "log.txt"
 ALL = "all"  # the stop sign of every trial
 LOOK_SECONDS = 0.5
+AGREED = (InputError, NonFiniteLossError)  # what `fit` raises on every rank when one raises it
 BUSY_SECONDS = 120.0  # how long a trial waits for the process that had its folder before and may be dying
 
 Report = Callable[[int, Mapping[str, float]], None]
@@ -124,22 +125,24 @@ class Reporting(Observer):
         self._stop.look()
 
 
-def run(task: Task, report: Report = lambda step, scores: None, ranks: Ranks | None = None) -> Ending:
+def run(task: Task, report: Report, ranks: Ranks) -> Ending:
     """Run a trial to its end, from its newest checkpoint on if it was begun before.
 
     Args:
         report: is told the scores of every evaluation, on every rank.
         ranks: the processes that share it.
     """
-    ranks = ranks or Ranks()
     config, run_dir = from_json(task.config), Path(task.run_dir)
     if task.threads:
         torch.set_num_threads(task.threads)
     stop = StopSign(Path(task.stops), task.number)
-    if stop():
+    if ranks.any(stop()):
         return Ending("interrupted")
-    if ranks.rank:
-        return _ending(_fit(task, config, Reporting(report, stop), stop, ranks), config, stop)
+    if not ranks.is_first:
+        try:
+            return _ending(_fit(task, config, Reporting(report, stop), stop, ranks), config, stop)
+        except AGREED as error:
+            return Ending("failed", cause=str(error))
     with _log_file(run_dir / LOG) as console:
         terminal = Terminal(console, live=False)
         terminal.say(f"trial {task.number} of {task.sweep}: {task.label}")
@@ -171,8 +174,8 @@ def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ra
         cause = f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error)
         terminal.say("".join(traceback.format_exception(error)))
         tracking.ended("failed", cause)
-        if ranks.size > 1:
-            raise  # the other ranks wait for this one in a collective, or fail alike: their group ends together
+        if ranks.size > 1 and not isinstance(error, AGREED):
+            raise  # the other ranks may be waiting for this one: their group has to end together
         return Ending("failed", cause=cause.partition("\n")[0])
 
 

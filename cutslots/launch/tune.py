@@ -19,28 +19,30 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from cutslots.launch import trial
 from cutslots.launch.connect import Resources
 from cutslots.launch.driver import Driver
 from cutslots.launch.trial import Task
-from cutslots.launch.workers import DIED, TASK, ending_of, in_function, on_workers, reported
+from cutslots.launch.workers import DIED, TASK, Body, ending_of, in_function, on_workers, reported
 
 STOP_SECONDS = 120.0  # how long trials may take to write their checkpoints when the sweep is asked to end
 
 
-def run(driver: Driver, resources: Resources, concurrent: int, retries: int) -> bool:
+def run(driver: Driver, resources: Resources, concurrent: int, retries: int, body: Body = trial.run) -> bool:
     """Run the driver's trials until none is left; returns False when it was asked to stop before.
 
     Args:
         concurrent: trials at a time.
         retries: how often a trial is started again when its process or node has died.
+        body: what a trial does.
 
     Raises:
         KeyboardInterrupt: asked twice, or trials did not end in time.
     """
     if resources.train:
-        trainable = tune.with_resources(on_workers(resources, driver.folder, retries), {"CPU": 0.01})
+        trainable = tune.with_resources(on_workers(body, resources, driver.folder, retries), {"CPU": 0.01})
     else:
-        trainable = tune.with_resources(in_function, {"CPU": resources.cpus})
+        trainable = tune.with_resources(in_function(body), {"CPU": resources.cpus})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

@@ -8,21 +8,28 @@ from typing import Any
 
 from ray import tune
 
-from cutslots.launch import trial
 from cutslots.launch.connect import Resources
-from cutslots.launch.trial import Ending, Task
+from cutslots.launch.trial import Ending, Report, Task
 from cutslots.train.ranks import Ranks
 
 TASK, REPORT, ENDING, DIED = "task", "report", "ending", "died"
 
-
-def in_function(config: Mapping[str, Any]) -> None:
-    """A trial in Tune's own actor."""
-    ending = trial.run(Task.from_json(config[TASK]), lambda step, scores: tune.report(_as_report(step, scores)))
-    tune.report(_as_result(ending))
+# What a trial does: `trial.run`, or nothing at all where Ray's own time is measured.
+Body = Callable[[Task, Report, Ranks], Ending]
 
 
-def on_workers(resources: Resources, folder: Path, retries: int) -> Callable[[Mapping[str, Any]], None]:
+def in_function(body: Body) -> Callable[[Mapping[str, Any]], None]:
+    """A Tune function that runs a trial in Tune's own actor."""
+
+    def function(config: Mapping[str, Any]) -> None:
+        task = Task.from_json(config[TASK])
+        ending = body(task, lambda step, scores: tune.report(_as_report(step, scores)), Ranks())
+        tune.report(_as_result(ending))
+
+    return function
+
+
+def on_workers(body: Body, resources: Resources, folder: Path, retries: int) -> Callable[[Mapping[str, Any]], None]:
     """A Tune function that drives one trial on Ray Train workers."""
 
     def function(config: Mapping[str, Any]) -> None:
@@ -31,9 +38,10 @@ def on_workers(resources: Resources, folder: Path, retries: int) -> Callable[[Ma
         from ray.tune.integration.ray_train import TuneReportCallback
 
         number = Task.from_json(config[TASK]).number
-        each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+        # A little less than whole CPUs: Tune's part of the trial takes 0.01, and a machine of two shall hold two workers.
+        each = {"CPU": 0.99 * resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
         trainer = TorchTrainer(
-            _in_worker,
+            _in_worker(body),
             train_loop_config=dict(config),
             scaling_config=train.ScalingConfig(
                 num_workers=resources.workers, use_gpu=resources.gpus > 0, resources_per_worker=each
@@ -53,14 +61,18 @@ def on_workers(resources: Resources, folder: Path, retries: int) -> Callable[[Ma
     return function
 
 
-def _in_worker(config: Mapping[str, Any]) -> None:
+def _in_worker(body: Body) -> Callable[[Mapping[str, Any]], None]:
     """A trial on one of its Ray Train workers. Every worker reports: a report waits for all of them."""
-    from ray import train
-    from ray.train.torch import get_device
 
-    task = replace(Task.from_json(config[TASK]), device=str(get_device()))
-    ending = trial.run(task, lambda step, scores: train.report(_as_report(step, scores)), Ranks.joined())
-    train.report(_as_result(ending))
+    def function(config: Mapping[str, Any]) -> None:
+        from ray import train
+        from ray.train.torch import get_device
+
+        task = replace(Task.from_json(config[TASK]), device=str(get_device()))
+        ending = body(task, lambda step, scores: train.report(_as_report(step, scores)), Ranks.joined())
+        train.report(_as_result(ending))
+
+    return function
 
 
 # What Tune is told is text: it flattens nested dictionaries on their way.
