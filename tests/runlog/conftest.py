@@ -1,5 +1,6 @@
 """Real MLflow stores: SQLite files made in advance, and a server that a test can kill."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -55,22 +56,13 @@ def server(tmp_path: Path, home: Path) -> Iterator[Callable[[], subprocess.Popen
     shutil.copyfile(home / "mlflow.db", folder / "mlflow.db")
 
     def start() -> subprocess.Popen[bytes]:
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-        ]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
         command += ["--artifacts-destination", str(folder / "artifacts")]
         with open(folder / "log", "ab") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+            # Without the processes for jobs, which take longer to start than the server.
+            env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=env, start_new_session=True)
         process.uri = f"http://127.0.0.1:{port}"  # type: ignore[attr-defined]
         started.append(process)
         return process

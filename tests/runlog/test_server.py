@@ -1,4 +1,4 @@
-"""A tracking server that dies in mid-run and comes back."""
+"""A tracking server: one that dies in mid-run and comes back, and a sweep through one."""
 
 import math
 import sqlite3
@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from stores import client, kill, wait_for_server
+from stores import client, kill, wait_for_server, wait_until
 
-from cutslots.runlog import RunLog
+from cutslots.runlog import Registered, RunLog, children, finished_run, package_model, ready, register, tag_runs
+from cutslots.train import config, export
 
 
 @pytest.mark.slow
@@ -62,3 +64,41 @@ def test_server_dies_and_returns(
     assert math.isnan(run.data.metrics["nan"])
     assert [entry.path for entry in store.list_artifacts(log.run_id, "figures")] == ["figures/figure.txt"]
     assert run.inputs.dataset_inputs[0].dataset.name == "d"
+
+
+@pytest.mark.slow
+def test_a_sweep_through_a_server(server: Callable[[], Any], tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+    import mlflow.pyfunc
+
+    settings = config.small()
+    export.save_model(settings.model.build().state_dict(), settings, tmp_path / "export")
+    folder = package_model(tmp_path / "export", tmp_path / "packaged", size=32)
+    uri = server().uri
+    wait_for_server(uri)
+    ready(uri)
+    with opened("sweep", tracking_uri=uri) as parent:
+        wait_until(lambda: parent.run_id is not None)
+        for number in range(3):
+            with opened(f"trial {number}", tracking_uri=uri, parent_run_id=parent.run_id) as log:
+                log.tags({"signature": f"s{number}", "state": "finished"})
+                log.metrics(1, {"best/ari_fg": number / 10})
+                log.artifact(folder, "model")
+    assert parent.run_id is not None
+    trials = children(parent.run_id, uri)
+    assert [run.name for run in trials] == ["trial 2", "trial 1", "trial 0"]
+    assert trials[0].metrics == {"best/ari_fg": 0.2}
+    again = finished_run("s1", uri)
+    assert again is not None
+    assert again.run_id == trials[1].run_id
+    assert tag_runs({run.run_id: {"rank": rank} for rank, run in enumerate(trials, 1)} | {"0" * 32: {"rank": 4}}, uri) == 1
+    assert [run.tags["rank"] for run in children(parent.run_id, uri)] == ["1", "2", "3"]
+
+    assert register("cutslots-e", trials[1].run_id, "ari_fg", 0.1, tracking_uri=uri) == Registered(1, True)
+    assert register("cutslots-e", trials[2].run_id, "ari_fg", 0.0, tracking_uri=uri) == Registered(2, False)
+    assert register("cutslots-e", trials[0].run_id, "ari_fg", 0.2, tracking_uri=uri) == Registered(3, True)
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    mlflow.set_tracking_uri(uri)
+    try:
+        assert mlflow.pyfunc.load_model("models:/cutslots-e@champion").predict(images).shape == (2, 32, 32)
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
