@@ -45,16 +45,17 @@ clean_up() {
     if [ "$status" -ne 0 ]; then
         tail -n 40 "$here"/sshd.log "$here"/disk/tracking/server.log 2> /dev/null || true
     fi
-    HOME=$before
     pids=$(ours)
     # shellcheck disable=SC2086
     if [ -n "$pids" ]; then kill -KILL $pids 2> /dev/null || true; fi
     if [ -n "${server:-}" ]; then kill "$server" 2> /dev/null || true; fi
-    for made in "${new[@]}"; do rmdir "$made" 2> /dev/null || true; done
-    rm -rf "$here" "/tmp/ray/cluster-$name".*
+    for made in "${new[@]}"; do rm -rf "$made"; done
+    # Ray's notes of the cluster on the head, and its folders of ssh connections by the hash of the name.
+    rm -rf "$here" "/tmp/ray/cluster-$name".* /tmp/ray_ssh_*/"$(printf %s "$name" | sha256sum | cut -c 1-10)"
+    rmdir /tmp/ray_ssh_* 2> /dev/null || true
     exit "$status"
 }
-before=$HOME new=() server=
+new=() server=
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
@@ -69,7 +70,7 @@ uri=http://127.0.0.1:$tracking
 start_sshd() {
     ssh-keygen -q -t ed25519 -N '' -f "$here/host_key"
     ssh-keygen -q -t ed25519 -N '' -f "$here/user_key"
-    mkdir "$here"/{bin,laptop,head,worker,shared}
+    mkdir "$here"/{bin,laptop,tmp,head,worker,shared}
     # Ray's files have no place for a port; and ssh itself takes the ~ of a key from the password file, not from HOME.
     cat > "$here/bin/ssh" << 'WRAPPER'
 #!/bin/bash
@@ -123,10 +124,11 @@ yaml.safe_dump(config, open(sys.argv[1], "w"))
 PYTHON
 }
 
-nodes_alive() {
+nodes_alive() { # and the folder of Ray's logs and sockets, for the end
     cat << PYTHON
 import time, ray
 ray.init(logging_level="ERROR", log_to_driver=False)
+open("$here/session", "w").write(ray._private.worker._global_node.get_session_dir_path())
 for _ in range(120):
     alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # 127.0.0.1 is replaced by Ray
     if "127.0.0.2" in alive and len(alive) == 2:
@@ -156,7 +158,7 @@ step() { echo "== $* (after $SECONDS s)"; }
 start_sshd
 write_config
 unset RAY_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN MLFLOW_TRACKING_URI CUTSLOTS_HOME CUTSLOTS_DATA CUTSLOTS_CLUSTER CUTSLOTS_FACTORS
-export HOME=$here/laptop PATH=$here/bin:$venv/bin:$PATH RAY_USAGE_STATS_ENABLED=0 RAY_LOG_COLOR=false
+export HOME=$here/laptop TMPDIR=$here/tmp PATH=$here/bin:$venv/bin:$PATH RAY_USAGE_STATS_ENABLED=0 RAY_LOG_COLOR=false
 umask 077
 ray get-auth-token --generate > /dev/null
 for _ in {1..50}; do
@@ -169,12 +171,24 @@ ray up --yes "$config"
 step both nodes
 nodes_alive > "$here/nodes.py"
 ray submit "$config" "$here/nodes.py"
+new+=("$(cat "$here/session")")
 step ray submit "$script" "$@"
 ray submit "$config" "$script" -- "$@"
 step MLflow
 runs "$uri"
-if RAY_AUTH_MODE=disabled ray list nodes --address 127.0.0.1:6379 > /dev/null 2>&1; then fail "the cluster answers without its token"; fi
-step tracking server stop, ray down
+answer() { # of the dashboard, with the header that is given
+    "$venv/bin/python" - "$@" << 'PYTHON'
+import sys, urllib.error, urllib.request
+request = urllib.request.Request("http://127.0.0.1:8265/api/jobs/", headers=dict([sys.argv[1:]] if sys.argv[1:] else []))
+try:
+    print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+PYTHON
+}
+[ "$(answer)" = 401 ] || fail "without the token the dashboard answers $(answer)"
+[ "$(answer Authorization "Bearer $(cat "$HOME/.ray/auth_token")")" = 200 ] || fail "the dashboard does not take the token"
+step stop the tracking server, ray down
 ray exec "$config" 'python ~/cutslots-tree/cluster/tracking.py stop'
 ray down --yes "$config"
 runs "sqlite:///$here/shared/home/tracking/mlflow.db" # the safe copy has them too
