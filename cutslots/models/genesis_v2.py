@@ -106,7 +106,7 @@ class GenesisV2(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Images in [-1, 1] to every intermediate by name."""
         found = self.encoder(images)
-        rank = drawn(torch.rand, len(images), *images.shape[-2:], fresh=self.training, device=images.device)
+        rank = drawn(torch.rand, images.shape[0], *images.shape[-2:], fresh=self.training, device=images.device)
         attention = self.colouring(self.embedding(found), rank).exp()
         pooled = attention.flatten(2) @ self.features(found).float().flatten(2).mT
         pooled = pooled / (attention.sum((2, 3))[:, :, None] + 1e-5)
@@ -255,7 +255,7 @@ class Decoder(nn.Module):
         """A picture in [-1, 1] for each slot, and its opacity before the softmax over slots."""
         flat, side = slots.flatten(0, 1), self.grid.shape[-1]
         broadcast = flat[:, :, None, None].expand(-1, -1, side, side)
-        painted = self.layers(torch.cat([broadcast, self.grid.expand(len(flat), -1, -1, -1)], dim=1)).unflatten(0, slots.shape[:2])
+        painted = self.layers(torch.cat([broadcast, self.grid.expand(flat.shape[0], -1, -1, -1)], dim=1)).unflatten(0, slots.shape[:2])
         return 2 * torch.sigmoid(painted[:, :, :3]) - 1, painted[:, :, 3]
 
 

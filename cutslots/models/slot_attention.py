@@ -139,7 +139,7 @@ class SlotAttentionModel(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Images in [-1, 1] to every intermediate by name."""
         features = self.position(self.encoder(images))
-        slots, attention = self.attention(self.inputs(features.flatten(2).mT), self.start(len(images)))
+        slots, attention = self.attention(self.inputs(features.flatten(2).mT), self.start(images.shape[0]))
         reconstructions, opacity = self.decoder(slots)
         alpha = torch.softmax(opacity, dim=1)
         return Outputs(

@@ -1,5 +1,6 @@
 """Random numbers inside a model: fresh in training, fixed in evaluation."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -21,4 +22,11 @@ def drawn(draw: Callable[..., Tensor], batch: int, *shape: int, fresh: bool, dev
     if fresh:
         share = shares.current()
         return draw(share.size * batch, *shape, device=device)[share.rank * batch : (share.rank + 1) * batch]
-    return draw(*shape, generator=torch.Generator().manual_seed(SEED)).to(device).expand(batch, *shape)
+    return _fixed(draw, shape).to(device).expand(batch, *shape)
+
+
+@functools.lru_cache(maxsize=16)
+def _fixed(draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Drawn once: a program that is traced holds the numbers, not a generator that goes on from call to call."""
+    with torch.inference_mode(False):
+        return draw(*shape, generator=torch.Generator().manual_seed(SEED))

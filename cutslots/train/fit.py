@@ -69,8 +69,8 @@ def fit(
         config: the run; see `cutslots.train.config`.
         data_dir: a prepared dataset with the splits `train` and `val`.
         run_dir: gets `config.json` and `checkpoints/`. It must not hold another run. Only rank 0 looks at it.
-        observer: is told of progress, scores and checkpoints: on every rank the same, but for the sample, which is of its share. All
-            ranks are told at the same time, so that an observer may wait for those of the others.
+        observer: is told of progress, scores and checkpoints: on every rank the same, but for the sample, which is of its share.
+            All ranks are told at the same time, so that an observer may wait for those of the others.
         device: "cpu", "cuda", "cuda:1"...; default: the current GPU, else the CPU.
         resume: continue from the newest checkpoint of `run_dir`, if there is one. On a CPU the weights come out bit for bit as if
             never interrupted, with one rank or two; with more, sums over the ranks may be taken in another order.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from tiny_runs import TINY
 from torch import nn
 from two_ranks import Recorder, TwoRanks, train
 
