@@ -255,7 +255,8 @@ class Decoder(nn.Module):
         """A picture in [-1, 1] for each slot, and its opacity before the softmax over slots."""
         flat, side = slots.flatten(0, 1), self.grid.shape[-1]
         broadcast = flat[:, :, None, None].expand(-1, -1, side, side)
-        painted = self.layers(torch.cat([broadcast, self.grid.expand(flat.shape[0], -1, -1, -1)], dim=1)).unflatten(0, slots.shape[:2])
+        grid = self.grid.expand(flat.shape[0], -1, -1, -1)
+        painted = self.layers(torch.cat([broadcast, grid], dim=1)).unflatten(0, slots.shape[:2])
         return 2 * torch.sigmoid(painted[:, :, :3]) - 1, painted[:, :, 3]
 
 

@@ -175,8 +175,11 @@ class MinCut(nn.Module):
 
     def _in_parts(self, solve: Callable, *inputs: Tensor) -> Any:
         """`solve` of a batch, on a CPU in parts whose temporaries stay in caches and in memory that is already mapped."""
-        batch, part = len(inputs[0]), self._solver.PART
-        size = batch if part is None or inputs[0].device.type != "cpu" else max(1, part // self.graph.num_vertices)
+        part = self._solver.PART
+        # A program that is traced is to take batches of any size, whose number of parts is not one number.
+        if part is None or inputs[0].device.type != "cpu" or torch.compiler.is_compiling():
+            return solve(*inputs)
+        batch, size = len(inputs[0]), max(1, part // self.graph.num_vertices)
         if batch <= size:
             return solve(*inputs)
         outputs: list[Tensor] = []
