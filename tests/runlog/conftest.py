@@ -45,6 +45,17 @@ def opened(home: Path, tmp_path: Path) -> Callable[..., RunLog]:
 
 
 @pytest.fixture
+def tracked() -> Iterator[Callable[[str], None]]:
+    """Tells MLflow's own functions which store to use, until the test ends: they keep it, in the environment too."""
+    import mlflow
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield mlflow.set_tracking_uri
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
 def server(tmp_path: Path, home: Path) -> Iterator[Callable[[], subprocess.Popen[bytes]]]:
     """Starts an MLflow server, always on the same port and store."""
     with socket.socket() as free:

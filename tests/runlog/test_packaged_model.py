@@ -10,7 +10,9 @@ import pytest
 from cutslots.runlog import RunLog, package_model
 
 
-def test_logged_model_loads_and_predicts(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_logged_model_loads_and_predicts(
+    home: Path, tmp_path: Path, opened: Callable[..., RunLog], tracked: Callable[[str], None]
+) -> None:
     from cutslots.train import config, export
 
     settings = config.small()
@@ -26,7 +28,7 @@ def test_logged_model_loads_and_predicts(home: Path, tmp_path: Path, opened: Cal
     with opened() as log:
         log.artifact(folder, "model")
 
-    mlflow.set_tracking_uri(f"sqlite:///{home / 'mlflow.db'}")
+    tracked(f"sqlite:///{home / 'mlflow.db'}")
     loaded = mlflow.pyfunc.load_model(f"runs:/{log.run_id}/model")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     assert loaded.predict(images.repeat(2, axis=1).repeat(2, axis=2)).shape == (3, 32, 32)

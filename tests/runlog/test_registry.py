@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, made_home: Path) -> Path:
     shutil.copyfile(made_home / "mlflow.db", folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUTSLOTS_HOME", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         data.prepare("scenes", None, folder / "data", scenes.Options(count=50, size=32))
         config = preset("small")
         for assignment in (*TINY, "train.steps=2"):
@@ -53,16 +54,7 @@ def with_model(trained: Path, opened: Callable[..., RunLog]) -> Callable[..., st
     return made
 
 
-@pytest.fixture(autouse=True)
-def tracking(home: Path) -> Iterator[None]:
-    import mlflow
-
-    mlflow.set_tracking_uri(default_uri())
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-
-
-def test_the_champion_is_what_mlflow_loads(trained: Path, with_model: Callable[..., str]) -> None:
+def test_the_champion_is_what_mlflow_loads(trained: Path, with_model: Callable[..., str], tracked: Callable[[str], None]) -> None:
     import mlflow.pyfunc
 
     from cutslots.train import load_model
@@ -70,6 +62,7 @@ def test_the_champion_is_what_mlflow_loads(trained: Path, with_model: Callable[.
     run_id = with_model("first")
     assert register(NAME, run_id, "ari_fg", 0.5) == Registered(1, True)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    tracked(default_uri())
     masks = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(images)
     np.testing.assert_array_equal(masks, predict(load_model(trained), images)["masks"])
     version = client(default_uri()).get_model_version(NAME, "1")

@@ -67,7 +67,9 @@ def test_server_dies_and_returns(
 
 
 @pytest.mark.slow
-def test_a_sweep_through_a_server(server: Callable[[], Any], tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_a_sweep_through_a_server(
+    server: Callable[[], Any], tmp_path: Path, opened: Callable[..., RunLog], tracked: Callable[[str], None]
+) -> None:
     import mlflow.pyfunc
 
     settings = config.small()
@@ -97,8 +99,5 @@ def test_a_sweep_through_a_server(server: Callable[[], Any], tmp_path: Path, ope
     assert register("cutslots-e", trials[2].run_id, "ari_fg", 0.0, tracking_uri=uri) == Registered(2, False)
     assert register("cutslots-e", trials[0].run_id, "ari_fg", 0.2, tracking_uri=uri) == Registered(3, True)
     images = np.zeros((2, 32, 32, 3), np.uint8)
-    mlflow.set_tracking_uri(uri)
-    try:
-        assert mlflow.pyfunc.load_model("models:/cutslots-e@champion").predict(images).shape == (2, 32, 32)
-    finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    tracked(uri)
+    assert mlflow.pyfunc.load_model("models:/cutslots-e@champion").predict(images).shape == (2, 32, 32)
