@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -82,6 +84,7 @@ def _init(need: Resources, num_cpus: int | None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     passed = {name: os.environ[name] for name in (*PASSED, *SETTINGS) if name in os.environ}
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": passed}}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **common)
@@ -99,6 +102,8 @@ def _init(need: Resources, num_cpus: int | None) -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"RAY_ADDRESS is {address}" if address else "on this machine"
         raise InputError(f"Ray cannot be reached or started ({where}): {error}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
 
 
 def fitting(need: Resources, nodes: list[dict[str, float]], cluster: str | None = None) -> int:

@@ -15,17 +15,19 @@ from typing import Any
 from optuna.trial import TrialState
 
 from cutslots import data, runlog
+from cutslots.errors import InputError
 from cutslots.files import write_text
-from cutslots.launch.local import finished, runs_dir
+from cutslots.launch.local import Status, finished, runs_dir
 from cutslots.launch.study import Planned, Study
 from cutslots.launch.sweep import smaller_is_better
 from cutslots.launch.table import markdown, records
 from cutslots.launch.trial import ALL, Ending, Task
 from cutslots.launch.view import Row
 from cutslots.runlog import RunLog
-from cutslots.runlog.journal import FILE
+from cutslots.runlog.latest import latest
 from cutslots.train.config import signature, to_json
 
+STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -87,7 +89,7 @@ class Driver:
                 self._begun[planned.number] = time.monotonic()
                 self._update(planned.number, state="running")
                 return self.task(planned)
-            self.ended(planned.number, known)
+            self._close(planned.number, known)
         return None
 
     @property
@@ -132,8 +134,11 @@ class Driver:
     def _found(self, planned: Planned, run_dir: Path) -> Ending | None:
         """What a finished run with this configuration said: one whose folder is here, or one that MLflow knows."""
         best = finished(run_dir, planned.config, self.digest)
+        logged = latest(run_dir)
+        if best is not None and logged and logged.status != "FINISHED":
+            return None  # it died after its last step: run again, it takes none and logs what is missing
         where = f"its run {run_dir.name} was finished"
-        run = runlog.finished_run(signature(planned.config, self.digest)) if self.log else None
+        run = self._in_mlflow(planned)
         if best is None and run:
             best = {name.removeprefix("best/"): value for name, value in run.metrics.items() if name.startswith("best/")}
             where = f"MLflow has its finished run {run.name}"
@@ -144,6 +149,14 @@ class Driver:
             runlog.tag_runs({run.run_id: {f"sweep.{self.sweep.name}": str(planned.number)}})
         self.say(f"trial {planned.number} ({planned.label}) is not repeated: {where}")
         return Ending("finished", planned.config.train.steps, best)
+
+    def _in_mlflow(self, planned: Planned) -> runlog.FoundRun | None:
+        """MLflow's finished run of this configuration; None as well while the store is away, for which no trial waits."""
+        try:
+            return runlog.finished_run(signature(planned.config, self.digest)) if self.log else None
+        except InputError as error:
+            self.say(f"trial {planned.number} may repeat a run that only MLflow knows: {error}")
+            return None
 
     # What has happened
 
@@ -167,10 +180,23 @@ class Driver:
 
     def ended(self, number: int, ending: Ending) -> None:
         """A trial has ended, or stops for now (interrupted)."""
-        row = self._rows[number]
         if ending.state == "interrupted":
             self._update(number, state="interrupted", seconds=self._seconds(number))
-            return
+        else:
+            self._close(number, ending)
+        # Where the trial's process has not done so: it died, or ended before it opened its log.
+        row = self._rows[number]
+        if row.state == "failed" and latest(row.run_dir) is None and self.log:
+            log = RunLog(
+                row.run_dir, experiment=self.plan.experiment, run_name=row.run_dir.name, parent_run_id=self.log.run_id, say=self.say
+            )
+            log.tags({"sweep": self.sweep.name, f"sweep.{self.sweep.name}": number, "label": row.label})
+            log.close("KILLED", 0.0)
+        end_log(row.run_dir, row.state, row.cause, self.say)
+
+    def _close(self, number: int, ending: Ending) -> None:
+        """Put a trial's result into the study."""
+        row = self._rows[number]
         cause = ending.cause or (row.cause if ending.state == "pruned" else None)
         self.study.note(number, scores=ending.scores, step=ending.step, seconds=self._seconds(number), cause=cause)
         state = self.study.end(number, ending.state, ending.scores)
@@ -181,10 +207,7 @@ class Driver:
         self._log_progress()
 
     def died(self, number: int, cause: str) -> None:
-        """A trial's process died too often: its own log could not say so."""
-        row = self._rows[number]
-        if (row.run_dir / FILE).exists():
-            runlog.end_run(row.run_dir, "FAILED", {"state": "failed", "cause": cause})
+        """A trial's process died too often."""
         self.ended(number, Ending("failed", cause=cause))
 
     def stop(self) -> None:
@@ -250,7 +273,11 @@ class Driver:
         return {row.number: children[str(row.number)] for row in self.rows() if str(row.number) in children} | self._run_ids
 
     def publish(self) -> None:
-        """Give runs their ranks, and register the best model."""
+        """Give runs their ranks, and register the best model.
+
+        Raises:
+            InputError: the tracking store is away.
+        """
         ranked = self.study.ranked()
         ids = self.run_ids()
         tags = {ids[trial.number]: {"rank": str(rank)} for rank, trial in enumerate(ranked, 1) if trial.number in ids}
@@ -272,3 +299,10 @@ class Driver:
         path = self.folder / "table.md"
         write_text(path, markdown(self.study, self.rows()))
         return path
+
+
+def end_log(run_dir: Path, state: str, cause: str | None, say: Callable[[str], None]) -> None:
+    """Say in a trial's log how it ended, if its process has not said so or has said otherwise; without a log nothing is said."""
+    logged = latest(run_dir)
+    if logged and logged.status != STATUS[state]:
+        runlog.end_run(run_dir, STATUS[state], {"state": state, **({"cause": cause} if cause else {})}, say=say)

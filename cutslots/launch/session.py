@@ -1,6 +1,8 @@
 """One driver's part in a sweep: from its folder to its table, with MLflow and Ray around it."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -8,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import TrialState
 from rich.console import Console
 
 import cutslots
 from cutslots import data, runlog
 from cutslots.errors import BusyError, InputError
 from cutslots.launch.connect import Resources, connected
-from cutslots.launch.driver import Driver, Plan
+from cutslots.launch.driver import Driver, Plan, end_log
 from cutslots.launch.local import Status, runs_dir
-from cutslots.launch.study import FILE, Study
+from cutslots.launch.study import Study
 from cutslots.launch.sweep import Sweep, smaller_is_better
 from cutslots.launch.table import markdown
 from cutslots.launch.trial import LOG
@@ -28,6 +31,7 @@ STORE_SECONDS = 90.0  # for a fresh database to be made, or a server to answer
 SYNC_SECONDS = 30.0
 SHOWN = 12
 OUTPUT = "ray.txt"
+OVER = "over"  # the study's attribute: all is done and in MLflow
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,12 @@ def run(sweep: Sweep, folder: Path, plan: Plan, how: How) -> int:
         InputError: it was begun and `resume` is not asked for, another driver runs it, or its needs cannot be met.
         KeyboardInterrupt: stopped without waiting for checkpoints.
     """
-    with _alone(folder):
-        begun = (folder / FILE).exists() and not how.storage
+    with _alone(folder), _sigterm_interrupts():
         study = Study(sweep, folder, how.storage)
+        begun = not how.storage and len(study.trials(TrialState.WAITING)) < len(study.trials())
         if how.retry_failed:
             study.retry_failed()
-        if study.exhausted:
+        if study.exhausted and study.optuna.user_attrs.get(OVER):
             print(f"sweep {sweep.name!r} is finished: {folder / 'table.md'}\n\n{_last_table(folder)}", end="")
             return 0
         if begun and not how.resume:
@@ -70,6 +74,23 @@ def run(sweep: Sweep, folder: Path, plan: Plan, how: How) -> int:
                 f"sweep {sweep.name!r} was begun in {folder} ({study.counts()}). Go on: --resume. Begin another: --name OTHER."
             )
         return _logged(study, folder, plan, how)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM is the same as Ctrl-C, also while nobody listens for either: what was begun is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -91,19 +112,23 @@ def _logged(study: Study, folder: Path, plan: Plan, how: How) -> int:
         )
     # It makes a fresh database while Ray starts.
     log = RunLog(folder, experiment=plan.experiment, run_name=sweep.name, say=_to_stderr)
+    study.optuna.set_user_attr(OVER, False)
     status: Status = "FAILED"
+    published = False
     console = Console(file=sys.stderr)
     try:
         _describe(sweep, plan, log)
         with _quiet(folder / OUTPUT), connected(resources) as room:
-            status = _drive(study, folder, plan, log, how, how.concurrent or room, console)
+            status, published = _drive(study, folder, plan, log, how, min(how.concurrent or room, room), console)
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         log.tags({"state": {"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed")})
-        log.close(status, SYNC_SECONDS)
-        _deliver_rest(study, _to_stderr)
+        left = log.close(status, SYNC_SECONDS)
+        _end_logs(study, _to_stderr)
+        left += _deliver_rest(study, _to_stderr)
+    study.optuna.set_user_attr(OVER, published and not left)
     return {"FINISHED": 0, "KILLED": 130}.get(status, 1)
 
 
@@ -114,8 +139,8 @@ def _quiet(path: Path) -> Iterator[None]:
         yield
 
 
-def _drive(study: Study, folder: Path, plan: Plan, log: RunLog, how: How, concurrent: int, console: Console) -> Status:
-    """Run the trials with a view on them; returns how it ended."""
+def _drive(study: Study, folder: Path, plan: Plan, log: RunLog, how: How, concurrent: int, console: Console) -> tuple[Status, bool]:
+    """Run the trials with a view on them; returns how it ended, and whether MLflow has their ranks and the best model."""
     from cutslots.launch import tune  # seconds, while `log` makes its database
 
     _wait_for_store(log)
@@ -136,10 +161,18 @@ def _drive(study: Study, folder: Path, plan: Plan, log: RunLog, how: How, concur
     log.artifact(table)
     said[-1](f"\n{markdown(study, driver.rows(), SHOWN)}\nall of it: {table}")
     if not whole:
-        return "KILLED"
+        return "KILLED", False
     _deliver_rest(study, said[-1])
-    driver.publish()
-    return "FINISHED" if study.ranked() else "FAILED"
+    return "FINISHED" if study.ranked() else "FAILED", _published(driver)
+
+
+def _published(driver: Driver) -> bool:
+    try:
+        driver.publish()
+    except InputError as error:  # the trials are done, whatever became of the store
+        driver.say(f"MLflow has neither ranks nor the best model: {error} Then --resume adds them.")
+        return False
+    return True
 
 
 def _wait_for_store(log: RunLog) -> None:
@@ -171,13 +204,24 @@ def _describe(sweep: Sweep, plan: Plan, log: RunLog) -> None:
     log.tags({**tags, "trials": sweep.trials, "seeds": ", ".join(map(str, sweep.seeds))})
 
 
-def _deliver_rest(study: Study, say: Callable[[str], None]) -> None:
-    """Bring to MLflow what trials could not deliver themselves: a store that was away, a process that died."""
+def _end_logs(study: Study, say: Callable[[str], None]) -> None:
+    """Say of trials that were killed with the sweep that they do not go on."""
+    for trial in study.trials(TrialState.RUNNING):
+        if name := trial.user_attrs.get("run"):
+            end_log(runs_dir() / name, "interrupted", None, say)
+
+
+def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
+    """Bring to MLflow what trials could not deliver themselves: a store that was away, a process that died.
+
+    Returns: the number of events of the first run that cannot be delivered now; the rest is not tried then.
+    """
     mine = {trial.user_attrs.get("run") for trial in study.trials()}
     for run_dir in runlog.undelivered(runs_dir()):
         if run_dir.name in mine and (left := runlog.sync(run_dir, say=say, timeout=SYNC_SECONDS)):
             say(f"{left} events of {run_dir.name} are not in MLflow yet; later: cutslots sync {run_dir.name}")
-            return
+            return left
+    return 0
 
 
 def _last_table(folder: Path) -> str:

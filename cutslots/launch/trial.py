@@ -109,9 +109,9 @@ class StopSign:
         self._next = 0.0
 
     @property
-    def pruned(self) -> bool:
-        """Whether it was for this trial alone."""
-        return self._own.exists()
+    def state(self) -> str:
+        """What becomes of a trial that heeds it: pruned when it was for this trial alone, else interrupted."""
+        return "pruned" if self._own.exists() else "interrupted"
 
 
 class Reporting(Observer):
@@ -137,7 +137,7 @@ def run(task: Task, report: Report, ranks: Ranks) -> Ending:
         torch.set_num_threads(task.threads)
     stop = StopSign(Path(task.stops), task.number)
     if ranks.any(stop()):
-        return Ending("interrupted")
+        return Ending(stop.state)
     if not ranks.is_first:
         try:
             return _ending(_fit(task, config, Reporting(report, stop), stop, ranks), config, stop)
@@ -171,11 +171,13 @@ def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ra
             tracking.ended(ending.state)
         return ending
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error)
         terminal.say("".join(traceback.format_exception(error)))
-        tracking.ended("failed", cause)
         if ranks.size > 1 and not isinstance(error, AGREED):
-            raise  # the other ranks may be waiting for this one: their group has to end together
+            # The other ranks may be waiting for this one, or are dead: their group has to end together, and begins again.
+            tracking.ended("interrupted")
+            raise
+        cause = f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error)
+        tracking.ended("failed", cause)
         return Ending("failed", cause=cause.partition("\n")[0])
 
 
@@ -194,7 +196,7 @@ def _fit(task: Task, config: RunConfig, observer: Observer, stop: StopSign, rank
                 stop=stop,
             )
         except BusyError:
-            if time.monotonic() > until or stop():
+            if ranks.any(time.monotonic() > until or stop()):
                 raise
             time.sleep(1.0)
 
@@ -202,7 +204,7 @@ def _fit(task: Task, config: RunConfig, observer: Observer, stop: StopSign, rank
 def _ending(result: Result, config: RunConfig, stop: StopSign) -> Ending:
     if result.step >= config.train.steps:
         return Ending("finished", result.step, result.best)
-    return Ending("pruned" if stop.pruned else "interrupted", result.step, result.best)
+    return Ending(stop.state, result.step, result.best)
 
 
 def _test(task: Task, config: RunConfig, tracking: Tracking, terminal: Terminal) -> None:
