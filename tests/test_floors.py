@@ -20,7 +20,7 @@ ALLOWED = {
     "train": BASE | {"data", "metrics", "models", "nn", "qp"},
     "runlog": BASE | {"train"},
     "report": BASE | {"train", "runlog", "metrics", "data"},
-    "cora": BASE | {"qp", "runlog"},
+    "cora": BASE | {"qp", "report", "runlog"},
     "launch": BASE | {"train", "runlog", "report", "data", "models"},
     "bench": BASE | {"launch", "train", "runlog", "report", "data", "models", "metrics", "nn", "qp"},
     "cli": BASE | {"cora", "launch", "bench", "train", "runlog", "report", "data", "models", "qp"},

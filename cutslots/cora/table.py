@@ -13,19 +13,9 @@ from cutslots import files
 from cutslots.cora.instances import Instances
 from cutslots.cora.learn import Settings
 from cutslots.cora.protocol import Candidate, Run, tuning_members
+from cutslots.report import published
 from cutslots.runlog import RunLog
 
-WILDER = "Wilder et al. 2018, Table 1"
-# (mean, half of the 95 % interval, source)
-PUBLISHED = {
-    "equality program (the paper)": (7.01, 1.15, "Pervez et al. 2023, section 6.2"),
-    "NN2-Decision": (6.15, 0.38, WILDER),
-    "RF-2Stage": (3.66, 0.26, WILDER),
-    "NN2-2Stage": (3.49, 0.32, WILDER),
-    "NN1-2Stage": (2.99, 0.76, WILDER),
-    "NN1-Decision": (2.50, 0.56, WILDER),
-    "random": (2.45, 0.64, WILDER),
-}
 MEANING = {
     "program": "ours: regularised program without inequalities; sides swapped by a coin; tuned",
     "two-stage": "cross-entropy; the same network, swapping and tuning effort",
@@ -63,8 +53,9 @@ def markdown(runs: Sequence[Run], about: str) -> str:
         values = [run.value for run in found]
         low, high = bootstrap(values)
         lines.append(f"| {method} | {np.mean(values):.2f} | {low:.2f} to {high:.2f} | {MEANING[method]} |")
-    for name, (mean, half, source) in PUBLISHED.items():
-        lines.append(f"| published: {name} | {mean:.2f} | {mean - half:.2f} to {mean + half:.2f} | {source} |")
+    for row in published.rows("cora"):
+        mean, half = row.scores["mean"], row.spread["mean"]
+        lines.append(f"| published: {row.method} | {mean:.2f} | {mean - half:.2f} to {mean + half:.2f} | {row.source} |")
     return "\n".join(lines) + "\n\n" + about
 
 

@@ -1,37 +1,15 @@
 """The table of a model's scores on one or several sets, beside the published ones."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from cutslots import options
 from cutslots.data import Manifest, sources
+from cutslots.report.published import differences, paper_row
 
 COLUMNS = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 # The scores of each kind of mask by the front of their names; a table has the columns that one of its sets has.
 KINDS = {"": "", "cut_": "cut ", "video_": "video ", "video_cut_": "video cut "}
-SIZE = 128  # of the published tables, in pixels
-SOURCE = 'Pervez et al. 2023, Table 1, row "Ours"'
-
-
-class Published(NamedTuple):
-    """A published row.
-
-    Attributes:
-        scores: by our names and in our units: the table gives ARI-FG and mIoU in per cent.
-        num_images: how many images it is a mean over, at least.
-    """
-
-    scores: dict[str, float]
-    num_images: int
-
-
-# CLEVR's and ClevrTex's own test sets have 15,000 and 5,000 images; the other two sets have thousands.
-PUBLISHED = {
-    "clevr": Published({"ari_fg": 0.9540, "miou": 0.4904, "mse": 14}, 15_000),
-    "clevrtex": Published({"ari_fg": 0.802, "miou": 0.424, "mse": 207}, 5_000),
-    "clevrtex_outd": Published({"ari_fg": 0.726, "miou": 0.380, "mse": 577}, 1_000),
-    "clevrtex_camo": Published({"ari_fg": 0.755, "miou": 0.389, "mse": 189}, 1_000),
-}
 
 
 def set_name(manifest: Manifest) -> str:
@@ -41,7 +19,7 @@ def set_name(manifest: Manifest) -> str:
 
 
 def published(manifest: Manifest, split: str, num_images: int, image_size: int, trained_on: str | None) -> dict[str, Any] | None:
-    """The published row for a set, None where there is none.
+    """The paper's row for a set, None where there is none; `cutslots.report.published` has those of other methods.
 
     Args:
         num_images: how many images ours is a mean over.
@@ -50,22 +28,21 @@ def published(manifest: Manifest, split: str, num_images: int, image_size: int, 
             default set of the source.
 
     Returns:
-        `scores`, `source`, and `not_comparable`, the ways in which ours was made otherwise.
+        `scores`, `split` (empty where it is not said), `source`, and `not_comparable`, the ways in which ours was made otherwise.
     """
-    row = PUBLISHED.get(set_name(manifest))
+    row = paper_row(set_name(manifest))
     if row is None:
         return None
-    first = manifest.ranges.get(split, (0, None))[0]
-    changes = (f"{option.path} {manifest.options[option.path]}" for option in _changed(manifest) if "|" not in option.range)
-    reasons = {
-        f"scored at {image_size} x {image_size}, published at {SIZE} x {SIZE}": image_size != SIZE,
-        **{f"prepared with {change}": True for change in changes},
-        f"split {split}, published on test": split != "test",
-        f"records from {first:,} on, published from the first on": split == "test" and first > 0,
-        f"{num_images:,} images, published on at least {row.num_images:,}": num_images < row.num_images,
-        f"the model was trained on {trained_on}": trained_on not in (None, manifest.source),
-    }
-    return {"scores": row.scores, "source": SOURCE, "not_comparable": [reason for reason, holds in reasons.items() if holds]}
+    reasons = differences(
+        row,
+        image_size=image_size,
+        split=split,
+        num_images=num_images,
+        trained_on=trained_on,
+        first=manifest.ranges.get(split, (0, None))[0],
+        prepared=[f"{each.path} {manifest.options[each.path]}" for each in _changed(manifest) if "|" not in each.range],
+    )
+    return {"scores": dict(row.scores), "split": row.split or "", "source": row.source, "not_comparable": reasons}
 
 
 def scores_table(found: Mapping[str, Any]) -> str:
@@ -95,7 +72,7 @@ def _main_table(sets: Sequence[Mapping[str, Any]]) -> str:
         if each["published"]:
             theirs = each["published"]["scores"]
             numbers = (f"{theirs[name]:g}" if name in theirs else "" for name in columns)
-            rows.append([f"published: {each['name']}", "test", "", *numbers])
+            rows.append([f"published: {each['name']}", each["published"]["split"], "", *numbers])
     return _markdown(["set", "split", "images", *columns.values()], rows, left=2)
 
 

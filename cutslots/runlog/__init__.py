@@ -23,6 +23,9 @@ from cutslots.runlog.log import RunLog as RunLog
 from cutslots.runlog.log import sync as sync
 from cutslots.runlog.model import _load_pyfunc as _load_pyfunc  # MLflow calls it by this name, see model.py
 from cutslots.runlog.model import package_model as package_model
+from cutslots.runlog.records import Imported as Imported
+from cutslots.runlog.records import Record as Record
+from cutslots.runlog.records import import_records as import_records
 from cutslots.runlog.registry import Registered as Registered
 from cutslots.runlog.registry import register as register
 from cutslots.runlog.store import default_uri as default_uri

@@ -72,7 +72,7 @@ class RunLog:
                 parent_run_id=parent_run_id,
                 tracking_uri=without_password(uri),
                 run_dir=str(self.run_dir),
-                user=_user(),
+                user=user(),
             )
         self.started: float = earlier["time"] / 1000 if earlier else time.time()
         self._delivery.start()
@@ -168,7 +168,7 @@ class RunLog:
         self._delivery.wake()
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
