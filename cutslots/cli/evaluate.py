@@ -63,6 +63,7 @@ class _Set:
 def run(chosen: argparse.Namespace) -> None:
     """Print the table, write what was asked for, and log the scores to the run they belong to."""
     from cutslots.launch.local import find_model
+    from cutslots.launch.origin import origin
     from cutslots.report.scores import scores_table
     from cutslots.runlog import git_commit
     from cutslots.train import load_model
@@ -75,7 +76,7 @@ def run(chosen: argparse.Namespace) -> None:
     found = {
         "model": chosen.model,
         **provenance(path),
-        "trained_on": _trained_on(path),
+        "trained_on": origin(path).get("trained_on"),
         "commit": git_commit(Path(__file__).parent),
         "image_size": image_size(model),
     }
@@ -199,14 +200,3 @@ def _choose_keys(sets: list[_Set], asked: list[str]) -> None:
     if unknown:
         have = f"Known: {', '.join(known)}." if known else "They have none; leave out --by."
         raise InputError(f"--by {unknown[0]}: there is no such key in the metadata of the sets. {have}")
-
-
-def _trained_on(path: Path) -> str | None:
-    """The set that the model of a run was trained on; None for a model outside of one."""
-    from cutslots.launch.local import ABOUT, run_folder
-
-    folder = run_folder(path)
-    if not folder:
-        return None
-    about = json.loads((folder / ABOUT).read_text())
-    return about.get("set", about["source"])  # runs of earlier versions have the source alone

@@ -13,10 +13,11 @@ from cutslots.data.places import is_uri
 from cutslots.data.shards import MANIFEST
 from cutslots.errors import InputError
 from cutslots.files import home, write_text
+from cutslots.launch.origin import ABOUT, origin, run_folder
 from cutslots.report.animation import clip_animation
 from cutslots.report.figures import sample_figure
 from cutslots.report.scores import set_name
-from cutslots.runlog import RunLog, SystemMetrics, find_run, git_commit, package_model
+from cutslots.runlog import RunLog, SystemMetrics, fetch_model, find_run, git_commit, is_model_uri, package_model
 from cutslots.train import Observer, Result, RunConfig, checkpoint, fit
 from cutslots.train.config import RESUMABLE, differences, from_json, signature
 from cutslots.train.export import WEIGHTS, find_checkpoint, load_weights, save_model
@@ -27,7 +28,6 @@ from cutslots.train.track import Clips
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-ABOUT = "run.json"
 DELIVERY_SECONDS = 30.0  # how long a finished run waits for an absent tracking store
 
 
@@ -70,6 +70,8 @@ class Tracking(Observer):
             {
                 **changeable,
                 "dataset": manifest.source,
+                "set": about["set"],
+                "data_digest": manifest.digest,
                 "model": self.config.model_name,
                 "signature": signature(self.config, manifest.digest),
                 "commit": git_commit(Path(cutslots.__file__).parent) or "none",
@@ -135,7 +137,7 @@ class Tracking(Observer):
     def _packaged_model(self) -> Path:
         config, state = load_weights(self.run_dir)
         export, packaged = self.run_dir / "model", self.run_dir / "mlflow-model"
-        save_model(state, config, export)
+        save_model(state, config, export, origin(find_checkpoint(self.run_dir)))
         shutil.rmtree(packaged, ignore_errors=True)
         return package_model(export, packaged, config.model.image_size)
 
@@ -202,20 +204,25 @@ def find_model(reference: str) -> Path:
     """What a person calls a run, as a path that holds weights.
 
     Args:
-        reference: a path (checkpoint, run folder, exported model), a run's name under the home folder, or an MLflow run id.
+        reference: a path (checkpoint, run folder, exported model), a run's name under the home folder, an MLflow run id, or a
+            model's address in MLflow, such as `models:/cutslots-clevr@champion`. What is in MLflow alone is fetched.
 
     Raises:
         InputError: nothing of that name.
     """
+    if is_model_uri(reference):
+        return fetch_model(reference)
     for path in (Path(reference), runs_dir() / reference):
         if path.exists():
             return path if (path / WEIGHTS).exists() else find_checkpoint(path)
     found = find_run(reference) if len(reference) == 32 else None
-    if found and found.run_dir and found.run_dir.exists():
+    if found and found.run_dir and any((found.run_dir / CHECKPOINTS).glob("*.pt")):
         return find_checkpoint(found.run_dir)
+    if found:
+        return fetch_model(f"runs:/{found.run_id}")
     raise InputError(
-        f"no run, checkpoint or model {reference!r}: not a path, not a name in {runs_dir()}, "
-        "not an MLflow run whose folder is on this machine."
+        f"no run, checkpoint or model {reference!r}: not a path, not a name in {runs_dir()}, not the id of an MLflow run, "
+        "not a model's address in MLflow such as models:/NAME@champion."
     )
 
 
@@ -246,12 +253,6 @@ def stored_run(reference: str) -> tuple[Path, RunConfig, dict[str, str]]:
         if (path / CONFIG).is_file() and (path / ABOUT).is_file():
             return path, from_json((path / CONFIG).read_text()), json.loads((path / ABOUT).read_text())
     raise InputError(f"no run {reference!r}: neither a folder with {CONFIG} nor a name in {runs_dir()}.")
-
-
-def run_folder(checkpoint: Path) -> Path | None:
-    """The run that a checkpoint file belongs to, None when it lies outside one."""
-    folder = checkpoint.parent.parent
-    return folder if (folder / ABOUT).is_file() else None
 
 
 def log_scores(model: Path, source: str, split: str, scores: Mapping[str, float], partial: bool = False) -> None:

@@ -14,6 +14,8 @@ What sweeps ask of the store is in `sweeps.py`, whose head lists searches for it
 """
 
 from cutslots.runlog.commit import git_commit as git_commit
+from cutslots.runlog.fetch import fetch_model as fetch_model
+from cutslots.runlog.fetch import is_model_uri as is_model_uri
 from cutslots.runlog.found import FoundRun as FoundRun
 from cutslots.runlog.found import find_run as find_run
 from cutslots.runlog.found import find_runs as find_runs

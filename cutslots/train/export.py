@@ -1,12 +1,14 @@
 """A trained model as two files that hold no code: `config.json` and `weights.safetensors`; and how to use it on new images."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,14 +20,31 @@ from cutslots.train.evaluate import image_size, is_video, label_maps, reduction,
 from cutslots.train.track import first_frames, renamed
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+ABOUT = "cutslots"  # the entry in the head of the weights' file
 
 
-def save_model(state: Mapping[str, Tensor], config: RunConfig, folder: Path) -> None:
-    """Write a model's `state_dict()` and its configuration into `folder`."""
+def save_model(
+    state: Mapping[str, Tensor], config: RunConfig, folder: Path, about: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write a model's `state_dict()` and its configuration into `folder`.
+
+    Args:
+        about: what is known of the model, anything JSON can hold; kept in the head of the weights' file, see `described`.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, {"format": "pt", ABOUT: json.dumps(dict(about))})
     write_text(folder / CONFIG, to_json(config))
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What `save_model` was told about an exported model; empty when that was nothing."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(ABOUT, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"the exported model in {folder} cannot be read: {error}") from None
+    return about if isinstance(about, dict) else {}
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
@@ -44,11 +63,9 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> nn.Modul
 
 
 def provenance(path: Path) -> dict[str, Any]:
-    """What numbers of a model should carry: the signature, step and data digest of its checkpoint; empty for exported models."""
-    if path.is_dir():
-        return {}
-    state = checkpoint.load(path)
-    return {name: state[name] for name in ("signature", "step", "data_digest")}
+    """What numbers of a model should carry: signature, step and data digest; empty for exported models that do not know them."""
+    state = described(path) if path.is_dir() else checkpoint.load(path)
+    return {name: state[name] for name in ("signature", "step", "data_digest") if name in state}
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[RunConfig, dict[str, Any]]:
