@@ -109,7 +109,11 @@ clean_up() {
 
 # Whether it is the time limit that ends us, and not scancel.
 # shellcheck disable=SC2329
-time_is_up() { [ "${SLURM_JOB_END_TIME:-0}" -gt 0 ] && [ $((SLURM_JOB_END_TIME - $(date +%s))) -lt 180 ]; }
+time_is_up() {
+    local end=${SLURM_JOB_END_TIME:-}
+    if [ -z "$end" ]; then end=$(date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)" +%s) || return 1; fi
+    [ $((end - $(date +%s))) -lt 180 ]
+}
 
 # shellcheck disable=SC2329
 forward() {

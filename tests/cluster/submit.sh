@@ -129,7 +129,6 @@ nodes_alive() { # and the folder of Ray's logs and sockets, for the end
 import os, time, ray
 assert os.environ["CUTSLOTS_HOME"] == "$here/shared/home" and os.environ["MLFLOW_TRACKING_URI"] == "$uri", os.environ
 ray.init(logging_level="ERROR", log_to_driver=False)
-open("$here/session", "w").write(ray._private.worker._global_node.get_session_dir_path())
 for _ in range(120):
     alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # 127.0.0.1 is replaced by Ray
     if "127.0.0.2" in alive and len(alive) == 2:
@@ -138,6 +137,7 @@ for _ in range(120):
 else:
     raise SystemExit(f"only {alive} after two minutes")
 print("nodes:", *sorted(alive))
+open("$here/session", "w").write(ray._private.worker._global_node.get_session_dir_path())
 PYTHON
 }
 
@@ -170,8 +170,12 @@ done
 step ray up
 ray up --yes "$config"
 step both nodes, by the Jobs API with the token
-nodes_alive > "$here/nodes.py"
-RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 -- python "$here/nodes.py"
+nodes_alive > "$here/head/nodes.py"
+for _ in {1..6}; do # a cluster that has just started has nobody yet who takes jobs
+    RAY_AUTH_MODE=token ray job submit --address http://127.0.0.1:8265 -- bash -lc 'python ~/nodes.py' && break
+    sleep 10
+done
+[ -f "$here/session" ] || fail "the Jobs API ran nothing"
 new+=("$(cat "$here/session")")
 step ray submit "$script" "$@"
 ray submit "$config" "$script" -- "$@"

@@ -22,6 +22,6 @@ def test_ray_submit_over_ssh():
     done = subprocess.run(command, cwd=TREE, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
     assert "nodes: 127.0.0.2" in done.stdout
-    assert "3 of 3 done" in done.stdout
+    assert "Sweep demo-smoke: scenes" in done.stdout
     assert done.stdout.count("'FINISHED': 4") == 2  # three trials and the sweep; on the server, and in its safe copy
     assert not list(Path("/tmp").glob("cutslots-submit-*"))
