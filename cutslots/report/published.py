@@ -49,6 +49,11 @@ class Row:
     num_images: int = 0
     differs: Sequence[str] = ()
 
+    @property
+    def publication(self) -> str:
+        """The source without the row's own label."""
+        return self.source.partition(", row ")[0]
+
 
 # mIoU, ARI-FG (per cent) and MSE on CLEVR, ClevrTex, its out-of-distribution and its camouflaged set; the models of the last two
 # were trained on ClevrTex.

@@ -10,6 +10,7 @@ from cutslots.report.published import differences, paper_row
 COLUMNS = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 # The scores of each kind of mask by the front of their names; a table has the columns that one of its sets has.
 KINDS = {"": "", "cut_": "cut ", "video_": "video ", "video_cut_": "video cut "}
+TITLES = {f"{kind}{score}": f"{title}{column}" for kind, title in KINDS.items() for score, column in COLUMNS.items()}
 
 
 def set_name(manifest: Manifest) -> str:
@@ -59,16 +60,11 @@ def _changed(manifest: Manifest) -> list[options.Option]:
 
 
 def _main_table(sets: Sequence[Mapping[str, Any]]) -> str:
-    columns = {
-        f"{kind}{score}": f"{title}{column}"
-        for kind, title in KINDS.items()
-        for score, column in COLUMNS.items()
-        if any(f"{kind}{score}" in each["scores"] for each in sets)
-    }
+    columns = {name: title for name, title in TITLES.items() if any(name in each["scores"] for each in sets)}
     rows = []
     for each in sets:
         count = f"{each['scores']['num_images']:,.0f}"
-        rows.append([each["name"], each["split"], count, *(_number(name, each["scores"]) for name in columns)])
+        rows.append([each["name"], each["split"], count, *(number(name, each["scores"]) for name in columns)])
         if each["published"]:
             theirs = each["published"]["scores"]
             numbers = (f"{theirs[name]:g}" if name in theirs else "" for name in columns)
@@ -109,7 +105,7 @@ def _breakdowns(sets: Sequence[Mapping[str, Any]]) -> list[str]:
             rows = sorted(groups.items(), key=lambda group: group[1]["iou"])
             columns = {"iou": "IoU", "cut_iou": "cut IoU"} if "cut_iou" in each["objects"] else {"iou": "IoU"}
             table = [
-                [name, f"{means['num_objects']:,.0f}", *(_number(column, means) for column in columns)]
+                [name, f"{means['num_objects']:,.0f}", *(number(column, means) for column in columns)]
                 for name, means in [*rows, ("all objects", each["objects"])]
             ]
             found += [f"{each['name']} {each['split']}, objects by {key}", _markdown([key, "objects", *columns.values()], table, 1)]
@@ -118,7 +114,8 @@ def _breakdowns(sets: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _number(name: str, scores: Mapping[str, float]) -> str:
+def number(name: str, scores: Mapping[str, float]) -> str:
+    """A score as tables have it, empty where it is not there."""
     if name not in scores:
         return ""
     return f"{scores[name]:.2f}" if name.endswith("mse") else f"{scores[name]:.4f}"
