@@ -29,10 +29,12 @@ environment() {
     # A path that is there already is not put in front again.
     # shellcheck disable=SC2016
     printf 'case $PATH in %q:*) ;; *) export PATH=%q:$PATH ;; esac\n' "$venv/bin" "$venv/bin"
+    # RAY_JOB_STOP_...: `ray job stop` kills after 3 s by default, before a sweep has written its checkpoints.
     printf 'export %s=%q\n' \
         RAY_ADDRESS auto \
         RAY_AUTH_MODE "${RAY_AUTH_MODE:-token}" \
         RAY_USAGE_STATS_ENABLED 0 \
+        RAY_JOB_STOP_WAIT_TIME_S 120 \
         MLFLOW_DISABLE_TELEMETRY true \
         MLFLOW_TRACKING_URI "${MLFLOW_TRACKING_URI:-http://$head:${CUTSLOTS_TRACKING_PORT:-5000}}" \
         CUTSLOTS_HEAD "$head" \
