@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-fast lint format benchmarks clean
+.PHONY: help demo test test-survival test-fast lint format benchmarks clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,8 +28,11 @@ demo: $(VENV)/installed ## prepare built-in scenes, train the small model, evalu
 	@echo "masks beside images: $${CUTSLOTS_HOME:-cutslots-home}/demo.png"
 	@echo "the run in MLflow:   $(BIN)/cutslots ui"
 
-test: $(VENV)/installed lint ## lint, types and all tests
-	$(BIN)/python -m pytest -q
+test: $(VENV)/installed lint ## lint, types and all tests but those of `make test-survival`
+	$(BIN)/python -m pytest -q -m "not survival"
+
+test-survival: $(VENV)/installed ## what sweeps survive: killed workers and nodes, failing trials, absent servers; minutes
+	$(BIN)/python -m pytest -q -m survival
 
 test-fast: $(VENV)/installed ## the tests that take less than ten seconds
 	$(BIN)/python -m pytest -q -m "not slow"

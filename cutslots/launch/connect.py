@@ -54,6 +54,17 @@ class Resources:
         return each if self.workers == 1 else f"{self.workers} workers of {each}"
 
 
+def check_here(need: Resources) -> None:
+    """Refuse at once what this machine can never give; a cluster that RAY_ADDRESS names is asked when it is connected.
+
+    Raises:
+        InputError: the resources can never be met.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        torch = sys.modules.get("torch") or __import__("torch")
+        fitting(need, [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}], os.environ.get(CLUSTER))
+
+
 @contextlib.contextmanager
 def connected(need: Resources, num_cpus: int | None = None) -> Iterator[int]:
     """Ray, with room for at least one such trial; yields how many fit at once (on a growing cluster, when it has grown).

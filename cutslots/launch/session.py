@@ -16,7 +16,7 @@ from rich.console import Console
 import cutslots
 from cutslots import data, runlog
 from cutslots.errors import BusyError, InputError
-from cutslots.launch.connect import Resources, connected
+from cutslots.launch.connect import Resources, check_here, connected
 from cutslots.launch.driver import Driver, Plan, end_log
 from cutslots.launch.local import Status, runs_dir
 from cutslots.launch.study import Study
@@ -110,6 +110,7 @@ def _logged(study: Study, folder: Path, plan: Plan, how: How) -> int:
         raise InputError(
             f"--workers-per-trial {resources.workers} does not divide the batch of {size} images. Use a divisor of it."
         )
+    check_here(resources)
     # It makes a fresh database while Ray starts.
     log = RunLog(folder, experiment=plan.experiment, run_name=sweep.name, say=_to_stderr)
     study.optuna.set_user_attr(OVER, False)

@@ -2,26 +2,25 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import psutil
-import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from traces import last_step, newest_step, status
 
-from cutslots.data import manifest
 from cutslots.runlog import children, find_runs
 from cutslots.runlog.found import FoundRun
-from cutslots.runlog.journal import events
-from cutslots.train import checkpoint
-from cutslots.train.config import signature
+from cutslots.runlog.journal import events, opening
 
 FILES = Path(__file__).parent / "sweep_files"
+T = TypeVar("T")
 PATIENCE = 240.0  # seconds for anything to happen on a machine that does other things too
 
 
@@ -37,7 +36,7 @@ class Driven:
         self.home, self.data, self.file, self.env = home, data, FILES / file, env or {}
         self.folder = home / "sweeps" / self.file.stem
         self.log = home / "driver.txt"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes]
 
     def start(self, *arguments: str) -> None:
         """Start a driver, in a process group of its own as a shell does it."""
@@ -60,23 +59,32 @@ class Driven:
 
     def ended(self) -> int:
         """The exit status, when the driver has ended by itself."""
-        assert self.process is not None
         try:
             return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the driver does not end\n{self.said()}") from None
 
-    def wait(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-        """What `condition` returns when it is true at last; fails when the driver ends or time runs out before."""
-        until = time.monotonic() + seconds
-        while not (found := condition()):
-            ended = self.process is not None and self.process.poll() is not None
-            if (ended or time.monotonic() > until) and not (found := condition()):
-                raise AssertionError(f"{what}: not so {'when the driver ended' if ended else 'in time'}\n{self.said()}")
+    def kill(self) -> None:
+        """SIGKILL to the driver."""
+        self.process.kill()
+        self.process.wait()
+
+    def gone(self) -> None:
+        """Wait until nothing of it lives any more."""
+        self.wait(lambda: not self.processes(), "an end of all of its processes")
+
+    def wait(self, condition: Callable[[], T | None], what: str) -> T:
+        """What `condition` returns when it is true at last; fails when a living driver ends or time runs out before."""
+        until = time.monotonic() + PATIENCE
+        lived = self.process.poll() is None
+        while True:
+            ended = lived and self.process.poll() is not None
+            found = condition()
             if found:
-                break
+                return found
+            assert not ended, f"{what}: not so when the driver ended\n{self.said()}"
+            assert time.monotonic() < until, f"{what}: not so after {PATIENCE:.0f} s\n{self.said()}"
             time.sleep(0.02)
-        return found
 
     def said(self, lines: int = 60) -> str:
         """The end of all that was said, for the report of a failed test."""
@@ -98,24 +106,32 @@ class Driven:
         """Leave nothing behind, however the test ended."""
         for process in self.processes():
             process.kill()
-        if self.process:
+        if hasattr(self, "process"):
             self.process.wait()
 
     # Trials
 
     def runs(self) -> list[Path]:
         """The folders of the trials' runs that have begun, oldest first."""
-        found = [path.parent for path in self.home.glob("runs/*/journal.jsonl")]
-        return sorted(found, key=lambda path: next(events(path))["time"])
+        begun = {path.parent: opening(path.parent) for path in self.home.glob("runs/*/journal.jsonl")}
+        return sorted((run for run, opened in begun.items() if opened), key=lambda run: (begun[run] or {})["time"])
 
-    def steps(self, run: Path) -> int:
-        """The step of a run's newest checkpoint, 0 without one."""
-        found = checkpoint.steps(run / "checkpoints")
-        return int(found[-1].stem.partition("-")[2]) if found else 0
+    def labelled(self, label: str) -> Path | None:
+        """The folder of the run of the trial of that name, when it has begun."""
+        names = {event["values"].get("label"): run for run in self.runs() for event in events(run) if event["kind"] == "tags"}
+        return names.get(label)
 
-    def trainer(self, run: Path) -> psutil.Process | None:
+    def trainer(self, run: Path) -> psutil.Process:
         """The process that trains in `run`, which holds its journal open."""
-        return next((each for each in self.processes() if _opened(each, run / "journal.jsonl")), None)
+        return next(each for each in self.processes() if _opened(each, run / "journal.jsonl"))
+
+    def finished(self) -> list[Path]:
+        """The folders of the runs that have ended by themselves."""
+        return [run for run in self.runs() if status(run) == "FINISHED"]
+
+    def between_checkpoints(self, step: int, end: int = 200) -> Path | None:
+        """A run that has gone on since its last checkpoint, which is of `step` or a later one, and is not near its end."""
+        return next((run for run in self.runs() if end - 20 > last_step(run) > newest_step(run) >= step), None)
 
     def workers(self) -> list[psutil.Process]:
         """The processes of Ray Train's workers."""
@@ -123,8 +139,7 @@ class Driven:
 
     def study(self) -> list[optuna.trial.FrozenTrial]:
         """The study's trials, as its file says."""
-        backend = optuna.storages.journal.JournalFileBackend(str(self.folder / "study.log"))
-        storage = optuna.storages.JournalStorage(backend)
+        storage = JournalStorage(JournalFileBackend(str(self.folder / "study.log")))
         return optuna.load_study(study_name=self.folder.name, storage=storage).trials
 
     def records(self) -> list[dict[str, Any]]:
@@ -157,33 +172,6 @@ def _opened(process: psutil.Process, path: Path) -> bool:
         return False
 
 
-def openings(run: Path) -> int:
-    """How many processes have trained in `run`, one after the other."""
-    return sum(event["kind"] == "open" for event in events(run))
-
-
-def steps_logged(run: Path) -> list[int]:
-    """The steps of all training metrics in a run's journal, in the order in which they were written."""
-    return [event["step"] for event in events(run) if event["kind"] == "metrics" and "train/loss" in event["values"]]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """The weights and the optimiser's state of a run's last checkpoint, by name."""
-    state = checkpoint.newest(run / "checkpoints")
-    assert state is not None
-    return dict(_tensors(state["model"], "model")) | dict(_tensors(state["optimizer"], "optimizer"))
-
-
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield from _tensors(each, f"{name}.{key}")
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    """Bit for bit."""
-    assert left.keys() == right.keys()
-    different = [name for name in left if not torch.equal(left[name], right[name])]
-    assert not different, f"{len(different)} of {len(left)} tensors differ: {different[:5]}"
+def in_shared_memory() -> set[str]:
+    """What Ray and torch would leave in shared memory."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("plasma", "ray", "torch", "sem.", "psm_"))}

@@ -1,91 +1,105 @@
 """What happens to sweeps: processes, drivers and nodes that die, trials that fail, signals. All of it happens for real."""
 
-import os
-import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-import torch
-from driven import Driven, assert_same, openings, steps_logged, weights
+from driven import Driven, in_shared_memory
+from traces import assert_resumed, assert_same, last_step, newest_step, status, stretches, undisturbed, weights, written
 
-from cutslots.data import prepare, sources
-from cutslots.runlog import RunLog
-from cutslots.train import fit
-from cutslots.train.config import from_json
+from cutslots.runlog import find_runs
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with prepared scenes and with a database, which takes MLflow seconds to make."""
-    folder = tmp_path_factory.mktemp("made")
-    prepare("scenes", None, folder / "scenes", sources.load("scenes").Options(count=60, size=32))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUTSLOTS_HOME", str(folder / "home"))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert RunLog(folder / "home" / "run", experiment="first", run_name="first").close(timeout=120) == 0
-    return folder
-
-
-@pytest.fixture
-def sweep(made: Path, tmp_path: Path) -> Iterator[Callable[..., Driven]]:
-    """Makes sweeps, each with a home of its own."""
-    every: list[Driven] = []
-
-    def make(file: str = "tiny.py", env: dict[str, str] | None = None) -> Driven:
-        home = tmp_path / f"home-{len(every)}"
-        home.mkdir()
-        shutil.copyfile(made / "home" / "mlflow.db", home / "mlflow.db")
-        every.append(Driven(home, made / "scenes", file, env))
-        return every[-1]
-
-    yield make
-    for each in every:
-        each.kill_rest()
-
-
-def undisturbed(sweep: Driven, run: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """The last weights of the same run in this process, from its start to its end without a stop."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        fit(from_json((run / "config.json").read_text()), sweep.data, folder, device="cpu")
-    finally:
-        torch.set_num_threads(threads)
-    return weights(folder)
-
-
-def past_a_checkpoint(sweep: Driven, step: int) -> Path | None:
-    """A run that is between two checkpoints, the earlier one of at least `step`; for killing."""
-    for run in sweep.runs():
-        logged = steps_logged(run)
-        if logged and logged[-1] > sweep.steps(run) >= step and logged[-1] < 200:
-            return run
-    return None
+def at_its_end(driven: Driven) -> Path | None:
+    """A run that has written its last checkpoint and not yet closed its log."""
+    return next((run for run in driven.runs() if newest_step(run) == 200 and status(run) is None), None)
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(sweep: Callable[..., Driven], tmp_path: Path) -> None:
     driven = sweep()
     driven.start("--trials", "0")
-    run = driven.wait(lambda: past_a_checkpoint(driven, 40), "a trial past its first checkpoints")
-    trainer = driven.trainer(run)
-    assert trainer is not None
-    trainer.kill()
+    run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
+    driven.trainer(run).kill()
     assert driven.ended() == 0, driven.said()
 
-    assert openings(run) == 2
-    steps = steps_logged(run)
-    (again,) = [index for index in range(1, len(steps)) if steps[index] <= steps[index - 1]]
-    assert steps[again] > 40, f"it began anew: {steps}"
-    assert sorted(set(steps)) == list(range(5, 201, 5))
-    assert_same(weights(run), undisturbed(driven, run, tmp_path / "undisturbed"))
+    assert_resumed(run, 40)
+    assert_same(weights(run), undisturbed(run, driven.data, tmp_path / "undisturbed"))
     (child,) = driven.children()
     assert (child.status, child.tags["state"], child.tags.get("cause")) == ("FINISHED", "finished", None)
     assert driven.parent().status == "FINISHED"
     assert [each["state"] for each in driven.records()] == ["finished"]
     assert "goes on from its last checkpoint" in driven.log.read_text()
+
+
+def test_a_killed_driver_is_followed_by_another(sweep: Callable[..., Driven]) -> None:
+    """One trial is finished, one has only its log to end, one is in the middle, one has not begun."""
+    driven = sweep()
+    driven.start("--trials", "3", "--concurrent", "2")
+    ending = driven.wait(lambda: at_its_end(driven), "a trial at its last checkpoint")
+    trainer = driven.trainer(ending)
+    trainer.suspend()
+    assert status(ending) is None
+    driven.wait(lambda: driven.finished(), "a finished trial")
+    middle = driven.wait(lambda: driven.between_checkpoints(40), "a trial in the middle")
+    driven.kill()
+    trainer.kill()
+    driven.gone()
+    (done,) = driven.finished()
+    before = written(done), [(trial.number, trial.params) for trial in driven.study()][:3]
+    assert {run.status for run in driven.children()} == {"RUNNING", "FINISHED"}
+
+    assert driven.run("--trials", "3", "--concurrent", "2", "--resume") == 0, driven.said()
+    assert (written(done), [(trial.number, trial.params) for trial in driven.study()][:3]) == before
+    assert [trial.number for trial in driven.study() if trial.state.name == "COMPLETE"] == [0, 1, 2, 3]
+    assert stretches(ending) == [list(range(5, 201, 5)), []]
+    assert_resumed(middle, 40)
+    runs = driven.children()
+    assert [run.status for run in runs] == ["FINISHED"] * 4
+    assert len({run.tags["signature"] for run in runs}) == 4
+    assert all("best/ari_fg" in run.metrics and run.tags["state"] == "finished" for run in runs)
+    assert find_runs("attributes.status = 'RUNNING'", tracking_uri=driven.uri) == []
+    assert sorted(run.tags["rank"] for run in runs) == ["1", "2", "3", "4"]
+
+    assert driven.run("--trials", "3", "--resume") == 0
+    assert "is finished" in driven.log.read_text()
+    assert written(done) == before[0]
+
+
+def test_what_can_never_run_is_refused(sweep: Callable[..., Driven]) -> None:
+    driven = sweep()
+    for number, asked in ((8, "--gpus-per-trial"), (999, "--cpus-per-trial"), (64, "--workers-per-trial")):
+        assert driven.run(asked, str(number), "--set", "optim.batch_size=64") == 2, driven.said()
+        said = driven.log.read_text().splitlines()[-1]
+        assert said.startswith(f"error: a trial takes {number} {'GPU' if 'gpu' in asked else 'CPU'}"), said
+        assert asked in said
+    assert {trial.state.name for trial in driven.study()} == {"WAITING"}
+    assert find_runs("tags.kind = 'sweep'", tracking_uri=driven.uri) == []
+
+
+def test_sigterm_leaves_checkpoints_and_nothing_else(sweep: Callable[..., Driven]) -> None:
+    driven = sweep()
+    rarely = ("--trials", "1", "--set", "train.checkpoint_every=1000", "--set", "train.eval_every=1000")
+    shared = in_shared_memory()
+    driven.start(*rarely)
+    driven.wait(lambda: [last_step(run) > 40 for run in driven.runs()] == [True, True], "two trials under way")
+    driven.process.send_signal(signal.SIGTERM)
+    assert driven.ended() == 130, driven.said()
+    driven.gone()
+
+    runs = driven.runs()
+    assert all(40 < newest_step(run) < 200 for run in runs)
+    assert [(run.status, run.tags["state"]) for run in driven.children()] == [("KILLED", "interrupted")] * 2
+    assert (driven.parent().status, driven.parent().tags["state"]) == ("KILLED", "interrupted")
+    assert [each["state"] for each in driven.records()] == ["interrupted"] * 2
+    assert in_shared_memory() <= shared
+
+    stopped = {run: newest_step(run) for run in runs}
+    assert driven.run(*rarely, "--resume") == 0, driven.said()
+    for run in runs:
+        first, second = stretches(run)
+        assert first + second == list(range(5, 201, 5))
+        assert first[-1] <= stopped[run] < second[0]
+    assert [run.status for run in driven.children()] == ["FINISHED"] * 2

@@ -1,6 +1,6 @@
 """A sweep whose trials take a few seconds each: does it survive what happens to it?
 
-    python tests/launch/sweep_files/tiny.py --data FOLDER --trials 0     # one trial
+python tests/launch/sweep_files/tiny.py --data FOLDER --trials 0     # one trial
 """
 
 from cutslots.launch.sweep import Setting, Sweep, log_uniform, main
