@@ -1,5 +1,6 @@
 """A trained model as two files that hold no code: `config.json` and `weights.safetensors`; and how to use it on new images."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,15 @@ def provenance(path: Path) -> dict[str, Any]:
     """What numbers of a model should carry: signature, step and data digest; empty for exported models that do not know them."""
     state = described(path) if path.is_dir() else checkpoint.load(path)
     return {name: state[name] for name in ("signature", "step", "data_digest") if name in state}
+
+
+def weights_digest(model: nn.Module) -> str:
+    """What makes a trained model itself: twelve hexadecimal digits of its weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[RunConfig, dict[str, Any]]:
