@@ -79,6 +79,8 @@ class Predictions:
         """Write the list; not `now`: only when some seconds have passed since it was written."""
         if not now and time.monotonic() - self._saved < SAVE_SECONDS:
             return
-        images = [self._entries[name] for name in sorted(self._entries)]
-        write_text(self.out / LIST, json.dumps({"model": self.model, "images": images}, indent=1) + "\n")
+        images = ",\n  ".join(
+            json.dumps(self._entries[name]) for name in sorted(self._entries)
+        )  # a line each, to be read and compared
+        write_text(self.out / LIST, f'{{\n "model": {json.dumps(self.model)},\n "images": [\n  {images}\n ]\n}}\n')
         self._saved = time.monotonic()
