@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,34 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sweep(made: Path, tmp_path: Path) -> Iterator[Callable[..., Driven]]:
     """Makes sweeps, each with a home of its own."""
+    with sweeps(made, tmp_path) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def compared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Driven]]:
+    """The sweep `workers.py`, run to its end with one worker a trial and with two, by number of workers."""
+    with sweeps(made, tmp_path_factory.mktemp("compared")) as make:
+        found = {1: make("workers.py"), 2: make("workers.py")}
+        for number, driven in found.items():
+            assert driven.run("--retries", "1", "--workers-per-trial", str(number)) == 0, driven.said()
+        yield found
+
+
+@contextmanager
+def sweeps(made: Path, folder: Path) -> Iterator[Callable[..., Driven]]:
+    """Makes sweeps, and leaves none of their processes behind."""
     every: list[Driven] = []
 
     def make(file: str = "tiny.py", env: dict[str, str] | None = None) -> Driven:
-        home = tmp_path / f"home-{len(every)}"
+        home = folder / f"home-{len(every)}"
         home.mkdir()
         shutil.copyfile(made / "home" / "mlflow.db", home / "mlflow.db")
         every.append(Driven(home, made / "scenes", file, env))
         return every[-1]
 
-    yield make
-    for each in every:
-        each.kill_rest()
+    try:
+        yield make
+    finally:
+        for each in every:
+            each.kill_rest()

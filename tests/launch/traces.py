@@ -79,9 +79,15 @@ def written(run: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in run.glob("checkpoints/*")} | {"opened": len(stretches(run))}
 
 
-def assert_resumed(run: Path, step: int) -> None:
-    """It was begun again once, after `step`, and has logged every step."""
+def assert_resumed(run: Path, *after: int, end: int = 200) -> None:
+    """It was begun again after each of these steps or a later one, and has logged every step to its end."""
     found = stretches(run)
-    assert len(found) == 2, found
-    assert found[1][0] > step, f"begun anew: {found}"
-    assert sorted(set(itertools.chain(*found))) == list(range(5, 201, 5))
+    assert len(found) == len(after) + 1, found
+    assert all(stretch[0] > step for stretch, step in zip(found[1:], after, strict=True)), f"begun anew: {found}"
+    assert sorted(set(itertools.chain(*found))) == list(range(5, end + 1, 5))
+
+
+def logged(run: Path, name: str) -> dict[int, float]:
+    """One of a run's metrics by step."""
+    found = [event for event in events(run) if event["kind"] == "metrics" and name in event["values"]]
+    return {event["step"]: float(event["values"][name]) for event in found}
