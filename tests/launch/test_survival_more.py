@@ -3,10 +3,11 @@
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from driven import Driven
-from traces import assert_resumed, assert_same, last_step, logged, newest_step, stretches, weights
+from traces import assert_resumed, assert_same, last_step, logged, newest_step, stretches, undisturbed, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.survival]
 
@@ -105,3 +106,30 @@ def test_a_second_ctrl_c_does_not_wait(sweep: Callable[..., Driven]) -> None:
     (child,) = driven.children()
     assert (child.status, child.tags["state"]) == ("KILLED", "interrupted")
     assert driven.parent().status == "KILLED"
+
+
+def test_trials_of_a_lost_node_move(sweep: Callable[..., Driven], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes with room for one trial each; one of them goes, and its trial waits for the other."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = {node.all_processes["raylet"][0].process.pid: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
+        driven = sweep(env={"RAY_ADDRESS": cluster.address})
+        driven.start("--trials", "1")
+        driven.wait(lambda: len(driven.runs()) == 2, "two trials")
+        run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
+        lost = driven.trainer(run).ppid()
+        cluster.remove_node(nodes.pop(lost), allow_graceful=False)
+        driven.wait(lambda: len(stretches(run)) == 2, "its second process")
+        assert driven.trainer(run).ppid() in nodes
+        assert driven.ended() == 0, driven.said()
+    finally:
+        cluster.shutdown()
+    assert_resumed(run, 40)
+    assert_same(weights(run), undisturbed(run, driven.data, tmp_path / "undisturbed"))
+    assert [child.status for child in driven.children()] == ["FINISHED"] * 2
+    (other,) = set(driven.runs()) - {run}
+    assert len(stretches(other)) == 1
