@@ -135,11 +135,17 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
             similarities.append(similarity)
         else:
             outputs = model(to_model(torch.from_numpy(images[now]), size, device))
-        picture = ((outputs.reconstruction.float() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
-        for name, value in {**label_maps(outputs, size), "reconstructions": picture}.items():
-            found.setdefault(name, []).append(value.to(torch.uint8).cpu())
+        for name, value in readings(outputs, size).items():
+            found.setdefault(name, []).append(value.cpu())
     whole = {name: torch.cat(parts) for name, parts in found.items()}
     if similarities:
         maps = {name: labels for name, labels in whole.items() if name != "reconstructions"}
         whole |= renamed(maps, torch.cat(similarities)[:-1])
     return {name: value.to(torch.uint8).numpy() for name, value in whole.items()}
+
+
+def readings(outputs: Any, size: int) -> dict[str, Tensor]:
+    """What `predict` reads off a model's outputs, uint8: `masks`, `cut_masks` of models that cut, `reconstructions`."""
+    picture = ((outputs.reconstruction.float() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
+    found = {**label_maps(outputs, size), "reconstructions": picture}
+    return {name: value.to(torch.uint8) for name, value in found.items()}
