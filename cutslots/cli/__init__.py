@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from cutslots.cli._errors import users_fault
 
 # The help lists commands in the order in which they are needed; a new one comes behind these, by name.
-ORDER = ("prepare", "check", "train", "evaluate", "presets", "sync", "ui", "bench")
+ORDER = ("prepare", "check", "train", "evaluate", "best", "predict", "export", "baselines", "presets", "sync", "ui", "bench")
 
 
 class Command(Protocol):
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="cutslots",
         description="Object-centric learning by differentiable minimum cuts.",
+        formatter_class=_Help,
         epilog="CUTSLOTS_HOME names the folder of runs, tracking store and built-in data; default ./cutslots-home.",
     )
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser)
@@ -67,6 +68,14 @@ def parser() -> argparse.ArgumentParser:
         each.command = command
         each.set_defaults(run=command.run)
     return top
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the longest command: argparse forgets by how much it indents them."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length = max([self._action_max_length, *(len(name) + 4 for name in names())])
 
 
 class _CommandParser(argparse.ArgumentParser):
