@@ -1,13 +1,21 @@
 """More of what happens to sweeps: failing trials, workers and nodes that die, a tracking server that goes away."""
 
+import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from driven import Driven
-from traces import assert_resumed, assert_same, last_step, logged, newest_step, stretches, undisturbed, weights
+from traces import assert_resumed, assert_same, last_step, logged, newest_step, status, stretches, undisturbed, weights
+
+from cutslots.runlog import events
 
 pytestmark = [pytest.mark.slow, pytest.mark.survival]
 
@@ -133,3 +141,71 @@ def test_trials_of_a_lost_node_move(sweep: Callable[..., Driven], tmp_path: Path
     assert [child.status for child in driven.children()] == ["FINISHED"] * 2
     (other,) = set(driven.runs()) - {run}
     assert len(stretches(other)) == 1
+
+
+class Server:
+    """An MLflow server on a port of its own, with a database that outlives it."""
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        folder.mkdir()
+        self.folder, self.database = folder, folder / "mlflow.db"
+        shutil.copyfile(database, self.database)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; it answers some seconds later."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", str(self.folder / "artifacts")]
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # whose processes take longer to start than it
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True)
+
+    def stop(self) -> None:
+        """Kill it."""
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def points(self, run_id: str) -> set[tuple[str, int, float, int]]:
+        """All metric points of a run: name, step, value, time."""
+        with sqlite3.connect(self.database) as database:
+            rows = "SELECT key, step, value, timestamp FROM metrics WHERE run_uuid = ? AND NOT is_nan"
+            return set(database.execute(rows, (run_id,)))
+
+
+@pytest.fixture
+def server(made: Path, tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "server", made / "home" / "mlflow.db")
+    yield server
+    server.stop()
+
+
+def test_a_tracking_server_goes_away_and_comes_back(sweep: Callable[..., Driven], server: Server) -> None:
+    """One trial ends while it is away, and another begins."""
+    driven = sweep(env={"MLFLOW_TRACKING_URI": server.uri})
+    server.start()
+    driven.start("--trials", "2", "--concurrent", "1", "--set", "train.steps=300")
+    first = driven.wait(lambda: driven.between_checkpoints(40, 300), "a trial past its first checkpoints")
+    server.stop()
+    driven.wait(lambda: status(first) == "FINISHED", "an end of the trial")
+    second = driven.wait(lambda: next((run for run in driven.runs() if run != first and last_step(run) > 40), None), "the next one")
+    server.start()
+    assert driven.ended() == 0, driven.said()
+
+    assert len(driven.runs()) == 3
+    assert all(stretches(run) == [list(range(5, 301, 5))] for run in (first, second))
+    for run in (*driven.runs(), driven.folder):
+        told = json.loads((run / "mlflow.json").read_text())
+        assert told["refused"] == 0
+        journal = [event for event in events(run) if event["kind"] == "metrics"]
+        assert server.points(told["run_id"]) == {
+            (name, event["step"], value, event["time"]) for event in journal for name, value in event["values"].items()
+        }
+    assert [(child.status, child.tags["state"]) for child in driven.children()] == [("FINISHED", "finished")] * 3
+    assert sorted(child.tags["rank"] for child in driven.children()) == ["1", "2", "3"]
+    assert (driven.parent().status, driven.parent().tags["state"]) == ("FINISHED", "finished")
+    assert "version 1" in driven.log.read_text()
