@@ -59,7 +59,8 @@ def _title(board: "Board") -> str:
 
     order = "smallest" if smaller_is_better(board.metric) else "largest"
     measured = "best of training" if board.split == "val" else "as evaluated"
-    return f"{board.dataset} {board.split} ({measured}), {order} {board.metric} first, {board.num_runs} runs"
+    count = f"{board.num_runs} run{'s' * (board.num_runs != 1)}"
+    return f"{board.dataset} {board.split} ({measured}), {order} {board.metric} first, {count}"
 
 
 def _plain(board: "Board") -> None:

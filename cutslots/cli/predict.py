@@ -56,7 +56,7 @@ def run(chosen: argparse.Namespace) -> None:
     found = find(chosen.images, out)
     if found.others:
         names = ", ".join(other.name for other in found.others[:3])
-        print(f"left aside {len(found.others)} files that are no PNG or JPEG: {names}", file=sys.stderr)
+        print(f"left aside, being no PNG or JPEG: {len(found.others)}, such as {names}", file=sys.stderr)
     predictions = Predictions(out, _about(chosen.model, path, model), chosen.overwrite)
     groups = _clips(found.pictures) if is_video(model) else [[picture] for picture in found.pictures]
     missing = [group for group in groups if not all(predictions.has(picture) for picture in group)]
@@ -74,7 +74,7 @@ def run(chosen: argparse.Namespace) -> None:
             if done:
                 predictions.save()
     there = len(found.pictures) - count
-    print(f"{count} pictures predicted" + (f", {there} were there already" if there else "") + f": {out}")
+    print(f"{count} picture{'s' * (count != 1)} predicted" + (f", {there} were there already" if there else "") + f": {out}")
 
 
 def _about(reference: str, path: Path, model: Any) -> dict[str, Any]:

@@ -292,9 +292,9 @@ def _clock(seconds: float) -> str:
 def notes(board: Board) -> Iterator[str]:
     """What has to be said below a board."""
     if board.num_runs > len(board.entries):
-        yield f"{board.num_runs - len(board.entries)} more runs: --limit {board.num_runs}"
+        yield f"not shown: {board.num_runs - len(board.entries)} more; --limit {board.num_runs} shows all"
     if board.num_unranked:
-        yield f"{board.num_unranked} runs have no finite {board.metric}"
+        yield f"without a finite {board.metric}: {board.num_unranked}"
     for publication, mark in _marks(board.published).items():
         differs = {reason: None for row in board.published if row.publication == publication for reason in row.differs}
         yield f"[{mark}] {publication}" + "".join(f"; {reason}" for reason in differs)

@@ -60,14 +60,14 @@ def test_the_leaderboard_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["best", "--split", "test"]) == 0
     title, _, line = capsys.readouterr().out.splitlines()
-    assert title == "scenes test (as evaluated), largest ari_fg first, 1 runs"
+    assert title == "scenes test (as evaluated), largest ari_fg first, 1 run"
     assert " low " in line
 
 
 def test_published_rows_stand_beside_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["best", "--dataset", "clevrtex", "--metric", "mse"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "clevrtex val (best of training), smallest mse first, 1 runs"
+    assert lines[0] == "clevrtex val (best of training), smallest mse first, 1 run"
     assert lines[2].startswith("1 ")
     published = [line for line in lines if line.startswith("- ")]
     assert len(published) == sum("mse" in row.scores for row in rows("clevrtex"))

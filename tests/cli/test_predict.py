@@ -61,7 +61,7 @@ def mask(out: Path, name: str) -> np.ndarray:
 def test_a_picture_of_the_models_size_is_what_the_model_sees(model: Path, tmp_path: Path, capsys) -> None:
     pixels = noise(tmp_path / "in.png", 32, 32)
     assert main(["predict", str(model), str(tmp_path / "in.png"), "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == f"1 pictures predicted: {tmp_path / 'out'}\n"
+    assert capsys.readouterr().out == f"1 picture predicted: {tmp_path / 'out'}\n"
     truth = predict(load_model(model), pixels[None])
     np.testing.assert_array_equal(mask(tmp_path / "out", "in"), truth["masks"][0])
     with Image.open(tmp_path / "out" / "overlays" / "in.png") as drawn:

@@ -86,7 +86,7 @@ def test_a_board_for_each_set_the_best_first(ids):
     assert 0 <= tex.entries[0].seconds < 60
     assert (scenes.dataset, names(scenes)) == ("scenes", ["plain", "again"]), "of equals the first"
     assert list(notes(tex)) == [
-        "1 runs have no finite ari_fg",
+        "without a finite ari_fg: 1",
         "[a] Miyato et al. 2025, README of github.com/autonomousvision/akorn; "
         "clusters of features are scored, not masks of a decoder",
         "[b] the checkpoint that Pervez et al. published, evaluated by them",
@@ -109,7 +109,7 @@ def test_settings_are_those_that_differ(ids):
     assert [entry.settings for entry in ours.entries] == [{"gamma": "0.1"}, {"gamma": "2.0"}, {"gamma": "0.5"}]
     (two,) = leaderboards(dataset="clevrtex", limit=2)
     assert names(two) == ["g1", "attention"]
-    assert "2 more runs: --limit 4" in notes(two)
+    assert "not shown: 2 more; --limit 4 shows all" in notes(two)
 
 
 def test_a_name_that_two_settings_end_in_is_longer(ids, tmp_path):
