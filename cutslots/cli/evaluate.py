@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="RUN_OR_CHECKPOINT",
-        help="a run's name or folder (its best checkpoint), a checkpoint, an exported folder, an MLflow run id, or models:/NAME@champion",
+        help="a run's name or folder (its best checkpoint), a checkpoint, an exported folder, an MLflow run id, or "
+        "models:/NAME@champion",
     )
     parser.add_argument("--data", metavar="DIR", action="append", required=True, help="a prepared dataset; repeatable")
     parser.add_argument("--split", help="which split of each; default test, where there is none the only one but train")
