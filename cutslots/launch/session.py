@@ -128,7 +128,7 @@ def _logged(study: Study, folder: Path, plan: Plan, how: How) -> int:
         log.tags({"state": {"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed")})
         left = log.close(status, SYNC_SECONDS)
         _end_logs(study, _to_stderr)
-        left += _deliver_rest(study, _to_stderr)
+        left = left or _deliver_rest(study, _to_stderr)
     study.optuna.set_user_attr(OVER, published and not left)
     return {"FINISHED": 0, "KILLED": 130}.get(status, 1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from driven import Driven
-from traces import assert_resumed, assert_same, last_step, logged, newest_step, status, stretches, undisturbed, weights
+from traces import assert_resumed, assert_same, last_step, logged, newest_step, status, stretches, undisturbed, weights, written
 
 from cutslots.runlog import events
 
@@ -207,5 +207,26 @@ def test_a_tracking_server_goes_away_and_comes_back(sweep: Callable[..., Driven]
         }
     assert [(child.status, child.tags["state"]) for child in driven.children()] == [("FINISHED", "finished")] * 3
     assert sorted(child.tags["rank"] for child in driven.children()) == ["1", "2", "3"]
+    assert (driven.parent().status, driven.parent().tags["state"]) == ("FINISHED", "finished")
+    assert "version 1" in driven.log.read_text()
+
+
+def test_a_tracking_server_stays_away(sweep: Callable[..., Driven], server: Server) -> None:
+    """The sweep ends without it, and `--resume` brings all there is when it is back."""
+    driven = sweep(env={"MLFLOW_TRACKING_URI": server.uri})
+    server.start()
+    driven.start("--trials", "0")
+    run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
+    server.stop()
+    assert driven.ended() == 0, driven.said()
+    assert "MLflow has neither ranks nor the best model" in driven.log.read_text()
+    assert stretches(run) == [list(range(5, 201, 5))]
+    before = written(run)
+
+    server.start()
+    assert driven.run("--trials", "0", "--resume") == 0, driven.said()
+    assert written(run) == before
+    (child,) = driven.children()
+    assert (child.status, child.tags["state"], child.tags["rank"]) == ("FINISHED", "finished", "1")
     assert (driven.parent().status, driven.parent().tags["state"]) == ("FINISHED", "finished")
     assert "version 1" in driven.log.read_text()
