@@ -6,10 +6,11 @@
     ray submit cluster/gpu.yaml sweeps/clevr.py    # a cluster
     python sweeps/clevr.py --smoke                 # does all of it run? minutes on a laptop
 
-The paper's setting and Slot Attention run first, with three seeds each; then 40 settings by TPE, which ASHA ends early; then the best
-one with the other two seeds. gamma sets all regularisation, gamma_edge apart from it the reach of the smoothing.
+The paper's setting and Slot Attention run first, with three seeds each; then 40 settings by TPE, which ASHA ends early; then the
+best one with the other two seeds. gamma sets all regularisation, gamma_edge apart from it the reach of the smoothing.
 
-Cost: one training of 312,500 steps is the unit; ASHA spends about 12 of them on the search, the rest is 8 (of them 3 of 500,000 steps).
+Cost: one training of 312,500 steps is the unit; ASHA spends about 12 of them on the search, and the rest is 8, three of them of
+500,000 steps.
 Expected: the paper reports ARI-FG 95.4 and mIoU 49.0 (Table 1); nobody has run this sweep whole yet.
 """
 

@@ -3,7 +3,7 @@
     python sweeps/demo.py                 # 8 trials, two at a time on two cores; --dry-run says what would be done
     cutslots ui                           # MLflow: curves, masks, models; experiment "scenes"
 
-Searched: the reach of the cut's smoothing (through the two gammas that set it), how sharply masks are combined, and the learning rate.
+Searched: the reach of the cut's smoothing (through gamma_edge), how sharply masks are combined, and the learning rate.
 `small` and Slot Attention between the same encoder and decoder run first and are not ended early.
 
 Cost: about six minutes on 2 cores. Expected: the best trial's ARI-FG on 400 validation scenes near 0.9; an untrained model and most

@@ -6,8 +6,9 @@
     ray submit cluster/gpu.yaml sweeps/movi_a.py   # a cluster
     python sweeps/movi_a.py --smoke                # does all of it run? minutes on a laptop; needs the prepared set
 
-The paper's setting and Slot Attention, frame by frame with chained slots, run first, with three seeds each; then 30 settings by TPE, which
-ASHA ends early; then the best one with the other two seeds. The paper names no temperature of the matching and no distance of frames.
+The paper's setting and Slot Attention, frame by frame with chained slots, run first, with three seeds each; then 30 settings by
+TPE, which ASHA ends early; then the best one with the other two seeds. The paper names no temperature of the matching and no
+distance of frames.
 
 Cost: one training of 312,500 steps on pairs is the unit; ASHA spends about 9 of them on the search, the rest is 8.
 Expected: the paper reports ARI-FG 65.6 and ARI 77.7 (section 6.3); nobody has run this sweep whole yet.
