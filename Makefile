@@ -21,12 +21,12 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-demo: $(VENV)/installed ## prepare built-in scenes, train the small model, evaluate it, fill MLflow, draw its masks
-	$(BIN)/cutslots prepare scenes --count 4000 --seed 0
-	$(BIN)/cutslots train scenes --preset small --name demo --resume
-	$(BIN)/cutslots evaluate demo --data $${CUTSLOTS_HOME:-cutslots-home}/data/scenes --figure $${CUTSLOTS_HOME:-cutslots-home}/demo.png
+demo: $(VENV)/installed ## a real small sweep on built-in scenes with MLflow; the best model scored on held-out scenes, its masks drawn
+	$(BIN)/python sweeps/demo.py --resume
+	$(BIN)/cutslots evaluate models:/cutslots-scenes@champion --data scenes --figure $${CUTSLOTS_HOME:-cutslots-home}/demo.png
+	$(BIN)/cutslots best --dataset scenes --limit 10
 	@echo "masks beside images: $${CUTSLOTS_HOME:-cutslots-home}/demo.png"
-	@echo "the run in MLflow:   $(BIN)/cutslots ui"
+	@echo "all of it in MLflow: $(BIN)/cutslots ui"
 
 test: $(VENV)/installed lint ## lint, types and all tests but those of `make test-survival`
 	$(BIN)/python -m pytest -q -m "not survival"
@@ -48,7 +48,7 @@ format: $(VENV)/installed ## rewrite the sources in the house format
 
 benchmarks: $(VENV)/installed ## every benchmark of this machine, figures in results/benchmarks/; RAW=FILE prepares real CLEVR
 	@mkdir -p results/benchmarks
-	for name in layer transform metrics batches fit tracking; do $(BIN)/cutslots bench $$name --json results/benchmarks/$$name.json || exit 1; done
+	for name in layer transform metrics batches fit tracking orchestration; do $(BIN)/cutslots bench $$name --json results/benchmarks/$$name.json || exit 1; done
 	$(BIN)/cutslots bench solvers --json results/benchmarks/solvers.json --figure results/benchmarks/solvers.png
 	$(BIN)/cutslots bench prepare $(if $(RAW),clevr $(RAW),scenes) --json results/benchmarks/prepare.json
 

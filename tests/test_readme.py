@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cutslots.cli import parser
+from cutslots.launch.command import parser as sweep_parser
 from cutslots.train.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -20,15 +21,27 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
+def lines() -> list[str]:
+    """The commands of all shell blocks, without their comments."""
+    return [line.split("#")[0].strip() for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+
+
 def commands() -> list[str]:
-    lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
-    return [line.split("#")[0].strip() for line in lines if line.strip().startswith("cutslots ")]
+    return [line for line in lines() if line.startswith("cutslots ")]
 
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command):
     """Every command line is one that the program takes (the demo and test_cli run them)."""
     assert parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", [line for line in lines() if line.startswith("python sweeps/")])
+def test_sweep_commands_parse(command):
+    _, file, *arguments = shlex.split(command)
+    assert (ROOT / file).is_file()
+    if "SWEEP = " in (ROOT / file).read_text():
+        assert sweep_parser().parse_args(arguments)
 
 
 def test_links_into_the_project_exist():

@@ -23,7 +23,7 @@ from cutslots.train.config import RunConfig, from_json, signature
 
 def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say; returns the exit status."""
-    chosen = _parser().parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     try:
         return _run(chosen, _adjusted(sweep, chosen))
     except InputError as error:
@@ -51,11 +51,12 @@ def _run(chosen: argparse.Namespace, sweep: Sweep) -> int:
     return session.run(sweep, folder, plan, how)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What a sweep file understands."""
+    sweeps = argparse.ArgumentParser(
         description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
+    add = sweeps.add_argument
     add("--dry-run", action="store_true", help="print the space, the trials, the resources and what is finished; start nothing")
     add("--smoke", action="store_true", help="a few trials of 30 steps of a small model: does all of it run?")
     add("--resume", action="store_true", help="go on with this sweep where it stopped; begins it when there is nothing yet")
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WHAT",
         help="run one trial in this process: its number, a run's name or MLflow id, or NAME=VALUE,...",
     )
-    return parser
+    return sweeps
 
 
 def _adjusted(sweep: Sweep, chosen: argparse.Namespace) -> Sweep:
