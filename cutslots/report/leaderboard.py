@@ -29,7 +29,7 @@ class Entry:
         rank: from 1 on.
         scores: all its finite scores there, by our names.
         trained_on: the set of its training data.
-        settings: the parameters in which the runs of the board differ, by the shortest ending of their names that is unambiguous.
+        settings: the parameters in which the runs of the board differ, by the ends ending of their names that is unambiguous.
         step: of the checkpoint that was best during training.
         seconds: from the run's start to its end; None while it goes on.
         state: finished, running, pruned, failed or interrupted.
@@ -128,7 +128,7 @@ def scores_of(run: FoundRun, split: str) -> dict[str, dict[str, float]]:
             found.setdefault(parts[0], {})[parts[2]] = value
     best = {name.removeprefix("best/"): value for name, value in run.metrics.items() if name.startswith("best/")}
     if split == VALIDATION and best:
-        found[_trained_on(run)] = {name: value for name, value in best.items() if name != "step"}
+        found[set_of(run)] = {name: value for name, value in best.items() if name != "step"}
     return found
 
 
@@ -158,7 +158,8 @@ def _known(what: str, names: Collection[str]) -> str:
     return f"{what}: {', '.join(sorted(names))}." if names else "Score runs first: cutslots evaluate RUN --data DIR --split SPLIT"
 
 
-def _trained_on(run: FoundRun) -> str:
+def set_of(run: FoundRun) -> str:
+    """The set of a run's training data."""
     return run.tags.get("set") or run.tags.get("dataset", "unknown")
 
 
@@ -168,12 +169,19 @@ def _board(dataset: str, split: str, metric: str, found: Sequence[tuple[FoundRun
     ranked = [(run, scores) for run, scores in scored if math.isfinite(scores[metric])]
     ranked.sort(key=lambda each: (-sign * each[1][metric], each[0].started))  # of equals, the one that was there first
     shown = ranked[:limit]
-    settings = _differing([run for run, _ in shown])
+    settings = differing([run for run, _ in shown])
     entries = [_entry(rank, run, scores, metric, settings[run.run_id]) for rank, (run, scores) in enumerate(shown, 1)]
     published = [row for row in rows(dataset) if metric in row.scores]
     published.sort(key=lambda row: -sign * row.scores[metric])
     return Board(
-        dataset, split, metric, entries, len(ranked), len(scored) - len(ranked), published, _differs(published, shown, split)
+        dataset,
+        split,
+        metric,
+        entries,
+        len(ranked),
+        len(scored) - len(ranked),
+        published,
+        known_differences(published, shown, split),
     )
 
 
@@ -184,7 +192,7 @@ def _entry(rank: int, run: FoundRun, scores: dict[str, float], metric: str, sett
         value=scores[metric],
         scores={name: score for name, score in scores.items() if math.isfinite(score)},
         model=run.tags.get("model", "unknown"),
-        trained_on=_trained_on(run),
+        trained_on=set_of(run),
         sweep=run.tags.get("sweep"),
         seed=run.params.get("train.seed"),
         settings=settings,
@@ -196,25 +204,25 @@ def _entry(rank: int, run: FoundRun, scores: dict[str, float], metric: str, sett
     )
 
 
-def _differing(runs: Sequence[FoundRun]) -> dict[str, dict[str, str]]:
+def differing(runs: Sequence[FoundRun]) -> dict[str, dict[str, str]]:
     """The parameters of each run, by its id, in which these runs differ; one that a model lacks makes no difference."""
     # How long a run is may change when it is resumed, so it is a tag; the data's digest is one too.
     extra = {"train.steps": "train.steps", "data_digest": "data"}
     settings = {run.run_id: run.params | {name: run.tags[tag] for tag, name in extra.items() if tag in run.tags} for run in runs}
     names = dict.fromkeys(name for each in settings.values() for name in each)
     values = {name: {each[name] for each in settings.values() if name in each} for name in names}
-    differing = [name for name in names if len(values[name]) > 1 and name not in NO_SETTINGS]
-    short = {name: next(end for end in _endings(name) if sum(end in _endings(other) for other in names) == 1) for name in differing}
-    return {run_id: {short[name]: each[name] for name in differing if name in each} for run_id, each in settings.items()}
+    changing = [name for name in names if len(values[name]) > 1 and name not in NO_SETTINGS]
+    ends = {name: next(end for end in _endings(name) if sum(end in _endings(other) for other in names) == 1) for name in changing}
+    return {run_id: {ends[name]: each[name] for name in changing if name in each} for run_id, each in settings.items()}
 
 
 def _endings(path: str) -> list[str]:
-    """The endings of a dotted path, the shortest first."""
+    """The endings of a dotted path, the ends first."""
     parts = path.split(".")
     return [".".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)]
 
 
-def _differs(published: Sequence[Row], shown: Sequence[tuple[FoundRun, dict[str, float]]], split: str) -> list[str]:
+def known_differences(published: Sequence[Row], shown: Sequence[tuple[FoundRun, dict[str, float]]], split: str) -> list[str]:
     """What differs between ours and the published rows, with the number of our runs where it is not all."""
     counted: dict[str, set[str]] = {}
     for row in published:
@@ -225,7 +233,7 @@ def _differs(published: Sequence[Row], shown: Sequence[tuple[FoundRun, dict[str,
                 image_size=int(side) if side.isdigit() else None,
                 split=split,
                 num_images=scores.get("num_images"),
-                trained_on=_trained_on(run),
+                trained_on=set_of(run),
             ):
                 counted.setdefault(reason, set()).add(run.run_id)
     return [reason if len(of) == len(shown) else f"{reason} ({len(of)} of {len(shown)} runs)" for reason, of in counted.items()]
@@ -238,7 +246,7 @@ def cells(board: Board) -> tuple[list[str], list[list[str]]]:
     header = ["rank", *(TITLES.get(name, name) for name in scores)]
     header += ["model", "trained on", "sweep", "seed", "step", "time", "state", "run", "settings", "id"]
     lines = [_line(entry, scores) for entry in board.entries]
-    marks = _marks(board.published)
+    marks = marks_of(board.published)
     for row in board.published:
         figures = [number(name, row.scores) for name in scores]
         name = f"published: {row.method} [{marks[row.publication]}]"
@@ -253,7 +261,7 @@ def cells(board: Board) -> tuple[list[str], list[list[str]]]:
 
 
 def _line(entry: Entry, scores: Sequence[str]) -> list[str]:
-    settings = [f"{name}={_short(value)}" for name, value in entry.settings.items()]
+    settings = [f"{name}={short(value)}" for name, value in entry.settings.items()]
     more = [f"and {len(settings) - SETTINGS_SHOWN} more"] if len(settings) > SETTINGS_SHOWN else []
     return [
         str(entry.rank),
@@ -263,7 +271,7 @@ def _line(entry: Entry, scores: Sequence[str]) -> list[str]:
         entry.sweep or "",
         entry.seed or "",
         "" if entry.step is None else f"{entry.step:,}",
-        "" if entry.seconds is None else _clock(entry.seconds),
+        "" if entry.seconds is None else clock(entry.seconds),
         entry.state,
         entry.name,
         " ".join([*settings[:SETTINGS_SHOWN], *more]),
@@ -271,7 +279,7 @@ def _line(entry: Entry, scores: Sequence[str]) -> list[str]:
     ]
 
 
-def _short(value: str) -> str:
+def short(value: str) -> str:
     """A setting's text, numbers with four digits: a search draws them with seventeen."""
     try:
         return value if value.lstrip("-").isdigit() else f"{float(value):.4g}"
@@ -279,12 +287,13 @@ def _short(value: str) -> str:
         return value
 
 
-def _marks(published: Sequence[Row]) -> dict[str, str]:
+def marks_of(published: Sequence[Row]) -> dict[str, str]:
     """A letter for each publication, in the order of the rows."""
     return {name: chr(ord("a") + at) for at, name in enumerate(dict.fromkeys(row.publication for row in published))}
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
@@ -295,7 +304,7 @@ def notes(board: Board) -> Iterator[str]:
         yield f"not shown: {board.num_runs - len(board.entries)} more; --limit {board.num_runs} shows all"
     if board.num_unranked:
         yield f"without a finite {board.metric}: {board.num_unranked}"
-    for publication, mark in _marks(board.published).items():
+    for publication, mark in marks_of(board.published).items():
         differs = {reason: None for row in board.published if row.publication == publication for reason in row.differs}
         yield f"[{mark}] {publication}" + "".join(f"; {reason}" for reason in differs)
     if board.published:

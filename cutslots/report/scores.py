@@ -69,7 +69,7 @@ def _main_table(sets: Sequence[Mapping[str, Any]]) -> str:
             theirs = each["published"]["scores"]
             numbers = (f"{theirs[name]:g}" if name in theirs else "" for name in columns)
             rows.append([f"published: {each['name']}", each["published"]["split"], "", *numbers])
-    return _markdown(["set", "split", "images", *columns.values()], rows, left=2)
+    return markdown_table(["set", "split", "images", *columns.values()], rows, left=2)
 
 
 def _about(found: Mapping[str, Any]) -> str:
@@ -108,7 +108,10 @@ def _breakdowns(sets: Sequence[Mapping[str, Any]]) -> list[str]:
                 [name, f"{means['num_objects']:,.0f}", *(number(column, means) for column in columns)]
                 for name, means in [*rows, ("all objects", each["objects"])]
             ]
-            found += [f"{each['name']} {each['split']}, objects by {key}", _markdown([key, "objects", *columns.values()], table, 1)]
+            found += [
+                f"{each['name']} {each['split']}, objects by {key}",
+                markdown_table([key, "objects", *columns.values()], table, 1),
+            ]
     if found:
         found.append("IoU of an object: with the mask that mIoU's assignment gives it; means over objects.")
     return found
@@ -121,10 +124,10 @@ def number(name: str, scores: Mapping[str, float]) -> str:
     return f"{scores[name]:.2f}" if name.endswith("mse") else f"{scores[name]:.4f}"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """A markdown table that is aligned as it stands: the first `left` columns to the left, the others to the right."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(*cells, strict=True)]  # a rule to the right needs two signs
     lines = [
         [cell.ljust(width) if at < left else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))]
         for row in cells

@@ -19,6 +19,8 @@ from cutslots.runlog.fetch import is_model_uri as is_model_uri
 from cutslots.runlog.found import FoundRun as FoundRun
 from cutslots.runlog.found import find_run as find_run
 from cutslots.runlog.found import find_runs as find_runs
+from cutslots.runlog.found import last_artifact as last_artifact
+from cutslots.runlog.found import metric_history as metric_history
 from cutslots.runlog.found import ready as ready
 from cutslots.runlog.journal import events as events
 from cutslots.runlog.log import RunLog as RunLog

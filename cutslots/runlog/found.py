@@ -1,6 +1,7 @@
 """Questions to the tracking store, and runs as it knows them."""
 
 import gc
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,3 +190,36 @@ def _found(run: Any) -> FoundRun:
         ended=None if run.info.end_time is None else run.info.end_time / 1000,
         artifact_uri=run.info.artifact_uri,
     )
+
+
+def metric_history(run_id: str, metric: str, tracking_uri: str | None = None) -> list[tuple[int, float]]:
+    """A metric's values by step, in order of steps; of a step that was logged twice (a resumed run) the later one.
+
+    Raises:
+        InputError: the tracking store cannot be reached.
+    """
+    try:
+        points = ask(lambda client: client.get_metric_history(run_id, metric), tracking_uri) or []
+    except RefusedError:
+        return []
+    return sorted({point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}.items())
+
+
+def last_artifact(run_id: str, folder: str, tracking_uri: str | None = None) -> bytes | None:
+    """What is in the last file, by name, of a folder of a run's artifacts; None when there is none, or its file is gone.
+
+    Raises:
+        InputError: the tracking store cannot be reached.
+    """
+
+    def fetch(client: "MlflowClient") -> bytes | None:
+        paths = sorted(each.path for each in client.list_artifacts(run_id, folder) if not each.is_dir)
+        if not paths:
+            return None
+        with tempfile.TemporaryDirectory() as temporary:
+            return Path(client.download_artifacts(run_id, paths[-1], temporary)).read_bytes()
+
+    try:
+        return ask(fetch, tracking_uri)
+    except RefusedError:
+        return None

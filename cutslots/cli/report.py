@@ -1,0 +1,23 @@
+"""tables, figures and a page of sweeps, from MLflow
+
+Writes OUT/SWEEP/ for each sweep: index.html, which opens from disk, table.md, runs.csv and pictures. Means are over runs that differ in
+the seed only. Nothing but the tracking store is read, and the same runs give the same files.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which sweeps, and where to."""
+    parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help="default: all sweeps of the tracking store")
+    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="folder of the reports (default results)")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Write the reports."""
+    from cutslots.report.sweep_report import write_report
+    from cutslots.report.sweep_runs import sweep_names
+
+    for name in dict.fromkeys(chosen.sweeps or sweep_names()):
+        print(write_report(name, chosen.out), flush=True)
