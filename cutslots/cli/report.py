@@ -1,7 +1,7 @@
 """tables, figures and a page of sweeps, from MLflow
 
-Writes OUT/SWEEP/ for each sweep: index.html, which opens from disk, table.md, runs.csv and pictures. Means are over runs that differ in
-the seed only. Nothing but the tracking store is read, and the same runs give the same files.
+Writes OUT/SWEEP/ for each sweep: index.html, which opens from disk, table.md, runs.csv and pictures. Means are over runs that
+differ in the seed only. Nothing but the tracking store is read, and the same runs give the same files.
 """
 
 import argparse

@@ -1,30 +1,50 @@
 """The report of a sweep: a folder that a person opens, and other programs read, drawn from the tracking store alone."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cutslots.errors import InputError
 from cutslots.files import write_text
-from cutslots.report.sweep_runs import sweep_runs
+from cutslots.report.curves import curves_figure, scenes_figure, slices_figure
+from cutslots.report.page import html
+from cutslots.report.sweep_runs import SweepRuns, sweep_runs
 from cutslots.report.sweep_tables import markdown, runs_csv
 
-TABLE, RUNS = "table.md", "runs.csv"
+PAGE, TABLE, RUNS = "index.html", "table.md", "runs.csv"
+PICTURES = {"figure.png": scenes_figure, "curves.png": curves_figure, "slices.png": slices_figure}
 
 
-def write_report(name: str, out: Path) -> Path:
+def write_report(name: str, out: Path, importance: Callable[[SweepRuns], Mapping[str, float]] | None = None) -> Path:
     """Write the report of a sweep to a folder of its name; from the same runs it is the same, byte by byte.
 
     Args:
         out: the folder of reports.
+        importance: tells the share of the objective's variance by setting, largest first.
 
-    Returns: the sweep's folder.
+    Returns: the sweep's folder: `index.html`, `table.md`, `runs.csv`, and the pictures that the runs have something for.
 
     Raises:
-        InputError: the store cannot be reached, has no such sweep, or none of its trials.
+        InputError: the store cannot be reached, has no such sweep, or none of its trials; or the folder holds something else.
     """
     sweep = sweep_runs(name)
-    folder = out / name
-    if name in (".", "..") or "/" in name:
-        raise InputError(f"sweep {name!r} has a name that no folder can have; tag its runs with another one.")
+    folder = _folder(name, out)
+    pictures = [file for file, draw in PICTURES.items() if draw(sweep, folder / file)]
+    for file in PICTURES.keys() - set(pictures):
+        (folder / file).unlink(missing_ok=True)  # of an earlier report, which had something for it
     write_text(folder / TABLE, markdown(sweep))
     write_text(folder / RUNS, runs_csv(sweep))
+    write_text(folder / PAGE, html(sweep, pictures, importance(sweep) if importance else None))
+    return folder
+
+
+def _folder(name: str, out: Path) -> Path:
+    """The sweep's folder, which is there then, and is a report's."""
+    if name in (".", "..") or "/" in name:
+        raise InputError(f"sweep {name!r} has a name that no folder can have; tag its runs with another one.")
+    folder = out / name
+    if (folder / TABLE).exists() and f"# Sweep {name}\n" not in (folder / TABLE).read_text(encoding="utf-8"):
+        raise InputError(f"{folder / TABLE} is of something else than a report of sweep {name!r}. Give another folder with --out.")
+    if out.is_file() or folder.is_file():
+        raise InputError(f"--out {out}: {folder if folder.is_file() else out} is a file. Give a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
     return folder

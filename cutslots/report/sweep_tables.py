@@ -1,4 +1,4 @@
-"""A sweep's tables: means over seeds with the published rows beside them, what has no result, and a line a run for other programs."""
+"""A sweep's tables: means over seeds with the published rows beside them, what has no result, and a line a run for programs."""
 
 import csv
 import io
@@ -11,7 +11,6 @@ from cutslots.report.published import Row, rows
 from cutslots.report.scores import TITLES, markdown_table, number
 from cutslots.report.sweep_runs import Configuration, Place, SweepRuns, Trial
 
-FIRST_RIGHT = 2  # the columns before it are texts
 SPEED = "train/images_per_second"
 
 
@@ -23,6 +22,7 @@ class Table:
         lines: ours, in their order.
         published: lines below ours that have no place in their order.
         best: line and column of the best value of each score.
+        left: so many columns at the front are texts.
         notes: said below it.
     """
 
@@ -31,6 +31,7 @@ class Table:
     lines: list[list[str]]
     published: list[list[str]] = field(default_factory=list)
     best: frozenset[tuple[int, int]] = frozenset()
+    left: int = 2
     notes: list[str] = field(default_factory=list)
 
 
@@ -67,7 +68,7 @@ def markdown(sweep: SweepRuns) -> str:
             [f"**{cell}**" if (row, column) in table.best else cell for column, cell in enumerate(line)]
             for row, line in enumerate(table.lines)
         ]
-        parts += [f"## {table.title}", markdown_table(table.header, [*lines, *table.published], left=FIRST_RIGHT)]
+        parts += [f"## {table.title}", markdown_table(table.header, [*lines, *table.published], left=table.left)]
         parts += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n\n".join(parts) + "\n"
 
@@ -87,14 +88,13 @@ def _scores_table(sweep: SweepRuns, place: Place) -> Table:
     best = {(at, 2 + column) for column, score in enumerate(scores) for at in _best(shown, place, score)}
     measured = "best of training" if place == sweep.place else "as evaluated"
     notes = [*_notes(shown, place), *_published_notes(published, shown, place)]
-    return Table(f"{place[0]} {place[1]} ({measured})", header, lines, theirs, frozenset(best), notes)
+    return Table(f"{place[0]} {place[1]} ({measured})", header, lines, theirs, frozenset(best), notes=notes)
 
 
 def _ranks(sweep: SweepRuns) -> dict[int, str]:
-    valued = (each.mean(sweep.place, sweep.objectives[0]) is not None for each in sweep.configurations)
-    return {
-        id(each): str(at) if there else "" for at, (each, there) in enumerate(zip(sweep.configurations, valued, strict=True), 1)
-    }
+    """By `id` of a configuration; empty for one without a finite objective, which stand last."""
+    valued = {id(each): each.mean(sweep.place, sweep.objectives[0]) is not None for each in sweep.configurations}
+    return {key: str(rank) if there else "" for rank, (key, there) in enumerate(valued.items(), 1)}
 
 
 def _line(each: Configuration, rank: str, place: Place, scores: Sequence[str]) -> list[str]:
@@ -176,12 +176,22 @@ def _unfinished(sweep: SweepRuns) -> Table:
     for trial in sweep.unfinished:
         last = trial.run.metrics.get(f"val/{sweep.objectives[0]}")
         value = "" if last is None else number(sweep.objectives[0], {sweep.objectives[0]: last})
-        lines.append([trial.state, trial.name, trial.run.tags.get("cause", ""), trial.seed, value, trial.signature, trial.commit])
-    return Table("Without a result", header, lines, notes=["These stand in no mean."])
+        lines.append(
+            [
+                trial.state,
+                trial.name,
+                " ".join(trial.run.tags.get("cause", "").split()),
+                trial.seed,
+                value,
+                trial.signature,
+                trial.commit,
+            ]
+        )
+    return Table("Without a result", header, lines, left=3, notes=["These stand in no mean."])
 
 
 def runs_csv(sweep: SweepRuns) -> str:
-    """A line a run: `rank` of its configuration (empty where it counts in none), the settings that differ, scores, and its origin."""
+    """A line a run: its configuration's rank (empty where it counts in none), the settings that differ, scores, and its origin."""
     settings = list(dict.fromkeys(name for trial in sweep.trials for name in trial.settings))
     places = dict.fromkeys([sweep.place, *sorted({place for trial in sweep.trials for place in trial.scores})])
     columns = {

@@ -1,0 +1,150 @@
+"""A sweep's report as one page that opens from disk: no server, nothing from elsewhere, pictures as files beside it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+from cutslots.report.curves import caption, chosen
+from cutslots.report.sweep_runs import SweepRuns
+from cutslots.report.sweep_tables import Table, summary, tables
+
+_STYLE = """
+:root { color-scheme: light dark;
+  --text: #1c2126; --dim: #5b6570; --line: #d9dee3; --ground: #fff; --row: #f5f7f9; --mark: #b34700; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e3e7eb; --dim: #98a3ae; --line: #363d45; --ground: #15191d; --row: #1d2329; --mark: #ff9a4d; }
+}
+body { margin: 0 auto; max-width: 78rem; padding: 2rem 1.25rem 4rem; background: var(--ground); color: var(--text);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .5rem; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .6rem; }
+p, ul, figcaption { max-width: 60rem; }
+ul { margin: .4rem 0; padding-left: 1.2rem; }
+nav, .notes, figcaption { color: var(--dim); font-size: .875rem; }
+a { color: inherit; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th.text, td.text { text-align: left; }
+td.text { white-space: normal; min-width: 9rem; max-width: 26rem; }
+td.code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .78rem; white-space: normal; }
+thead button { all: unset; cursor: pointer; font-weight: 600; }
+thead button:focus-visible { outline: 2px solid var(--mark); }
+th[aria-sort=ascending] button::after { content: " \\25B2"; }
+th[aria-sort=descending] button::after { content: " \\25BC"; }
+tbody tr:hover { background: var(--row); }
+td.best { font-weight: 700; color: var(--mark); }
+tbody.published { color: var(--dim); font-style: italic; }
+figure { margin: 0; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+"""
+
+# Sorts ours by a column; published rows stay below.
+_SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const number = text => /^[-+]?[\\d.,]+(:\\d\\d)*/.test(text)
+    ? text.match(/^[-+]?[\\d.,:]+/)[0].replaceAll(",", "").split(":").reduce((sum, part) => 60 * sum + parseFloat(part), 0) : NaN;
+  heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    heads.forEach(each => each.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down > 0 ? "ascending" : "descending");
+    const words = head.classList.contains("text");
+    const order = (a, b) => {
+      const [x, y] = [a, b].map(row => row.cells[column].textContent);
+      if (!x || !y) return !x - !y;
+      const [m, n] = [number(x), number(y)];
+      return down * (words || isNaN(m) || isNaN(n) ? x.localeCompare(y) : m - n);
+    };
+    body.append(...[...body.rows].sort(order));
+  }));
+}
+"""
+
+_CODE = ("signature", "signatures", "commit")
+
+
+def html(sweep: SweepRuns, pictures: Sequence[str], importance: Mapping[str, float] | None = None) -> str:
+    """The page.
+
+    Args:
+        pictures: the names of the pictures that lie beside it, of those that `sweep_report` writes.
+        importance: the share of the objective's variance by setting, largest first; None or empty: it is not said.
+    """
+    body = [f"<h1>Sweep {escape(sweep.name)}</h1>", _list(summary(sweep))]
+    body.append('<nav>Files: <a href="table.md">table.md</a>, <a href="runs.csv">runs.csv</a></nav>')
+    found = tables(sweep)
+    captions = _captions(sweep)
+    body += _table(found[0]) if found else []
+    body += [part for name in captions if name in pictures for part in _picture(name, *captions[name])]
+    body += _importance(importance) if importance else []
+    body += [part for table in found[1:] for part in _table(table)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(sweep.name)}: cutslots sweep</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + f"\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _captions(sweep: SweepRuns) -> dict[str, tuple[str, str]]:
+    """Title and caption of every picture, in their order on the page."""
+    runs = "; ".join(", ".join(caption(sweep, each)) for each in chosen(sweep))
+    return {
+        "figure.png": ("Scenes", f"The last figures that these runs logged. {runs[:1].upper()}{runs[1:]}."),
+        "curves.png": ("Learning curves", "The objective on the validation split over training; the best run is marked."),
+        "slices.png": (
+            "Slices",
+            "A dot a finished run: its best objective over each setting of the space; the best is marked.",
+        ),
+    }
+
+
+def _list(lines: Sequence[str], kind: str = "") -> str:
+    mark = f' class="{kind}"' if kind else ""
+    return f"<ul{mark}>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _picture(name: str, title: str, text: str) -> Iterator[str]:
+    yield f"<h2>{title}</h2>"
+    yield f'<figure><a href="{name}"><img src="{name}" alt="{title}" loading="lazy"></a>'
+    yield f"<figcaption>{escape(text)}</figcaption></figure>"
+
+
+def _importance(importance: Mapping[str, float]) -> Iterator[str]:
+    yield "<h2>Importance of settings</h2>"
+    rows = "".join(
+        f'<tr><td class="text">{escape(name)}</td><td>{share:.2f}</td><td class="text">'
+        f'<meter min="0" max="1" value="{share:.4f}">{share:.2f}</meter></td></tr>'
+        for name, share in importance.items()
+    )
+    heads = '<th class="text"><button>setting</button></th><th><button>share</button></th><th class="text"><button></button></th>'
+    yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield f"<h2>{escape(table.title)}</h2>"
+    heads = "".join(
+        f"<th{_class(column, name, table)}><button>{escape(name)}</button></th>" for column, name in enumerate(table.header)
+    )
+    ours = "\n".join(_row(line, table, at) for at, line in enumerate(table.lines))
+    theirs = "\n".join(_row(line, table, None) for line in table.published)
+    published = f'\n<tbody class="published">\n{theirs}\n</tbody>' if theirs else ""
+    yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>\n{ours}\n</tbody>{published}</table></div>'
+    if table.notes:
+        yield _list(table.notes, "notes")
+
+
+def _row(line: Sequence[str], table: Table, at: int | None) -> str:
+    cells = (
+        f"<td{_class(column, table.header[column], table, (at, column) in table.best)}>{escape(cell)}</td>"
+        for column, cell in enumerate(line)
+    )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _class(column: int, name: str, table: Table, best: bool = False) -> str:
+    kinds = ["text"] if 0 < column < table.left else []
+    kinds += ["code"] if name in _CODE else []
+    kinds += ["best"] if best else []
+    return f' class="{" ".join(kinds)}"' if kinds else ""
