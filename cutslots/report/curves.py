@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from cutslots.files import atomic
+from cutslots.report.leaderboard import short
 from cutslots.report.scores import TITLES, number
 from cutslots.report.sweep_runs import SweepRuns, Trial
 from cutslots.runlog import last_artifact, metric_history
@@ -108,6 +109,7 @@ def curves_figure(sweep: SweepRuns, path: Path) -> bool:
             zorder=3 if is_best else 2,
         )
     axis.set_xlabel("step")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel(f"{TITLES.get(objective, objective)}, validation")
     _tidy(axis)
     entries = [(MARKED, 2.2, "-", f"best: {best.name}, seed {best.seed}")] if best else []
@@ -164,11 +166,13 @@ def _slice(axis: Any, points: Sequence[tuple[str, float]], logarithmic: bool) ->
 
     Returns: the words that have no place among many numbers.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     words = sorted({text for text, _ in points if not _is_number(text)})
     numbers = sorted({text for text, _ in points if _is_number(text)}, key=float)
     if (words and len(words) + len(numbers) <= MOST_WORDS) or not numbers:
         places = [*numbers, *words]
-        axis.set_xticks(range(len(places)), [text[:10] for text in places], fontsize=8)
+        axis.set_xticks(range(len(places)), [short(text)[:10] for text in places], fontsize=8)
         shown, words, logarithmic = [(float(places.index(text)), value) for text, value in points], [], False
     else:
         shown = [(float(text), value) for text, value in points if _is_number(text)]
@@ -177,6 +181,10 @@ def _slice(axis: Any, points: Sequence[tuple[str, float]], logarithmic: bool) ->
         axis.scatter(*shown[0], s=50, color=MARKED, zorder=3)
     if logarithmic and all(at > 0 for at, _ in shown):
         axis.set_xscale("log")
+        # Matplotlib's own names of places between powers of ten run into each other.
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     return words
 
 
