@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driven import Driven
@@ -116,26 +117,34 @@ def test_a_second_ctrl_c_does_not_wait(sweep: Callable[..., Driven]) -> None:
     assert driven.parent().status == "KILLED"
 
 
-def test_trials_of_a_lost_node_move(sweep: Callable[..., Driven], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes with room for one trial each; one of them goes, and its trial waits for the other."""
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster with three nodes on this machine: the head without a CPU, two with one CPU each."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    handler = signal.getsignal(signal.SIGTERM)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
     try:
-        nodes = {node.all_processes["raylet"][0].process.pid: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))}
-        driven = sweep(env={"RAY_ADDRESS": cluster.address})
-        driven.start("--trials", "1")
-        driven.wait(lambda: len(driven.runs()) == 2, "two trials")
-        run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
-        lost = driven.trainer(run).ppid()
-        cluster.remove_node(nodes.pop(lost), allow_graceful=False)
-        driven.wait(lambda: len(stretches(run)) == 2, "its second process")
-        assert driven.trainer(run).ppid() in nodes
-        assert driven.ended() == 0, driven.said()
+        made.small = [made.add_node(num_cpus=1) for _ in range(2)]  # type: ignore[attr-defined]
+        yield made
     finally:
-        cluster.shutdown()
+        made.shutdown()
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_trials_of_a_lost_node_move(sweep: Callable[..., Driven], cluster: Any, tmp_path: Path) -> None:
+    """Each node has a trial; one goes, and its trial waits for the other one."""
+    nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.small}
+    driven = sweep(env={"RAY_ADDRESS": cluster.address})
+    driven.start("--trials", "1")
+    driven.wait(lambda: len(driven.runs()) == 2, "two trials")
+    run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
+    cluster.remove_node(nodes.pop(driven.trainer(run).ppid()), allow_graceful=False)
+    driven.wait(lambda: len(stretches(run)) == 2, "its second process")
+    assert driven.trainer(run).ppid() in nodes
+    assert driven.ended() == 0, driven.said()
     assert_resumed(run, 40)
     assert_same(weights(run), undisturbed(run, driven.data, tmp_path / "undisturbed"))
     assert [child.status for child in driven.children()] == ["FINISHED"] * 2
@@ -230,3 +239,42 @@ def test_a_tracking_server_stays_away(sweep: Callable[..., Driven], server: Serv
     assert (child.status, child.tags["state"], child.tags["rank"]) == ("FINISHED", "finished", "1")
     assert (driven.parent().status, driven.parent().tags["state"]) == ("FINISHED", "finished")
     assert "version 1" in driven.log.read_text()
+
+
+def test_a_cluster_is_free_after_its_sweep(sweep: Callable[..., Driven], cluster: Any) -> None:
+    """After a driver that was killed, and after one that was asked to end; the cluster itself stays."""
+    driven, arguments = sweep(env={"RAY_ADDRESS": cluster.address}), ("--trials", "0", "--workers-per-trial", "2")
+    driven.start(*arguments)
+    run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
+    driven.kill()
+    driven.wait(lambda: taken(cluster) == [], "a free cluster")
+
+    driven.start(*arguments, "--resume")
+    driven.wait(lambda: len(stretches(run)) == 2 and last_step(run) > 60, "the trial under way again")
+    driven.process.send_signal(signal.SIGTERM)
+    assert driven.ended() == 130, driven.said()
+    driven.wait(lambda: taken(cluster) == [], "a free cluster")
+    assert_resumed(run, 40, end=last_step(run))
+    assert newest_step(run) < 200
+    assert [(child.status, child.tags["state"]) for child in driven.children()] == [("KILLED", "interrupted")]
+
+
+def taken(cluster: Any) -> list[str]:
+    """What is in use on a cluster: CPUs, placement groups, actors but the one that Ray keeps for itself."""
+    look = """
+import sys
+import ray
+from ray.util import placement_group_table
+from ray.util.state import list_actors
+ray.init(sys.argv[1], log_to_driver=False)
+for name, there in ray.cluster_resources().items():
+    if name == "CPU" and ray.available_resources().get(name, 0) < there:
+        print("CPU")
+for group in placement_group_table().values():
+    if group["state"] != "REMOVED":
+        print("placement group", group)
+for actor in list_actors():
+    if actor.state != "DEAD" and actor.class_name != "_AutoscalingCoordinatorActor":
+        print("actor", actor.class_name)
+"""
+    return subprocess.check_output([sys.executable, "-c", look, cluster.address], text=True).splitlines()
