@@ -34,7 +34,7 @@ environment() {
         RAY_ADDRESS auto \
         RAY_AUTH_MODE "${RAY_AUTH_MODE:-token}" \
         RAY_USAGE_STATS_ENABLED 0 \
-        RAY_JOB_STOP_WAIT_TIME_S 120 \
+        RAY_JOB_STOP_WAIT_TIME_S 240 \
         MLFLOW_DISABLE_TELEMETRY true \
         MLFLOW_TRACKING_URI "${MLFLOW_TRACKING_URI:-http://$head:${CUTSLOTS_TRACKING_PORT:-5000}}" \
         CUTSLOTS_HEAD "$head" \
@@ -47,10 +47,14 @@ environment() {
 
 # At the top, before a test for interactive shells leaves the file, and at the end, after others have changed PATH.
 hook() {
-    local file=$1 line='if [ -f ~/.cutslots.env ]; then . ~/.cutslots.env; fi # cutslots' text
+    local file=$1 line='if [ -f ~/.cutslots.env ]; then . ~/.cutslots.env; fi # cutslots' text changed
     touch "$file"
+    if [ "$(head -n 1 "$file")" = "$line" ] && [ "$(tail -n 1 "$file")" = "$line" ]; then return; fi
     text=$(sed '/ # cutslots$/d' "$file")
-    printf '%s\n%s\n%s\n' "$line" "$text" "$line" > "$file"
+    # Renamed into place: homes may be shared, and another node reads it at this moment.
+    changed=$(mktemp "$file.XXXXXX")
+    printf '%s\n%s\n%s\n' "$line" "$text" "$line" > "$changed"
+    mv "$changed" "$file"
 }
 
 umask 077

@@ -8,14 +8,14 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:TERM@300
 #
 # A Ray cluster for one sweep inside a Slurm job. From the project's folder, which all nodes must share:
 #
 #     sbatch cluster/slurm.sh                                  # sweeps/clevrtex.py
 #     sbatch --nodes=4 cluster/slurm.sh sweeps/clevr.py --trials 40
 #
-# Two minutes before its time is up the job asks the sweep to checkpoint, and goes back into the queue: the sweep then goes on where
+# Five minutes before its time is up the job asks the sweep to checkpoint, and goes back into the queue: the sweep then goes on where
 # it stopped, as it does after a failed node. cluster/README.md says how to watch and stop it, and which variables are heeded.
 set -euo pipefail
 
@@ -112,7 +112,7 @@ clean_up() {
 time_is_up() {
     local end=${SLURM_JOB_END_TIME:-}
     if [ -z "$end" ]; then end=$(date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)" +%s) || return 1; fi
-    [ $((end - $(date +%s))) -lt 180 ]
+    [ $((end - $(date +%s))) -lt 400 ]
 }
 
 # shellcheck disable=SC2329

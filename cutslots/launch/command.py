@@ -109,7 +109,12 @@ def _plan(sweep: Sweep, chosen: argparse.Namespace) -> Plan:
 def _resources(chosen: argparse.Namespace) -> Resources:
     gpus = chosen.gpus_per_trial if chosen.gpus_per_trial is not None else float(has_gpus())
     cpus = chosen.cpus_per_trial or (2.0 if gpus else 1.0)
-    if chosen.workers_per_trial < 1 or gpus < 0 or cpus <= 0 or (gpus > 1 and gpus != int(gpus)):
+    if gpus > 1 or (chosen.workers_per_trial > 1 and 0 < gpus < 1):
+        raise InputError(
+            f"--workers-per-trial {chosen.workers_per_trial}, --gpus-per-trial {gpus:g}: a worker uses one GPU, and workers of one "
+            "trial each need their own. Several GPUs are --workers-per-trial N; a fraction is for a trial of one worker."
+        )
+    if chosen.workers_per_trial < 1 or gpus < 0 or cpus <= 0:
         raise InputError(
             f"--workers-per-trial {chosen.workers_per_trial}, --gpus-per-trial {gpus:g}, --cpus-per-trial {cpus:g}: give at least "
             "one worker, more than 0 CPU, and whole GPUs or a fraction of one."

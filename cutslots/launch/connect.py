@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cutslots.errors import InputError
+from cutslots.files import home
+from cutslots.runlog import default_uri
+from cutslots.runlog.store import absolute
 
 CLUSTER = "CUTSLOTS_CLUSTER"  # what a cluster that grows may grow to: "GPU=8,CPU=64"
 # What the driver sees of these, every worker process sees too.
-PASSED = ("CUTSLOTS_HOME", "CUTSLOTS_DATA", "MLFLOW_TRACKING_URI", "MLFLOW_DISABLE_TELEMETRY", "PYTHONBREAKPOINT")
+PASSED = ("CUTSLOTS_DATA", "PYTHONBREAKPOINT")
 # Ray's own choices that cost a sweep time or quiet; what the user has set stays.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -21,7 +24,8 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report of Ray Train waits for one such interval: 2 s by default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",  # a node that an autoscaler orders takes minutes to come
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "2592000",  # spot nodes may be long in coming, and waiting is no failure
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the results
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the driver ends its trials itself
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
@@ -76,7 +80,7 @@ def connected(need: Resources, num_cpus: int | None = None) -> Iterator[int]:
         InputError: the resources can never be met, or there is no cluster at RAY_ADDRESS.
     """
     for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault(name, value)  # before Ray is imported, which reads some of them then
     import ray
 
     mine = not ray.is_initialized()
@@ -92,8 +96,12 @@ def connected(need: Resources, num_cpus: int | None = None) -> Iterator[int]:
 def _init(need: Resources, num_cpus: int | None) -> None:
     import ray
 
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     passed = {name: os.environ[name] for name in (*PASSED, *SETTINGS) if name in os.environ}
+    # Whole paths: a trial's process has another working directory.
+    passed |= {"CUTSLOTS_HOME": str(home()), "MLFLOW_TRACKING_URI": absolute(default_uri())}
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": passed}}
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -134,7 +142,7 @@ def fitting(need: Resources, nodes: list[dict[str, float]], cluster: str | None 
         if amount * need.workers > total[name]:
             raise InputError(_too_much(name, amount * need.workers, total[name], need, bool(grown)))
     # A worker lies on one node. Of nodes that are still to come only the sum is known.
-    workers = sum(min(int(node.get(name, 0) / amount) for name, amount in asked.items()) for node in nodes) if asked else 1
+    workers = sum(min(_shares(node.get(name, 0), amount) for name, amount in asked.items()) for node in nodes)
     if not grown and workers < need.workers:
         largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise InputError(
@@ -142,8 +150,13 @@ def fitting(need: Resources, nodes: list[dict[str, float]], cluster: str | None 
             f"its largest has {largest.get('CPU', 0):g} CPU and {largest.get('GPU', 0):g} GPU. Ask for less a worker."
         )
     if grown:
-        workers = min(int(total[name] / amount) for name, amount in asked.items())
+        workers = min(_shares(total[name], amount) for name, amount in asked.items())
     return max(1, workers // need.workers)
+
+
+def _shares(there: float, amount: float) -> int:
+    """How many such amounts there are; a fraction is one of a single device's, which has no part in another."""
+    return int(there) * int(1 / amount + 1e-9) if amount < 1 else int(there / amount)
 
 
 def _too_much(name: str, asked: float, there: float, need: Resources, grows: bool) -> str:
@@ -169,8 +182,13 @@ def has_gpus() -> bool:
             return True
         import ray
 
-        if not ray.is_initialized():
+        mine = not ray.is_initialized()
+        if mine:
             _init(Resources(), None)
-        return ray.cluster_resources().get("GPU", 0) > 0
+        try:
+            return ray.cluster_resources().get("GPU", 0) > 0
+        finally:
+            if mine:
+                ray.shutdown()
     torch = sys.modules.get("torch") or __import__("torch")
     return torch.cuda.is_available()

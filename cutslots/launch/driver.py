@@ -21,13 +21,14 @@ from cutslots.launch.local import Status, finished, runs_dir
 from cutslots.launch.study import Planned, Study
 from cutslots.launch.sweep import smaller_is_better
 from cutslots.launch.table import markdown, records
-from cutslots.launch.trial import ALL, Ending, Task
+from cutslots.launch.trial import ALL, LOG, Ending, Task
 from cutslots.launch.view import Row
 from cutslots.runlog import RunLog
 from cutslots.runlog.latest import latest
 from cutslots.train.config import signature, to_json
 
 STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+SYNC_SECONDS = 30.0
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -72,7 +73,10 @@ class Driver:
         self._rows: dict[int, Row] = {}
         self._begun: dict[int, float] = {}
         self._run_ids: dict[int, str] = {}
+        study.claim_data(self.digest, str(plan.data))
         for trial in study.trials():
+            if "run_id" in trial.user_attrs:
+                self._run_ids[trial.number] = trial.user_attrs["run_id"]
             if trial.state in STATES:
                 self._remember(study.planned(trial.number), STATES[trial.state])
 
@@ -124,7 +128,9 @@ class Driver:
         mine = self.run_dir(planned)
         again = self.study.trials()[planned.number].user_attrs.get("again")
         for row in self.rows():
-            if row.run_dir == mine and row.number not in (planned.number, again):
+            if again is not None and row.state == "failed":
+                continue
+            if row.run_dir == mine and row.number != planned.number:
                 scores = self.study.trials()[row.number].user_attrs.get("scores", {})
                 if row.state == "finished":
                     return Ending("finished", row.steps, scores)
@@ -139,6 +145,9 @@ class Driver:
             return None  # it died after its last step: run again, it takes none and logs what is missing
         where = f"its run {run_dir.name} was finished"
         run = self._in_mlflow(planned)
+        if best is not None and run is None and self.log and logged:
+            runlog.sync(run_dir, tracking_uri=runlog.default_uri(), say=self.say, timeout=SYNC_SECONDS)  # another store had it
+            run = self._in_mlflow(planned)
         if best is None and run:
             best = {name.removeprefix("best/"): value for name, value in run.metrics.items() if name.startswith("best/")}
             where = f"MLflow has its finished run {run.name}"
@@ -146,6 +155,7 @@ class Driver:
             return None
         if run:
             self._run_ids[planned.number] = run.run_id
+            self.study.note(planned.number, run_id=run.run_id)
             runlog.tag_runs({run.run_id: {f"sweep.{self.sweep.name}": str(planned.number)}})
         self.say(f"trial {planned.number} ({planned.label}) is not repeated: {where}")
         return Ending("finished", planned.config.train.steps, best)
@@ -215,6 +225,14 @@ class Driver:
         self.stopping_since = time.monotonic()
         (self.stops / ALL).touch()
 
+    def any_started(self) -> bool:
+        """Whether a trial that is running has a process yet."""
+        return any(self._has_process(row) for row in self.rows() if row.state == "running")
+
+    def _has_process(self, row: Row) -> bool:
+        log, seconds = row.run_dir / LOG, row.seconds or 0.0
+        return log.exists() and log.stat().st_mtime > time.time() - seconds - 5.0
+
     # What a person sees
 
     def rows(self) -> list[Row]:
@@ -281,6 +299,8 @@ class Driver:
         ranked = self.study.ranked()
         ids = self.run_ids()
         tags = {ids[trial.number]: {"rank": str(rank)} for rank, trial in enumerate(ranked, 1) if trial.number in ids}
+        if strange := [trial.number for trial in ranked if trial.number not in ids]:
+            self.say(f"MLflow has no runs of the trials {', '.join(map(str, strange))}; they have no rank there")
         if missing := runlog.tag_runs(tags):
             self.say(f"{missing} runs have not got their rank in MLflow")
         best = next((trial for trial in ranked if trial.number in ids), None)

@@ -64,7 +64,7 @@ def run(sweep: Sweep, folder: Path, plan: Plan, how: How) -> int:
     with _alone(folder), _sigterm_interrupts():
         study = Study(sweep, folder, how.storage)
         begun = not how.storage and len(study.trials(TrialState.WAITING)) < len(study.trials())
-        if how.retry_failed:
+        if how.retry_failed and (how.resume or not begun):
             study.retry_failed()
         if study.exhausted and study.optuna.user_attrs.get(OVER):
             print(f"sweep {sweep.name!r} is finished: {folder / 'table.md'}\n\n{_last_table(folder)}", end="")

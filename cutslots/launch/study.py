@@ -90,10 +90,25 @@ class Study:
         before = self.optuna.user_attrs.get(DEFINITION)
         if before is None:
             self.optuna.set_user_attr(DEFINITION, now)
-        elif changed := [name for name in now if before.get(name) != now[name]]:
+        elif changed := [name for name in now if not _goes_on(name, before.get(name), now[name])]:
             listed = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
             raise InputError(
                 f"sweep {self.sweep.name!r} has begun with another definition: {listed}. Give this one another --name."
+            )
+
+    def claim_data(self, digest: str, where: str) -> None:
+        """Refuse to mix trials on different data.
+
+        Raises:
+            InputError: the sweep was begun on data with another digest.
+        """
+        before = self.optuna.user_attrs.get("data_digest")
+        if before is None:
+            self.optuna.set_user_attr("data_digest", digest)
+        elif before != digest:
+            raise InputError(
+                f"sweep {self.sweep.name!r} was begun on data with digest {before}; {where} has {digest}. "
+                "Give the data it was begun on, or a new --name."
             )
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
@@ -192,7 +207,12 @@ class Study:
         attributes = frozen.user_attrs
         kind, name = attributes.get("kind", "search"), attributes.get("name", "")
         seed = attributes.get("seed", self.sweep.seeds[0])
-        setting = self.sweep.first.get(name, Setting()) if kind == "first" else Setting()
+        if kind == "first" and name not in self.sweep.first:
+            raise InputError(
+                f"sweep {self.sweep.name!r} has trial {number} with the first setting {name!r}, which it no longer declares. "
+                "Declare it again, or give this sweep a new --name."
+            )
+        setting = self.sweep.first[name] if kind == "first" else Setting()
         wanted = frozen.system_attrs.get("fixed_params", {}) if kind == "first" else self.space
         trial = optuna.trial.Trial(self.optuna, frozen._trial_id)
         values = frozen.params
@@ -274,10 +294,18 @@ def definition(sweep: Sweep) -> dict[str, Any]:
         "preset": sweep.preset,
         "set": list(sweep.set),
         "space": {path: json.loads(distribution_to_json(distribution)) for path, distribution in sweep.resolved().items()},
+        "first": {name: [setting.preset, list(setting.set)] for name, setting in sweep.first.items()},
         "objectives": list(sweep.objectives),
         "search": sweep.search,
         "halving": asdict(sweep.halving) if sweep.halving else None,
     }
+
+
+def _goes_on(name: str, before: Any, now: Any) -> bool:
+    """Whether a part of the definition is as it was; first settings may be added."""
+    if name == "first" and isinstance(before, dict):
+        return all(now.get(each) == setting for each, setting in before.items())
+    return before == now
 
 
 def _storage(where: str) -> optuna.storages.BaseStorage:

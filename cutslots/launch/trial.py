@@ -31,7 +31,7 @@ LOG = "log.txt"
 ALL = "all"  # the stop sign of every trial
 LOOK_SECONDS = 0.5
 AGREED = (InputError, NonFiniteLossError)  # what `fit` raises on every rank when one raises it
-BUSY_SECONDS = 120.0  # how long a trial waits for the process that had its folder before and may be dying
+BUSY_SECONDS = 86_400.0  # how long a trial waits for another process that has its folder: one that is dying, or another sweep's
 
 Report = Callable[[int, Mapping[str, float]], None]
 
@@ -172,8 +172,8 @@ def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ra
         return ending
     except Exception as error:
         terminal.say("".join(traceback.format_exception(error)))
-        if ranks.size > 1 and not isinstance(error, AGREED):
-            # The other ranks may be waiting for this one, or are dead: their group has to end together, and begins again.
+        if (ranks.size > 1 and not isinstance(error, AGREED)) or _of_the_machine(error):
+            # Other ranks may be waiting for this one, or are dead: their group has to end together, and begins again.
             tracking.ended("interrupted")
             raise
         cause = f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error)
@@ -181,13 +181,20 @@ def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ra
         return Ending("failed", cause=cause.partition("\n")[0])
 
 
+def _of_the_machine(error: BaseException) -> bool:
+    """Whether another machine, or another moment, may do better: a disk or a GPU that fails."""
+    return any(isinstance(each, OSError) or "CUDA error" in str(each) for each in (error, error.__cause__) if each is not None)
+
+
 def _fit(task: Task, config: RunConfig, observer: Observer, stop: StopSign, ranks: Ranks) -> Result:
     until = time.monotonic() + BUSY_SECONDS
+    with ranks.agreed():
+        folder = local(task.data)
     while True:
         try:
             return fit(
                 config,
-                local(task.data),
+                folder,
                 Path(task.run_dir),
                 observer,
                 device=task.device,
@@ -223,7 +230,7 @@ def _test(task: Task, config: RunConfig, tracking: Tracking, terminal: Terminal)
             terminal.say(f"{label} {split}: ARI-FG {scores['ari_fg']:.3f}  mIoU {scores['miou']:.3f}  MSE {scores['mse']:.1f}")
             if tracking.log:
                 tracking.log.metrics(config.train.steps, {f"{label}/{split}/{score}": value for score, value in scores.items()})
-        except (InputError, StopIteration, OSError) as error:
+        except Exception as error:  # too little memory for a second model, a damaged set: the training is done whatever it is
             terminal.say(f"{name} is not scored: {error}")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 
@@ -25,6 +26,8 @@ from cutslots.launch.driver import Driver
 from cutslots.launch.trial import Task
 from cutslots.launch.workers import DIED, TASK, Body, ending_of, in_function, on_workers, reported
 
+DRIVER = "cutslots_driver"  # a resource of nodes that are not lost, see cluster/gpu.yaml
+START_SECONDS = 10.0
 STOP_SECONDS = 120.0  # how long trials may take to write their checkpoints when the sweep is asked to end
 
 
@@ -37,10 +40,12 @@ def run(driver: Driver, resources: Resources, concurrent: int, retries: int, bod
         body: what a trial does.
 
     Raises:
-        KeyboardInterrupt: asked twice, or trials did not end in time.
+        KeyboardInterrupt: asked to stop twice.
     """
     if resources.train:
-        trainable = tune.with_resources(on_workers(body, resources, driver.folder, retries), {"CPU": 0.01})
+        # Where the cluster keeps a node for it, Tune's part lies there: with a lost worker node only its own trials move.
+        part: dict[str, float] = {DRIVER: 1} if ray.cluster_resources().get(DRIVER) else {"CPU": 0.01}
+        trainable = tune.with_resources(on_workers(body, resources, driver.folder, retries), part)
     else:
         trainable = tune.with_resources(in_function(body), {"CPU": resources.cpus})
     tuner = tune.Tuner(
@@ -61,9 +66,13 @@ def run(driver: Driver, resources: Resources, concurrent: int, retries: int, bod
             verbose=0,
         ),
     )
-    with _signals(driver):
+    with _signals(driver), contextlib.suppress(_Unheeded):
         tuner.fit()
     return driver.stopping_since is None
+
+
+class _Unheeded(KeyboardInterrupt):
+    """Trials do not end though they were asked to. No `Exception`, which Tune would take for its own."""
 
 
 class _Search(Searcher):
@@ -125,9 +134,14 @@ class _Watch(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         since = self._driver.stopping_since
-        if since is not None and time.monotonic() - since > STOP_SECONDS:
+        if since is None:
+            return
+        waited = time.monotonic() - since
+        if waited > STOP_SECONDS:
             self._driver.say(f"trials did not end within {STOP_SECONDS:.0f} s; they are killed, their last checkpoints stay")
-            raise KeyboardInterrupt
+            raise _Unheeded
+        if waited > START_SECONDS and not self._driver.any_started():
+            raise _Unheeded  # they wait for nodes, and look for no sign
 
 
 def _last_words(trial: Any) -> str:

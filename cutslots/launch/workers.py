@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
 
 from cutslots.launch.connect import Resources
@@ -41,7 +42,7 @@ def on_workers(body: Body, resources: Resources, folder: Path, retries: int) -> 
         # A little less than whole CPUs: Tune's part of the trial takes 0.01, and a machine of two shall hold two workers.
         each = {"CPU": 0.99 * resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
         trainer = TorchTrainer(
-            _in_worker(body),
+            _in_worker(body, resources.gpus > 0),
             train_loop_config=dict(config),
             scaling_config=train.ScalingConfig(
                 num_workers=resources.workers, use_gpu=resources.gpus > 0, resources_per_worker=each
@@ -61,13 +62,15 @@ def on_workers(body: Body, resources: Resources, folder: Path, retries: int) -> 
     return function
 
 
-def _in_worker(body: Body) -> Callable[[Mapping[str, Any]], None]:
+def _in_worker(body: Body, gpus: bool) -> Callable[[Mapping[str, Any]], None]:
     """A trial on one of its Ray Train workers. Every worker reports: a report waits for all of them."""
 
     def function(config: Mapping[str, Any]) -> None:
         from ray import train
         from ray.train.torch import get_device
 
+        if gpus and not torch.cuda.is_available():
+            raise RuntimeError("this node has no usable GPU")  # another one may: the trial begins again
         task = replace(Task.from_json(config[TASK]), device=str(get_device()))
         ending = body(task, lambda step, scores: train.report(_as_report(step, scores)), Ranks.joined())
         train.report(_as_result(ending))

@@ -242,7 +242,7 @@ def test_shellcheck_has_nothing_to_say(path):
 
 def test_slurm_signals_and_requeues():
     options = re.findall(r"^#SBATCH (\S+)", (CLUSTER / "slurm.sh").read_text(), re.MULTILINE)
-    assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append"} <= set(options)
+    assert {"--requeue", "--signal=B:TERM@300", "--open-mode=append"} <= set(options)
 
 
 # Versions

@@ -60,7 +60,7 @@ def test_every_shell_knows_the_cluster(node):
 def check(found: dict[str, str], shared: Path) -> None:
     assert found["RAY_ADDRESS"] == "auto"
     assert found["RAY_AUTH_MODE"] == "token"
-    assert found["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
+    assert found["RAY_JOB_STOP_WAIT_TIME_S"] == "240"
     assert found["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
     assert found["CUTSLOTS_HOME"] == str(shared / "home")
     assert found["CUTSLOTS_DATA"] == str(shared / "data")

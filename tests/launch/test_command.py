@@ -14,13 +14,20 @@ from cutslots.launch.command import main
 from cutslots.launch.local import runs_dir
 from cutslots.launch.session import OVER
 from cutslots.launch.sets import find_or_make, find_set
-from cutslots.launch.study import Study
+from cutslots.launch.study import Planned, Study
 from cutslots.launch.sweep import Setting, Sweep, choices, log_uniform
 from cutslots.runlog import events
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.stem for path in (ROOT / "sweeps").glob("*.py") if "SWEEP = " in path.read_text())
 TINY = ("model.image_size=16", "train.steps=4", "train.eval_every=2", "train.eval_images=8", "batch_size=4")
+
+
+def following(study: Study) -> Planned:
+    """The next trial, which there must be."""
+    planned = study.next()
+    assert planned is not None
+    return planned
 
 
 @pytest.fixture
@@ -67,14 +74,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(sweep, capsys):
 def test_a_dry_run_says_how_far_a_sweep_has_come(sweep, capsys):
     folder = home() / "sweeps" / "ask"
     study = Study(sweep, folder)
-    study.end(study.next().number, "finished", {"ari_fg": 0.5})
-    study.end(study.next().number, "failed", {})
+    study.end(following(study).number, "finished", {"ari_fg": 0.5})
+    study.end(following(study).number, "failed", {})
     before = (folder / "study.log").read_bytes()
-    assert main(sweep, ["--dry-run", "--trials", "9", "--workers-per-trial", "2", "--gpus-per-trial", "0.5"]) == 0
+    assert main(sweep, ["--dry-run", "--trials", "9", "--workers-per-trial", "2", "--gpus-per-trial", "1"]) == 0
     said = capsys.readouterr().out
     assert "so far: 1 finished, 1 failed" in said
     assert "11 trials in all" in said
-    assert "2 workers of 2 CPU, 0.5 GPU, in Ray Train workers" in said
+    assert "2 workers of 2 CPU, 1 GPU, in Ray Train workers" in said
     assert (folder / "study.log").read_bytes() == before
 
 
@@ -100,7 +107,8 @@ def test_every_sweep_of_the_project_can_be_begun(name, tmp_path):
         (["--seeds", "1", "1"], "each once"),
         (["--retries", "-1"], "at least 0 and 1"),
         (["--concurrent", "0"], "at least 0 and 1"),
-        (["--gpus-per-trial", "1.5"], "a fraction of one"),
+        (["--gpus-per-trial", "1.5"], "a worker uses one GPU"),
+        (["--workers-per-trial", "2", "--gpus-per-trial", "0.5"], "a worker uses one GPU"),
         (["--workers-per-trial", "0"], "at least one worker"),
         (["--name", "a/b"], "use letters"),
         (["--data", "nowhere"], "nowhere"),
@@ -117,7 +125,7 @@ def test_what_cannot_be_done_is_one_line_and_status_2(sweep, scenes, arguments, 
 
 def test_a_begun_sweep_is_not_begun_again_by_accident(sweep, scenes, capsys):
     study = Study(sweep, home() / "sweeps" / "ask")
-    study.end(study.next().number, "finished", {"ari_fg": 0.5})
+    study.end(following(study).number, "finished", {"ari_fg": 0.5})
     assert main(sweep, ["--gpus-per-trial", "0"]) == 2
     said = capsys.readouterr().err
     assert "1 finished" in said
@@ -146,7 +154,7 @@ def test_a_finished_sweep_prints_its_table_and_starts_nothing(sweep, scenes, cap
 )
 def test_one_trial_in_this_process(sweep, scenes, reference, gamma, model, monkeypatch):
     study = Study(sweep, home() / "sweeps" / "ask")
-    planned = [study.next() for _ in range(3)][2]
+    planned = [following(study) for _ in range(3)][2]
     before = study.counts()
     monkeypatch.delitem(sys.modules, "cutslots.launch.tune", raising=False)
     assert main(sweep, ["--debug-trial", reference]) == 0

@@ -21,6 +21,8 @@ CLUSTER = [{"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}]
         (Resources(workers=4, gpus=1, cpus=2), CLUSTER, 1),
         (Resources(workers=3, gpus=1, cpus=2), CLUSTER, 1),
         (Resources(gpus=1, cpus=6), CLUSTER, 2),
+        (Resources(gpus=0.6, cpus=1), CLUSTER, 4),
+        (Resources(gpus=0.3, cpus=1), CLUSTER, 12),
     ],
 )
 def test_how_many_fit(need, nodes, count):
@@ -46,6 +48,7 @@ def test_a_cluster_that_grows_counts_as_grown():
     head = [{"CPU": 4.0}]
     assert fitting(Resources(gpus=1, cpus=2), head, "GPU=8,CPU=68") == 8
     assert fitting(Resources(workers=4, gpus=1, cpus=2), head, "GPU=8,CPU=68") == 2
+    assert fitting(Resources(gpus=0.6, cpus=2), head, "GPU=8,CPU=68") == 8
     with pytest.raises(InputError, match="even when grown to all that CUTSLOTS_CLUSTER allows"):
         fitting(Resources(workers=9, gpus=1, cpus=2), head, "GPU=8,CPU=68")
     with pytest.raises(InputError, match="write it as"):

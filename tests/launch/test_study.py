@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cutslots.errors import InputError
-from cutslots.launch.study import Study
+from cutslots.launch.study import Planned, Study
 from cutslots.launch.sweep import Halving, Setting, Sweep, choices, integers, log_uniform, uniform
 
 SPACE = {"cut.gamma": log_uniform(0.05, 5.0), "num_slots": integers(3, 6)}
@@ -15,6 +15,13 @@ SPACE = {"cut.gamma": log_uniform(0.05, 5.0), "num_slots": integers(3, 6)}
 def make(**changes) -> Sweep:
     settings = {"name": "t", "dataset": "scenes", "preset": "small", "space": SPACE, "trials": 4, "halving": None}
     return Sweep(**{**settings, **changes})
+
+
+def following(study: Study) -> Planned:
+    """The next trial, which there must be."""
+    planned = study.next()
+    assert planned is not None
+    return planned
 
 
 def drain(study: Study, value=lambda planned: planned.number / 10):
@@ -68,7 +75,7 @@ def test_the_same_seed_samples_the_same_settings(tmp_path):
 def test_a_new_driver_goes_on_with_open_trials_and_repeats_none(tmp_path):
     sweep = make(first={"known": Setting()}, trials=5)
     study = Study(sweep, tmp_path)
-    begun = [study.next() for _ in range(3)]
+    begun = [following(study) for _ in range(3)]
     study.end(begun[0].number, "finished", {"ari_fg": 0.4})
     again = Study(sweep, tmp_path)  # the first one died with two trials open
     found = drain(again)
@@ -135,18 +142,18 @@ def test_hopeless_trials_end_early_and_first_settings_do_not(tmp_path):
 def test_rungs_are_remembered_by_the_next_driver(tmp_path):
     sweep = make(trials=3, halving=Halving(0.25, 3))
     study = Study(sweep, tmp_path)
-    planned = study.next()
+    planned = following(study)
     assert not study.report(planned.number, 500, {"ari_fg": 0.9})
     again = Study(sweep, tmp_path)
-    assert again.next().number == planned.number
+    assert following(again).number == planned.number
     assert not again.report(planned.number, 500, {"ari_fg": 0.1}), "a repeated evaluation changes nothing"
-    other = again.next()
+    other = following(again)
     assert again.report(other.number, 500, {"ari_fg": 0.5})
 
 
 def test_a_value_that_is_no_number_is_a_failure_and_not_open_for_ever(tmp_path):
     study = Study(make(trials=1), tmp_path)
-    planned = study.next()
+    planned = following(study)
     assert not study.report(planned.number, 10, {"ari_fg": math.nan})
     assert study.end(planned.number, "finished", {"ari_fg": math.nan}) == "failed"
     assert study.trials()[0].state == TrialState.FAIL
@@ -156,7 +163,7 @@ def test_a_value_that_is_no_number_is_a_failure_and_not_open_for_ever(tmp_path):
 def test_failed_trials_are_run_again_on_demand_once(tmp_path):
     sweep = make(trials=2)
     study = Study(sweep, tmp_path)
-    first = study.next()
+    first = following(study)
     study.end(first.number, "failed", {})
     drain(study)
     study.retry_failed()
@@ -169,7 +176,7 @@ def test_failed_trials_are_run_again_on_demand_once(tmp_path):
 def test_several_objectives_have_a_front(tmp_path):
     study = Study(make(objective=("ari_fg", "mse"), trials=3), tmp_path)
     for scores in ({"ari_fg": 0.9, "mse": 50.0}, {"ari_fg": 0.5, "mse": 10.0}, {"ari_fg": 0.4, "mse": 40.0}):
-        planned = study.next()
+        planned = following(study)
         assert not study.report(planned.number, 500, scores)
         study.end(planned.number, "finished", scores)
     assert [trial.number for trial in study.ranked()] == [0, 1, 2]
@@ -179,7 +186,7 @@ def test_several_objectives_have_a_front(tmp_path):
 def test_a_score_of_errors_is_made_small(tmp_path):
     study = Study(make(objective="mse", trials=3), tmp_path)
     for value in (30.0, 10.0, 20.0):
-        study.end(study.next().number, "finished", {"mse": value})
+        study.end(following(study).number, "finished", {"mse": value})
     assert [trial.value for trial in study.ranked()] == [10.0, 20.0, 30.0]
 
 
@@ -212,3 +219,17 @@ def test_what_cannot_run_is_refused_before_anything_starts(changes, message, tmp
     with pytest.raises(InputError, match=message):
         Study(make(**changes), tmp_path / "study")
     assert not (tmp_path / "study").exists()
+
+
+def test_first_settings_stay_what_they_were(tmp_path):
+    Study(make(first={"known": Setting(set=("cut.gamma=0.3",))}), tmp_path)
+    for first in ({}, {"known": Setting(set=("cut.gamma=0.4",))}, {"other": Setting()}):
+        with pytest.raises(InputError, match="first was"):
+            Study(make(first=first), tmp_path)
+
+
+def test_data_stay_what_they_were(tmp_path):
+    Study(make(), tmp_path).claim_data("0123", "there")
+    Study(make(), tmp_path).claim_data("0123", "elsewhere")
+    with pytest.raises(InputError, match="begun on data with digest 0123; other has 4567"):
+        Study(make(), tmp_path).claim_data("4567", "other")
