@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Write the reports."""
+    from cutslots.launch.importance import importance
     from cutslots.report.sweep_report import write_report
     from cutslots.report.sweep_runs import sweep_names
 
     for name in dict.fromkeys(chosen.sweeps or sweep_names()):
-        print(write_report(name, chosen.out), flush=True)
+        print(write_report(name, chosen.out, importance), flush=True)

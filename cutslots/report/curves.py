@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def curves_figure(sweep: SweepRuns, path: Path) -> bool:
 
 def slices_figure(sweep: SweepRuns, path: Path) -> bool:
     """Write a PNG with an axis for each setting of the space: the objective of every run over its value; False without a space."""
-    space = _space(sweep)
+    space = sweep.space
     ranked = sweep.ranked
     values = {
         name: [(trial.run.params[name], sweep.value(trial)) for trial in ranked if name in trial.run.params] for name in space
@@ -149,13 +149,6 @@ def slices_figure(sweep: SweepRuns, path: Path) -> bool:
         row[0].set_ylabel(f"best {TITLES.get(sweep.objectives[0], sweep.objectives[0])}")
     _save(figure, path)
     return True
-
-
-def _space(sweep: SweepRuns) -> Mapping[str, str]:
-    """The distributions of the sweep's space as it logged them, by the settings' whole names."""
-    front = "space/"
-    found = sweep.parents[0].params if sweep.parents else {}
-    return {name.removeprefix(front): text for name, text in sorted(found.items()) if name.startswith(front)}
 
 
 def _slice(axis: Any, points: Sequence[tuple[str, float]], logarithmic: bool) -> list[str]:

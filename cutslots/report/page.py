@@ -113,6 +113,7 @@ def _picture(name: str, title: str, text: str) -> Iterator[str]:
 
 def _importance(importance: Mapping[str, float]) -> Iterator[str]:
     yield "<h2>Importance of settings</h2>"
+    yield "<p>The share of the objective's variance over the finished runs that each setting explains, by Optuna's fANOVA.</p>"
     rows = "".join(
         f'<tr><td class="text">{escape(name)}</td><td>{share:.2f}</td><td class="text">'
         f'<meter min="0" max="1" value="{share:.4f}">{share:.2f}</meter></td></tr>'

@@ -131,6 +131,13 @@ class SweepRuns:
         return trial.scores.get(self.place, {}).get(self.objectives[0], math.nan)
 
     @property
+    def space(self) -> dict[str, str]:
+        """The distributions of what was sampled, as the sweep logged them, by the settings' whole names."""
+        front = "space/"
+        found = self.parents[0].params if self.parents else {}
+        return {name.removeprefix(front): text for name, text in sorted(found.items()) if name.startswith(front)}
+
+    @property
     def places(self) -> list[Place]:
         """All sets and splits with scores of trials that count; validation first."""
         found = {place for trial in self.trials if trial.counts for place in trial.scores}

@@ -5,7 +5,7 @@ import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from PIL import Image
@@ -54,7 +54,8 @@ def trial(folder: Path, sweep: str, number: int, gamma: float, seed: int, scores
             path = place / f"step-{step:08d}.png"
             Image.new("RGB", (25 * size, 10 * size), colour).save(path)
             log.artifact(path, "figures")
-        log.close({"finished": "FINISHED", "pruned": "FINISHED"}.get(state, "FAILED"), 60)
+        status: Literal["FINISHED", "FAILED"] = "FAILED" if state == "failed" else "FINISHED"
+        log.close(status, 60)
     assert log.run_id
     return log.run_id
 
