@@ -5,6 +5,7 @@ differ in the seed only. Nothing but the tracking store is read, and the same ru
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -16,9 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Write the reports."""
+    from cutslots.errors import InputError
     from cutslots.launch.importance import importance
     from cutslots.report.sweep_report import write_report
     from cutslots.report.sweep_runs import sweep_names
 
     for name in dict.fromkeys(chosen.sweeps or sweep_names()):
-        print(write_report(name, chosen.out, importance), flush=True)
+        try:
+            print(write_report(name, chosen.out, importance), flush=True)
+        except InputError as error:
+            if chosen.sweeps:
+                raise
+            print(f"left out: {error}", file=sys.stderr)

@@ -45,10 +45,10 @@ for (const table of document.querySelectorAll("table")) {
   const number = text => /^[-+]?[\\d.,]+(:\\d\\d)*/.test(text)
     ? text.match(/^[-+]?[\\d.,:]+/)[0].replaceAll(",", "").split(":").reduce((sum, part) => 60 * sum + parseFloat(part), 0) : NaN;
   heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    const words = head.className !== "", before = head.getAttribute("aria-sort");
+    const down = before ? (before === "ascending" ? -1 : 1) : words ? 1 : -1;
     heads.forEach(each => each.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down > 0 ? "ascending" : "descending");
-    const words = head.classList.contains("text");
     const order = (a, b) => {
       const [x, y] = [a, b].map(row => row.cells[column].textContent);
       if (!x || !y) return !x - !y;
@@ -145,7 +145,7 @@ def _row(line: Sequence[str], table: Table, at: int | None) -> str:
 
 
 def _class(column: int, name: str, table: Table, best: bool = False) -> str:
-    kinds = ["text"] if 0 < column < table.left else []
+    kinds = ["text"] if column < table.left and name != "rank" else []
     kinds += ["code"] if name in _CODE else []
     kinds += ["best"] if best else []
     return f' class="{" ".join(kinds)}"' if kinds else ""

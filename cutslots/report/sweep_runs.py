@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cutslots.errors import InputError
-from cutslots.report.leaderboard import NO_SETTINGS, VALIDATION, differing, set_of, short, smaller_is_better
+from cutslots.report.leaderboard import NO_SETTINGS, SETTINGS_SHOWN, VALIDATION, differing, set_of, short, smaller_is_better
 from cutslots.runlog import FoundRun, children, find_runs
 
 Place = tuple[str, str]  # a set and its split
@@ -55,7 +55,9 @@ class Trial:
         """What the sweep calls its configuration, without the seed, else its settings."""
         label = re.sub(r"[,\s]*\bseed \d+$", "", self.run.tags.get("label", "")).strip()
         label = re.sub(r"\s{2,}", ", ", label)
-        settings = " ".join(f"{name}={short(value)}" for name, value in self.settings.items())
+        shown = [f"{name}={short(value)}" for name, value in self.settings.items()]
+        more = [f"and {len(shown) - SETTINGS_SHOWN} more"] if len(shown) > SETTINGS_SHOWN else []
+        settings = " ".join([*shown[:SETTINGS_SHOWN], *more])
         # The label of a sampled trial is a list of its settings.
         if label and any(label.startswith(f"{name.rpartition('.')[2]} ") for name in self.settings):
             return label
@@ -123,8 +125,8 @@ class SweepRuns:
     @property
     def unfinished(self) -> list[Trial]:
         """Trials without a result, those left out whose signature was finished by another run."""
-        done = {trial.signature for trial in self.trials if trial.counts}
-        return [trial for trial in self.trials if not trial.counts and trial.signature not in done]
+        done = {trial.run.tags.get("signature", trial.run.run_id) for trial in self.trials if trial.counts}
+        return [trial for trial in self.trials if not trial.counts and trial.run.tags.get("signature") not in done]
 
     def value(self, trial: Trial) -> float:
         """A trial's objective; not a number where it has none."""

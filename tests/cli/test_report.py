@@ -24,8 +24,12 @@ def sweep(folder: Path, name: str) -> None:
 def test_all_sweeps_or_those_that_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
         sweep(tmp_path / "runs", name)
+    with RunLog(tmp_path / "runs" / "bare", experiment="e", run_name="bare", gather=0.02) as log:
+        log.tags({"kind": "sweep", "sweep": "bare", "state": "running"})
     assert main(["report", "--out", str(tmp_path / "all")]) == 0
-    assert capsys.readouterr().out.split() == [str(tmp_path / "all" / name) for name in ("one", "two")]
+    said = capsys.readouterr()
+    assert said.out.split() == [str(tmp_path / "all" / name) for name in ("one", "two")]
+    assert said.err == "left out: sweep 'bare' has no trials yet.\n"
     for name in ("one", "two"):
         text = (tmp_path / "all" / name / "index.html").read_text()
         assert f"<h1>Sweep {name}</h1>" in text
@@ -37,7 +41,7 @@ def test_all_sweeps_or_those_that_are_named(tmp_path: Path, capsys: pytest.Captu
         assert path.read_bytes() == (tmp_path / "all" / "two" / path.name).read_bytes()
 
     assert main(["report", "three"]) == 2
-    assert capsys.readouterr().err == "error: no sweep 'three' in the tracking store. Known: one, two.\n"
+    assert capsys.readouterr().err == "error: no sweep 'three' in the tracking store. Known: bare, one, two.\n"
     (tmp_path / "file").write_text("")
     assert main(["report", "one", "--out", str(tmp_path / "file")]) == 2
     assert "is a file. Give a folder." in capsys.readouterr().err
