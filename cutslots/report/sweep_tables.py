@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ def markdown(sweep: SweepRuns) -> str:
 def _scores_table(sweep: SweepRuns, place: Place) -> Table:
     shown = [each for each in sweep.configurations if any(place in trial.scores for trial in each.trials)]
     published = [row for row in rows(place[0]) if any(score in TITLES for score in row.scores)]
+    sign = 1 if smaller_is_better(sweep.objectives[0]) else -1
+    published.sort(key=lambda row: sign * row.scores.get(sweep.objectives[0], sign * math.inf))
     here = {score for each in shown for trial in each.trials for score in trial.scores.get(place, {})}
     # The objective is the column that the order is by.
     scores = list(dict.fromkeys(score for score in [sweep.objectives[0], *sweep.objectives, *TITLES] if score in here))
@@ -88,6 +91,8 @@ def _scores_table(sweep: SweepRuns, place: Place) -> Table:
     best = {(at, 2 + column) for column, score in enumerate(scores) for at in _best(shown, place, score)}
     measured = "best of training" if place == sweep.place else "as evaluated"
     notes = [*_notes(shown, place), *_published_notes(published, shown, place)]
+    if place != sweep.place:
+        notes.insert(0, f"Ranks and order are those on {' '.join(sweep.place)}: nothing was chosen by these scores.")
     return Table(f"{place[0]} {place[1]} ({measured})", header, lines, theirs, frozenset(best), notes=notes)
 
 
@@ -146,13 +151,14 @@ def _notes(shown: Sequence[Configuration], place: Place) -> list[str]:
 
 
 def _published_line(row: Row, mark: str, scores: Sequence[str], width: int) -> list[str]:
-    figures = [number(score, row.scores) + _spread(row, score) for score in scores]
+    # As they were published: no figure gains digits here.
+    figures = [f"{row.scores[score]:g}{_spread(row, score)}" if score in row.scores else "" for score in scores]
     line = ["-", f"published: {row.method} [{mark}]", *figures]
     return line + [""] * (width - len(line))
 
 
 def _spread(row: Row, score: str) -> str:
-    return f" +- {number(score, row.spread)}" if score in row.spread else ""
+    return f" +- {row.spread[score]:g}" if score in row.spread else ""
 
 
 def _published_notes(published: Sequence[Row], shown: Sequence[Configuration], place: Place) -> Iterator[str]:

@@ -119,6 +119,7 @@ def test_the_table_has_all_numbers_with_their_origin(ids):
     best = {(line, val.header[column]) for line, column in val.best}
     assert best == {(0, "ARI-FG"), (1, "MSE")}
     assert any("n = 1 are single draws" in note for note in val.notes)
+    assert camo.notes[0] == "Ranks and order are those on clevrtex val: nothing was chosen by these scores."
     assert [line[2] for line in camo.lines] == ["0.4000 ± 0.0707", "0.3500 ± 0.0707", "0.1500"]
     assert [line[:4] for line in unfinished.lines] == [
         ["failed", "gamma 1", "loss is nan at step 12 | worker", "1"],
@@ -131,10 +132,13 @@ def test_published_rows_are_marked_and_never_ranked(ids):
     assert {line[0] for line in val.published} == {"-"}
     assert all(line[1].startswith("published: ") for line in val.published)
     assert not any("published" in cell for line in val.lines for cell in line)
-    paper = next(line for line in val.published if line[1] == "published: min-cut slots (the paper) [a]")
-    assert paper[2:4] == ["0.8020", "207.00"]
+    paper = next(line for line in val.published if line[1] == "published: min-cut slots (the paper) [c]")
+    assert paper[2:4] == ["0.802", "207"]
+    methods = [line[1].removeprefix("published: ")[:-4] for line in val.published]
+    assert methods[:3] == ["Large AKOrN", "min-cut slots, the authors' checkpoint", "min-cut slots (the paper)"], "best first"
+    assert val.published[0][2] == "0.885 +- 0.009"
     text = " ".join(val.notes)
-    assert "[a] Pervez et al. 2023, Table 1. Protocol: the ClevrTex benchmark's preparation" in text
+    assert "[c] Pervez et al. 2023, Table 1. Protocol: the ClevrTex benchmark's preparation" in text
     assert "What differs in ours: split val, published on test; 100 images, published on at least 5,000." in text
     assert "split" not in camo.notes[-1], "the evaluation on test is of the published split"
 
