@@ -13,7 +13,21 @@ from typing import Protocol, cast
 from cutslots.cli._errors import users_fault
 
 # The help lists commands in the order in which they are needed; a new one comes behind these, by name.
-ORDER = ("prepare", "check", "train", "evaluate", "best", "predict", "export", "baselines", "presets", "sync", "ui", "bench")
+ORDER = (
+    "prepare",
+    "check",
+    "train",
+    "evaluate",
+    "best",
+    "report",
+    "predict",
+    "export",
+    "baselines",
+    "presets",
+    "sync",
+    "ui",
+    "bench",
+)
 
 
 class Command(Protocol):

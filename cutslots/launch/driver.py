@@ -284,11 +284,11 @@ class Driver:
 
     def run_ids(self) -> dict[int, str]:
         """MLflow ids of the trials' runs, as far as MLflow has them."""
-        assert self.log is not None
-        if not self.log.run_id:
-            return dict(self._run_ids)
-        children = {run.tags.get(f"sweep.{self.sweep.name}"): run.run_id for run in runlog.children(self.log.run_id)}
-        return {row.number: children[str(row.number)] for row in self.rows() if str(row.number) in children} | self._run_ids
+        # By the tag that every sweep leaves: a run that another sweep has begun stands under that one.
+        tag = f"sweep.{self.sweep.name}"
+        mine = {run.tags["signature"]: run.run_id for run in runlog.find_runs(f"tags.\"{tag}\" != ''") if "signature" in run.tags}
+        signatures = {row.number: row.run_dir.name.rpartition("-")[2] for row in self.rows()}
+        return {number: mine[signature] for number, signature in signatures.items() if signature in mine} | self._run_ids
 
     def publish(self) -> None:
         """Give runs their ranks, and register the best model.

@@ -52,3 +52,4 @@ def test_a_sweep_without_any_setting(tmp_path: Path) -> None:
     (found,) = runlog.find_runs("tags.state = 'finished' and tags.label = 'small'", tracking_uri=store)
     assert found.metrics["best/ari_fg"] in scores
     assert found.tags["rank"] == "1"
+    assert "has no run" not in said
