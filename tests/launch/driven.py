@@ -116,10 +116,13 @@ class Driven:
         begun = {path.parent: opening(path.parent) for path in self.home.glob("runs/*/journal.jsonl")}
         return sorted((run for run, opened in begun.items() if opened), key=lambda run: (begun[run] or {})["time"])
 
-    def labelled(self, label: str) -> Path | None:
-        """The folder of the run of the trial of that name, when it has begun."""
-        names = {event["values"].get("label"): run for run in self.runs() for event in events(run) if event["kind"] == "tags"}
-        return names.get(label)
+    def run_of(self, label: str) -> Path:
+        """The folder of the run of the trial of that name, as soon as it has begun."""
+
+        def labels() -> dict[str, Path]:
+            return {event["values"].get("label"): run for run in self.runs() for event in events(run) if event["kind"] == "tags"}
+
+        return self.wait(lambda: labels().get(label), f"trial {label!r}")
 
     def trainer(self, run: Path) -> psutil.Process:
         """The process that trains in `run`, which holds its journal open."""

@@ -40,7 +40,7 @@ def test_failing_trials_fail_alone(sweep: Callable[..., Driven]) -> None:
     driven = sweep("faults.py")
     driven.start("--retries", "1")
 
-    run = driven.wait(lambda: driven.labelled("killed"), "the trial that is killed")
+    run = driven.run_of("killed")
     driven.trainer(run).kill()
     driven.wait(lambda: len(stretches(run)) == 2, "its second process")
     driven.trainer(run).kill()
@@ -56,7 +56,7 @@ def test_failing_trials_fail_alone(sweep: Callable[..., Driven]) -> None:
 
 def test_two_workers_give_the_numbers_of_one(compared: dict[int, Driven]) -> None:
     """As long as rounding has not grown: each step turns it into a little more."""
-    one, two = (driven.runs()[0] for driven in compared.values())
+    one, two = (driven.run_of("sound") for driven in compared.values())
     assert one.name == two.name
     scores = [driven.study()[0].intermediate_values[60] for driven in compared.values()]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
@@ -95,7 +95,7 @@ def test_workers_are_killed_and_interrupted(sweep: Callable[..., Driven], compar
     driven.trainer(run).kill()
     assert driven.ended() == 0, driven.said()
     assert_resumed(run, 40, stopped, stopped + 5, end=300)
-    assert_same(weights(run), weights(compared[2].runs()[0]))
+    assert_same(weights(run), weights(compared[2].run_of("sound")))
     (child,) = driven.children()
     assert (child.status, child.tags["state"], child.tags.get("cause")) == ("FINISHED", "finished", None)
 
