@@ -136,7 +136,7 @@ def fitting(need: Resources, nodes: list[dict[str, float]], cluster: str | None 
         InputError: not even one, or `cluster` is not understood.
     """
     grown = _grown(cluster)
-    asked = {name: amount for name, amount in (("CPU", need.cpus), ("GPU", need.gpus)) if amount}
+    asked = {name: amount for name, amount in (("GPU", need.gpus), ("CPU", need.cpus)) if amount}
     total = {name: max(sum(node.get(name, 0) for node in nodes), grown.get(name, 0)) for name in ("CPU", "GPU")}
     for name, amount in asked.items():
         if amount * need.workers > total[name]:

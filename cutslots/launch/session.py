@@ -96,7 +96,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the sweep's folder against a second driver."""
-    with locked(folder / ".lock", wait=False) as mine:
+    with locked(folder / ".lock") as mine:
         if not mine:
             raise BusyError(f"sweep {folder.name!r} is being run by another process. Wait for it, or give another --name.")
         yield

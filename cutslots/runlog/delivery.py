@@ -84,7 +84,7 @@ class Delivery(threading.Thread):
     def run(self) -> None:
         # A second process on the same folder (a sync beside a living training) waits for its turn.
         while not self._abandoned.is_set():
-            with locked(self.run_dir / "mlflow.lock", wait=False) as mine:
+            with locked(self.run_dir / "mlflow.lock") as mine:
                 if mine:
                     self._out = False
                     self.state = Delivered.load(self.run_dir, self.state.tracking_uri)

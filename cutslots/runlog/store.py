@@ -9,8 +9,9 @@ import re
 import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 NAME_LENGTH, PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 250, 6000, 8000, 36
+LOCK_SECONDS = 30.0
 
 # Answers that will be the same at every repetition. All others (dead server, locked database, full disk, missing
 # rights) are taken as an outage: somebody can mend those, and the journal loses nothing by waiting.
@@ -124,22 +126,37 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock file `path`; yields False when another process holds it and `wait` is False."""
+def locked(path: Path, *, seconds: float = 0) -> Iterator[bool]:
+    """Hold the lock file `path`; yields False when another process still holds it after `seconds`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + seconds
     with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass  # a file system without locks: delivery is idempotent, so two at once waste time and nothing else
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.05)
+                    continue
+                yield False
+                return
+            except OSError:
+                pass  # a file system without locks: delivery is idempotent, so two at once waste time and nothing else
+            break
         try:
             yield True
         finally:
             with suppress(OSError):  # closing is not enough: a forked data worker would keep the lock
                 fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextmanager
+def _alone(database: Path) -> Iterator[None]:
+    path = database.with_name(f"{database.name}.lock")
+    with locked(path, seconds=LOCK_SECONDS) as mine:
+        if not mine:  # its holder is suspended, or far slower than any migration: nobody may wait for that without end
+            raise OutageError(f"another process has held {path} for {LOCK_SECONDS:.0f} s")
+        yield
 
 
 class Store:
@@ -204,11 +221,8 @@ class Store:
     def alone(self) -> Iterator[None]:
         """Only one process at a time makes an experiment, or a model's version, in a local database."""
         database = self.database
-        if database is None:
+        with _alone(database) if database else nullcontext():
             yield
-        else:
-            with locked(database.with_name(f"{database.name}.lock"), wait=True):
-                yield
 
     def _experiment(self, client: "MlflowClient", name: str) -> str:
         found = client.get_experiment_by_name(name)
@@ -319,7 +333,7 @@ def _connect(uri: str) -> "MlflowClient":
         client.search_experiments(max_results=1)
         return client
     # MLflow creates and migrates on first use; processes that do so together break each other's migrations.
-    with locked(database.with_name(f"{database.name}.lock"), wait=True):
+    with _alone(database):
         if database == home() / "mlflow.db" and database.exists():
             _migrate(uri, database)
         client = MlflowClient(uri)

@@ -72,7 +72,7 @@ def test_what_can_never_run_is_refused(sweep: Callable[..., Driven]) -> None:
     driven = sweep()
     for asked, answer in (
         ("--gpus-per-trial 8", "--gpus-per-trial 8: a worker uses one GPU"),
-        ("--gpus-per-trial 1 --workers-per-trial 64", "a trial takes 64 GPU"),
+        ("--gpus-per-trial 1 --workers-per-trial 8", "a trial takes 8 GPU"),
         ("--cpus-per-trial 9999", "a trial takes 9999 CPU"),
         ("--workers-per-trial 64 --cpus-per-trial 64", "a trial takes 4096 CPU"),
     ):

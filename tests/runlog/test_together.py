@@ -1,5 +1,6 @@
 """Many processes on one store."""
 
+import fcntl
 import subprocess
 import sys
 import time
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from stores import local, points
 
-from cutslots.runlog import RunLog, children, ready
+from cutslots.errors import InputError
+from cutslots.runlog import RunLog, children, find_runs, ready
 
 ONE_OF_MANY = """
 import sys
@@ -78,3 +80,16 @@ def test_six_trials_of_a_sweep_on_a_fresh_store(tmp_path: Path, monkeypatch: pyt
         assert points(store, run.run_id, "train/loss") == [(step, step / 7) for step in range(60)]
         assert points(store, run.run_id, "train/norm") == [(step, step) for step in range(60)]
     assert store.get_run(parent.run_id).info.status == "FINISHED"
+
+
+def test_nobody_waits_without_end_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is suspended, or hangs, while it makes the database."""
+    monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ready()
+    monkeypatch.setattr("cutslots.runlog.store.LOCK_SECONDS", 0.2)
+    with open(tmp_path / "mlflow.db.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"another process has held .*mlflow\.db\.lock"):
+            find_runs("tags.kind = 'sweep'")
+    assert find_runs("tags.kind = 'sweep'") == []
