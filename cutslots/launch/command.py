@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cutslots import data
-from cutslots.errors import InputError
+from cutslots.errors import InputError, nearest
 from cutslots.files import home
 from cutslots.launch import dry, session
 from cutslots.launch.connect import Resources, has_gpus
@@ -21,11 +21,14 @@ from cutslots.report.scores import set_name
 from cutslots.train.config import RunConfig, from_json, signature
 
 
-def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> int:
-    """Do what the arguments say; returns the exit status."""
+def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say with one sweep after the other; returns the exit status."""
     chosen = parser().parse_args(arguments)
     try:
-        return _run(chosen, _adjusted(sweep, chosen))
+        for sweep in _wanted_sweeps(sweeps, chosen):
+            if status := _run(chosen, _adjusted(sweep, chosen)):
+                return status
+        return 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", metavar="SEED", help="the first is the search's")
     add("--search", choices=("tpe", "random", "grid"), help="how settings are chosen")
     add("--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="an option of all trials; repeatable")
+    add("--only", metavar="NAME", help="of a file with several sweeps this one")
     add("--name", help="the sweep's name; another one is another sweep")
     add("--data", help=f"the prepared set, a folder or URI; default: by its name in {DATA} or CUTSLOTS_HOME/data")
     add("--concurrent", type=int, metavar="N", help="trials at a time; default as many as fit")
@@ -79,6 +83,19 @@ def parser() -> argparse.ArgumentParser:
         help="run one trial in this process: its number, a run's name or MLflow id, or NAME=VALUE,...",
     )
     return sweeps
+
+
+def _wanted_sweeps(sweeps: Sequence[Sweep], chosen: argparse.Namespace) -> list[Sweep]:
+    """All of a file, or the one that is asked for."""
+    names = [sweep.name for sweep in sweeps]
+    if chosen.only is not None and chosen.only not in names:
+        raise InputError(f"--only {chosen.only}: this file has no such sweep. {nearest(chosen.only, names)}")
+    wanted = [sweep for sweep in sweeps if chosen.only in (None, sweep.name)]
+    one = {"--name": chosen.name, "--data": chosen.data, "--debug-trial": chosen.debug_trial, "--storage": chosen.storage}
+    for option, value in one.items():
+        if value is not None and len(wanted) > 1:
+            raise InputError(f"{option} {value}: this file has {len(names)} sweeps. Choose one: --only {' or '.join(names)}.")
+    return wanted
 
 
 def _adjusted(sweep: Sweep, chosen: argparse.Namespace) -> Sweep:

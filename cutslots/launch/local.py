@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +15,14 @@ from cutslots.errors import InputError
 from cutslots.files import home, write_text
 from cutslots.launch.origin import ABOUT, origin, run_folder
 from cutslots.report.animation import clip_animation
-from cutslots.report.figures import sample_figure
+from cutslots.report.figures import EXAMPLES, example_labels, sample_figure
 from cutslots.report.scores import set_name
 from cutslots.runlog import RunLog, SystemMetrics, fetch_model, find_run, git_commit, is_model_uri, package_model
 from cutslots.train import Observer, Result, RunConfig, checkpoint, fit
 from cutslots.train.config import RESUMABLE, differences, from_json, signature
 from cutslots.train.export import WEIGHTS, find_checkpoint, load_weights, save_model
 from cutslots.train.fit import CHECKPOINTS, CONFIG
-from cutslots.train.observer import Observers, Sample, Start
+from cutslots.train.observer import Examples, Observers, Sample, Start
 from cutslots.train.terminal import Terminal
 from cutslots.train.track import Clips
 
@@ -105,19 +105,25 @@ class Tracking(Observer):
     def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         if self.log:
             self.log.metrics(step, {f"val/{name}": value for name, value in scores.items()})
-            path = self.run_dir / "figures" / f"step-{step:08d}.{'gif' if isinstance(sample, Clips) else 'png'}"
-            if isinstance(sample, Clips):
-                clip_animation(sample, path)
-            else:
-                sample_figure(sample, path)
-            self.log.artifact(path, "figures")
+            self.log.artifact(_drawn(sample, self.run_dir / "figures" / f"step-{step:08d}"), "figures")
+
+    def improved(self, step: int, examples: Examples) -> None:
+        if self.log:
+            older = list((self.run_dir / EXAMPLES).glob("step-*"))
+            path = _drawn(examples.sample, self.run_dir / EXAMPLES / f"step-{step:08d}", example_labels(examples))
+            for each in older:
+                if each != path:
+                    each.unlink(missing_ok=True)
 
     def finished(self, result: Result) -> None:
-        """Log the best scores and the best model."""
+        """Log the best scores, the best model and its telling scenes."""
         if self.log:
             self.log.tags({"state": "finished"})
             self.log.metrics(result.step, {f"best/{name}": value for name, value in result.best.items()})
             self.log.artifact(self._packaged_model(), "model")
+            # By its step: of an older run, or one that was extended, there may be the picture of another evaluation, or none.
+            for path in (self.run_dir / EXAMPLES).glob(f"step-{result.best['step']:08.0f}.*"):
+                self.log.artifact(path, EXAMPLES)
 
     def ended(self, state: str, cause: str | None = None) -> None:
         """Log why a run ends that takes no more steps; of a sweep's trial also when it took none."""
@@ -140,6 +146,17 @@ class Tracking(Observer):
         save_model(state, config, export, origin(find_checkpoint(self.run_dir)))
         shutil.rmtree(packaged, ignore_errors=True)
         return package_model(export, packaged, config.model.image_size)
+
+
+def _drawn(sample: Sample, path: Path, labels: Sequence[str] = ()) -> Path:
+    """Draw a sample as what it is; returns the file, `path` with its ending."""
+    if isinstance(sample, Clips):
+        path = path.with_suffix(".gif")
+        clip_animation(sample, path, labels=labels)
+    else:
+        path = path.with_suffix(".png")
+        sample_figure(sample, path, labels=labels)
+    return path
 
 
 def train_here(

@@ -233,8 +233,8 @@ def smaller_is_better(objective: str) -> bool:
     return objective in SMALLER_IS_BETTER
 
 
-def main(sweep: Sweep, arguments: Sequence[str] | None = None) -> None:
-    """Run a sweep as the command line asks for it, and leave the process with its exit status."""
+def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> None:
+    """Run a file's sweeps, one after the other, as the command line asks for it, and leave the process with the exit status."""
     from cutslots.launch.command import main as command  # with what it imports, which a declaration needs not
 
-    raise SystemExit(command(sweep, arguments))
+    raise SystemExit(command(*sweeps, arguments=arguments))

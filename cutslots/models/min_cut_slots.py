@@ -29,20 +29,39 @@ class CutConfig:
     gamma_edge: float | None = option(None, "regularisation of neighbour edges; none: gamma", low=1e-6)
     gamma_terminal: float | None = option(None, "regularisation of terminal edges; none: gamma", low=1e-6)
     gamma_vertex: float | None = option(None, "regularisation of potentials; none: gamma", low=1e-6)
+    reach: float | None = option(
+        None,
+        "pixels that potentials are smoothed over, in place of gamma_terminal and gamma_vertex; none: by the gammas",
+        low=0.01,
+    )
     beta: float = option(1.0, "least drop of the potential from s to t")
     solver: str = option("auto", "back end of the cut layer", choices=("auto", *BACK_ENDS))
 
     def build(self, height: int, width: int) -> MinCut:
+        terminal, vertex = self._pixel_gammas()
         return MinCut(
             height,
             width,
             self.gamma,
             gamma_edge=self.gamma_edge,
-            gamma_terminal=self.gamma_terminal,
-            gamma_vertex=self.gamma_vertex,
+            gamma_terminal=terminal,
+            gamma_vertex=vertex,
             beta=self.beta,
             solver=self.solver,
         )
+
+    def _pixel_gammas(self) -> tuple[float | None, float | None]:
+        """gamma_terminal and gamma_vertex: equal ones where the reach is given, by the layer's formula for it."""
+        if self.reach is None:
+            return self.gamma_terminal, self.gamma_vertex
+        if self.gamma_terminal is not None or self.gamma_vertex is not None:
+            raise InputError(
+                f"cut.reach is {self.reach:g} beside gamma_terminal {self.gamma_terminal} and gamma_vertex {self.gamma_vertex}, "
+                "which say the same. Set these two to none, or leave cut.reach at none."
+            )
+        edge = self.gamma if self.gamma_edge is None else self.gamma_edge
+        each = edge / (2 * self.reach**2)
+        return each, each
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,9 @@ class RunConfig:
 # What may differ between a checkpoint and the command that resumes it: nothing here changes the steps already taken.
 RESUMABLE = tuple(f"train.{name}" for name in ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last"))
 
+# Options that came after the first recorded runs: unset they do not count in a signature, so that older runs keep theirs.
+YOUNGER = ("model.cut.reach",)
+
 
 def paper_clevr() -> RunConfig:
     """The paper's model and schedule for CLEVR (section 6.1, appendix D)."""
@@ -222,7 +225,9 @@ def signature(config: RunConfig, data_digest: str) -> str:
     How often a run logs, evaluates and saves does not change its numbers, so it does not count.
     """
     ignored = {name for name in RESUMABLE if name != "train.steps"}
-    values = {path: value for path, value in options.flat(config).items() if path not in ignored}
+    flat = options.flat(config)
+    ignored |= {name for name in YOUNGER if flat.get(name) is None}
+    values = {path: value for path, value in flat.items() if path not in ignored}
     return hashlib.sha256(json.dumps([config.model_name, values, data_digest], sort_keys=True).encode()).hexdigest()[:12]
 
 

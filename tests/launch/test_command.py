@@ -1,8 +1,10 @@
 """The command line of sweep files, as far as it starts no Ray; and every file in sweeps/ by a dry run."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def scenes() -> Path:
 
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(sweep, capsys):
-    assert main(sweep, ["--dry-run", "--gpus-per-trial", "0"]) == 0
+    assert main(sweep, arguments=["--dry-run", "--gpus-per-trial", "0"]) == 0
     said = capsys.readouterr().out
     for part in (
         "model.cut.gamma",
@@ -77,7 +79,7 @@ def test_a_dry_run_says_how_far_a_sweep_has_come(sweep, capsys):
     study.end(following(study).number, "finished", {"ari_fg": 0.5})
     study.end(following(study).number, "failed", {})
     before = (folder / "study.log").read_bytes()
-    assert main(sweep, ["--dry-run", "--trials", "9", "--workers-per-trial", "2", "--gpus-per-trial", "1"]) == 0
+    assert main(sweep, arguments=["--dry-run", "--trials", "9", "--workers-per-trial", "2", "--gpus-per-trial", "1"]) == 0
     said = capsys.readouterr().out
     assert "so far: 1 finished, 1 failed" in said
     assert "11 trials in all" in said
@@ -117,16 +119,28 @@ def test_every_sweep_of_the_project_can_be_begun(name, tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_2(sweep, scenes, arguments, message, capsys):
-    assert main(sweep, arguments) == 2
+    assert main(sweep, arguments=arguments) == 2
     said = capsys.readouterr().err
     assert message in said.splitlines()[-1]
     assert "Traceback" not in said
 
 
+def test_a_file_with_several_sweeps(sweep, capsys):
+    both = (sweep, replace(sweep, name="more"))
+    assert main(*both, arguments=["--dry-run", "--gpus-per-trial", "0"]) == 0
+    assert re.findall(r"^sweep (\w+):", capsys.readouterr().out, re.MULTILINE) == ["ask", "more"]
+    assert main(*both, arguments=["--dry-run", "--gpus-per-trial", "0", "--only", "more", "--name", "other"]) == 0
+    assert re.findall(r"^sweep (\w+):", capsys.readouterr().out, re.MULTILINE) == ["other"]
+    assert main(*both, arguments=["--only", "moree"]) == 2
+    assert "Did you mean 'more'" in capsys.readouterr().err
+    assert main(*both, arguments=["--name", "other"]) == 2
+    assert "--only ask or more" in capsys.readouterr().err
+
+
 def test_a_begun_sweep_is_not_begun_again_by_accident(sweep, scenes, capsys):
     study = Study(sweep, home() / "sweeps" / "ask")
     study.end(following(study).number, "finished", {"ari_fg": 0.5})
-    assert main(sweep, ["--gpus-per-trial", "0"]) == 2
+    assert main(sweep, arguments=["--gpus-per-trial", "0"]) == 2
     said = capsys.readouterr().err
     assert "1 finished" in said
     assert "--resume" in said
@@ -139,7 +153,7 @@ def test_a_finished_sweep_prints_its_table_and_starts_nothing(sweep, scenes, cap
         study.end(planned.number, "finished", {"ari_fg": 0.5})
     study.optuna.set_user_attr(OVER, True)
     (home() / "sweeps" / "ask" / "table.md").write_text("# Sweep ask\n\n| the table |\n")
-    assert main(sweep, ["--gpus-per-trial", "0"]) == 0
+    assert main(sweep, arguments=["--gpus-per-trial", "0"]) == 0
     assert "| the table |" in capsys.readouterr().out
 
 
@@ -157,7 +171,7 @@ def test_one_trial_in_this_process(sweep, scenes, reference, gamma, model, monke
     planned = [following(study) for _ in range(3)][2]
     before = study.counts()
     monkeypatch.delitem(sys.modules, "cutslots.launch.tune", raising=False)
-    assert main(sweep, ["--debug-trial", reference]) == 0
+    assert main(sweep, arguments=["--debug-trial", reference]) == 0
     assert "cutslots.launch.tune" not in sys.modules, "Ray has no part in it"
     (run_dir,) = runs_dir().glob("debug-*")
     config = json.loads((run_dir / "config.json").read_text())
@@ -167,7 +181,7 @@ def test_one_trial_in_this_process(sweep, scenes, reference, gamma, model, monke
         assert config["model"]["cut"]["gamma"] == wanted
     assert [event for event in events(run_dir) if event["kind"] == "status"][-1]["status"] == "FINISHED"
     assert Study(sweep, home() / "sweeps" / "ask").counts() == before
-    assert main(sweep, ["--debug-trial", run_dir.name]) == 0, "by its own name, from the start again"
+    assert main(sweep, arguments=["--debug-trial", run_dir.name]) == 0, "by its own name, from the start again"
     assert len(list(runs_dir().glob("debug-*"))) == 2
 
 

@@ -1,5 +1,7 @@
 """The slot model: sizes of the paper, named intermediates, and the shortcuts against the plain way."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -142,6 +144,16 @@ def test_sizes_that_do_not_fit(assignment, message):
     config = options.override(preset("small"), assignment)
     with pytest.raises(InputError, match=message):
         config.model.build()
+
+
+def test_a_reach_stands_for_the_gammas_of_terminals_and_vertices():
+    base = options.override(options.override(preset("small"), "cut.gamma_terminal=none"), "cut.gamma_vertex=none")
+    gamma = options.override(base, "cut.reach=2.5").model.cut.build(8, 8).gamma
+    assert gamma.edge == 0.5
+    assert gamma.terminal == gamma.vertex
+    assert math.sqrt(gamma.edge / (gamma.terminal + gamma.vertex)) == pytest.approx(2.5)
+    with pytest.raises(InputError, match="Set these two to none"):
+        options.override(preset("small"), "cut.reach=2.5").model.build()
 
 
 def test_the_folder_is_the_registry():
