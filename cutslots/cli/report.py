@@ -13,19 +13,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which sweeps, and where to."""
     parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help="default: all sweeps of the tracking store")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="folder of the reports (default results)")
+    parser.add_argument(
+        "--compare", metavar="SETTING", help="also OUT/compare-SETTING.md and .png: the sweeps beside each other over this setting"
+    )
 
 
 def run(chosen: argparse.Namespace) -> None:
     """Write the reports."""
     from cutslots.errors import InputError
     from cutslots.launch.importance import importance
+    from cutslots.report.compare import write_comparison
     from cutslots.report.sweep_report import write_report
     from cutslots.report.sweep_runs import sweep_names
 
-    for name in dict.fromkeys(chosen.sweeps or sweep_names()):
+    names = list(dict.fromkeys(chosen.sweeps or sweep_names()))
+    for name in names:
         try:
             print(write_report(name, chosen.out, importance), flush=True)
         except InputError as error:
             if chosen.sweeps:
                 raise
             print(f"left out: {error}", file=sys.stderr)
+    if chosen.compare:
+        for path in write_comparison(names, chosen.compare, chosen.out):
+            print(path)
