@@ -145,6 +145,10 @@ class Batches:
         first, last = (len(whole) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return self._gather(whole[first:last].copy())
 
+    def items(self, index: np.ndarray) -> Batch:
+        """These items of the split, in this order, whichever rank's they are."""
+        return self._gather(np.asarray(index, np.int64))
+
     def ids(self, index: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of these items; of frames of a clip with their numbers, `movi_a_train_000012[3,4]`."""
         ids = self._column("id", index)

@@ -15,6 +15,7 @@ from cutslots.train.observer import Sample
 from cutslots.train.ranks import Ranks
 
 SAMPLE_IMAGES = 8
+Scored = Callable[[np.ndarray, Mapping[str, Tensor]], None]
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
@@ -104,6 +105,7 @@ def evaluate(
     progress: Callable[[int], None] = lambda done: None,
     watch: Callable[[np.ndarray, Tensor, Any], None] | None = None,
     ranks: Ranks = Ranks(),  # noqa: B008 (it is frozen)
+    scored: Scored | None = None,
 ) -> tuple[dict[str, float], Sample]:
     """Mean scores over the images of `batches` and a sample of them; whole clips go to `track.evaluate_clips`.
 
@@ -118,6 +120,7 @@ def evaluate(
             clips.
         ranks: those that evaluate together, each with its share of the batches. All get the scores of all images, and a sample of
             their own share, which is empty where the share is.
+        scored: is told the numbers of items in the split, images or whole clips, and their scores; of this rank's share.
 
     Raises:
         InputError: `max_images` is less than 1, `watch` for clips, or see `check_data`.
@@ -128,7 +131,7 @@ def evaluate(
 
         if watch:
             raise InputError("watch is given, but the data are clips, whose frames are not shown to it. Leave it out.")
-        return evaluate_clips(model, batches, device, max_images, progress, ranks)
+        return evaluate_clips(model, batches, device, max_images, progress, ranks, scored)
     if max_images is not None and max_images < 1:
         raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")
     assert (batches.rank, batches.world_size) == (ranks.rank, ranks.size)
@@ -140,8 +143,11 @@ def evaluate(
             images = to_model(batch.images, size, device)
             true = masks_to_model(batch.masks, size, device)
             outputs = model(images)
-            for name, scores in image_scores(outputs, images, true).items():
+            each = image_scores(outputs, images, true)
+            for name, scores in each.items():
                 totals[name] = totals.get(name, 0.0) + float(scores.sum())
+            if scored:
+                scored(batch.index, each)
             if watch:
                 watch(batch.index, true, outputs)
             if sample is None:
@@ -200,6 +206,19 @@ def image_scores(outputs, images: Tensor, true: Tensor) -> dict[str, Tensor]:
         found = segmentation(true, labels, outputs.alpha.shape[1])
         scores |= {f"{name.removesuffix('masks')}{score}": values for score, values in found.items()}
     return scores
+
+
+@torch.no_grad()
+def sample_of(model: nn.Module, batch: Batch, device: torch.device) -> Sample:
+    """The sample that `evaluate` gives of a batch of images, or of whole clips."""
+    size = image_size(model)
+    if batch.images.ndim > 4:
+        from cutslots.train.track import sample_clips  # which imports this module
+
+        return sample_clips(model, batch, device)
+    with evaluating(model):
+        images = to_model(batch.images, size, device)
+        return _sample(images, masks_to_model(batch.masks, size, device), model(images))
 
 
 def _sample(images: Tensor, true: Tensor, outputs) -> Sample:

@@ -19,11 +19,12 @@ from cutslots.nn import shares
 from cutslots.train import checkpoint
 from cutslots.train.config import RunConfig, signature, to_json
 from cutslots.train.evaluate import evaluate, pick_device, reduction, to_model
+from cutslots.train.examples import ItemScores
 from cutslots.train.folder import CHECKPOINTS as CHECKPOINTS
 from cutslots.train.folder import CONFIG as CONFIG
 from cutslots.train.folder import exclusive, stored
 from cutslots.train.meter import Meter
-from cutslots.train.observer import Observer, Sample, Start
+from cutslots.train.observer import Examples, Observer, Sample, Start
 from cutslots.train.ranks import Ranks
 
 SMALLER_IS_BETTER = ("mse",)
@@ -279,15 +280,17 @@ class _Run:
             "--debug shows the operation."
         )
 
-    def _evaluate(self) -> tuple[dict[str, float], Sample, bool]:
-        """Scores of the validation split, a sample of it, and whether they are the best so far."""
-        scores, sample = evaluate(self.model, self.validation, self.device, self.config.train.eval_images, ranks=self.ranks)
-        metric = self.config.train.best_metric
+    def _evaluate(self) -> tuple[dict[str, float], Sample, bool, Examples | None]:
+        """Scores of the validation split, a sample of it, whether they are the best so far, and if so its telling scenes."""
+        metric, limit = self.config.train.best_metric, self.config.train.eval_images
+        items = ItemScores(metric, metric in SMALLER_IS_BETTER)
+        scores, sample = evaluate(self.model, self.validation, self.device, limit, ranks=self.ranks, scored=items)
         sign = -1 if metric in SMALLER_IS_BETTER else 1
         better = not self.best or sign * scores[metric] > sign * self.best[metric]
-        if better:
-            self.best = {**scores, "step": float(self.step)}
-        return scores, sample, better
+        if not better:
+            return scores, sample, False, None
+        self.best = {**scores, "step": float(self.step)}
+        return scores, sample, True, items.examples(self.model, self.validation, self.device, self.ranks)
 
     def _save(self, evaluating: bool) -> None:
         """Evaluate if asked, write the checkpoint, then tell of both: a listener that fails costs no steps."""
@@ -302,6 +305,8 @@ class _Run:
         with self.ranks.agreed():
             if evaluated:
                 self.observer.evaluated(self.step, *evaluated[:2])
+                if evaluated[3]:
+                    self.observer.improved(self.step, evaluated[3])
             self.observer.saved(self.step, path, best)
 
     def _write(self, path: Path, best: bool) -> None:

@@ -29,6 +29,25 @@ class Sample:
     outputs: Any
 
 
+@dataclass(frozen=True)
+class Examples:
+    """The scenes of the best, the median and the worst score, in this order; fewer where there are fewer.
+
+    Attributes:
+        score: its name.
+        roles: best, median or worst.
+        ids: of the scenes; of clips those of the clips.
+        values: their scores.
+        sample: the scenes, and what the model makes of them.
+    """
+
+    score: str
+    roles: list[str]
+    ids: list[str]
+    values: list[float]
+    sample: Sample
+
+
 class Observer:
     """Base of listeners. `fit` calls it in the training process, on every rank, so a method returns quickly."""
 
@@ -37,6 +56,9 @@ class Observer:
     def progress(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None: ...
+
+    def improved(self, step: int, examples: Examples) -> None:
+        """After `evaluated`, when its scores are the best so far; on rank 0 alone."""
 
     def saved(self, step: int, path: Path, best: bool) -> None: ...
 
@@ -60,6 +82,10 @@ class Observers(Observer):
     def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         for listener in self.listeners:
             listener.evaluated(step, scores, sample)
+
+    def improved(self, step: int, examples: Examples) -> None:
+        for listener in self.listeners:
+            listener.improved(step, examples)
 
     def saved(self, step: int, path: Path, best: bool) -> None:
         for listener in self.listeners:

@@ -21,10 +21,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from cutslots.data.batches import Batches
+from cutslots.data.batches import Batch, Batches
 from cutslots.errors import InputError
 from cutslots.metrics import segmentation
 from cutslots.train.evaluate import (
+    Scored,
     evaluating,
     first_items,
     image_scores,
@@ -129,6 +130,7 @@ def evaluate_clips(
     max_images: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     ranks: Ranks = Ranks(),  # noqa: B008 (it is frozen)
+    scored: Scored | None = None,
 ) -> tuple[dict[str, float], Clips]:
     """`evaluate` on batches of whole clips: every frame's scores as an image's, and those of the clips.
 
@@ -138,7 +140,7 @@ def evaluate_clips(
 
     Args:
         max_images: frames, at most; rounded up to whole clips.
-        ranks: see `evaluate`; each has its share of the clips.
+        ranks, scored: see `evaluate`; each has its share of the clips.
 
     Raises:
         InputError: `max_images` is less than 1, the frames are no whole multiple of the model's size, or see `chain`.
@@ -154,18 +156,35 @@ def evaluate_clips(
     done = 0
     with ranks.agreed(), evaluating(model):
         for batch in first_items(batches, num_clips):
-            for clip, ids in zip(batch.images, batch.masks, strict=True):
+            for item, clip, ids in zip(batch.index, batch.images, batch.masks, strict=True):
                 frames, true = to_model(clip, size, device), masks_to_model(ids, size, device)
                 tracked = track(model, frames)
-                for name, scores in _scores(tracked, frames, true).items():
-                    totals[name] = totals.get(name, 0.0) + float(scores.mean())
+                each = {name: scores.mean() for name, scores in _scores(tracked, frames, true).items()}
+                for name, score in each.items():
+                    totals[name] = totals.get(name, 0.0) + float(score)
+                if scored:
+                    scored(item[None], {name: score[None] for name, score in each.items()})
                 if len(shown) < SAMPLE_CLIPS:
-                    picture = tracked.outputs.reconstruction.float()
-                    shown.append({"images": frames, "true": true, "reconstruction": picture, **tracked.maps})
+                    shown.append(_shown(tracked, frames, true))
                 done += 1
                 progress(done * batches.num_frames)
     scores, count = means(totals, done, ranks)
     return scores | {"num_images": float(count * batches.num_frames)}, _sample(shown)
+
+
+@torch.no_grad()
+def sample_clips(model: nn.Module, batch: Batch, device: torch.device) -> Clips:
+    """The sample that `evaluate_clips` gives of these clips."""
+    size, shown = image_size(model), []
+    with evaluating(model):
+        for clip, ids in zip(batch.images, batch.masks, strict=True):
+            frames = to_model(clip, size, device)
+            shown.append(_shown(track(model, frames), frames, masks_to_model(ids, size, device)))
+    return _sample(shown)
+
+
+def _shown(tracked: Tracked, frames: Tensor, true: Tensor) -> dict[str, Tensor]:
+    return {"images": frames, "true": true, "reconstruction": tracked.outputs.reconstruction.float(), **tracked.maps}
 
 
 def _sample(shown: Sequence[Mapping[str, Tensor]]) -> Clips:
