@@ -60,7 +60,7 @@ def test_their_pictures_are_those_of_the_scored_scenes(config, data_dir):
     for at, value in enumerate(examples.values):
         error = ((sample.images[at] - sample.outputs.reconstruction[at]) / 2).square().sum()
         assert float(error) == pytest.approx(value, rel=1e-3)
-    stored = batches.items([item for item, _ in items.chosen(ALONE).items()])
+    stored = batches.items(np.array(list(items.chosen(ALONE))))
     assert examples.ids == batches.ids(stored.index)
     np.testing.assert_array_equal(sample.true, stored.masks)
 

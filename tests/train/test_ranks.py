@@ -108,6 +108,9 @@ def test_two_ranks_train_as_one(two, name, data_dir, clips_dir, tmp_path):
     assert_same_bits(first, second)
     for heard in ("start", "scores", "paths", "lines", "values"):
         assert second[heard] == first[heard]
+    assert first["examples"] == one["examples"], "of all scenes, whichever rank scored them"
+    assert one["examples"]
+    assert second["examples"] == []
     assert first["start"].num_ranks == 2
     np.testing.assert_array_equal(first["random"], one["random"])
     if name == "resnet":  # what is before a normalisation is free in its scale, and its gradient is small beside its rounding

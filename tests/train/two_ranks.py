@@ -68,7 +68,7 @@ class Recorder(Observer):
     rank = 0
 
     def __init__(self) -> None:
-        self.values, self.scores, self.paths, self.lines = [], [], [], []
+        self.values, self.scores, self.examples, self.paths, self.lines = [], [], [], [], []
 
     def started(self, start):
         self.start = start
@@ -78,6 +78,9 @@ class Recorder(Observer):
 
     def evaluated(self, step, scores, sample):
         self.scores.append((step, dict(scores)))
+
+    def improved(self, step, examples):
+        self.examples.append((step, examples.roles))
 
     def saved(self, step, path, best):
         self.paths.append((step, path.name, best))
