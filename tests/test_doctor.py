@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -183,11 +184,37 @@ def test_an_address_that_is_none_is_told(monkeypatch):
     assert "does not answer" in only(_facts.tracking_store()).text
 
 
-def test_a_cluster_is_named(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    assert "ray://head:10001" in only(_facts.ray_cluster()).text
-    monkeypatch.delenv("RAY_ADDRESS")
+@pytest.mark.slow
+def test_a_cluster_is_asked_what_it_has(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert "not set" in only(_facts.ray_cluster()).text
+    ray = pytest.importorskip("ray")
+    running = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", running.address_info["gcs_address"])
+        fact = only(_facts.ray_cluster())
+        assert fact.mark == "ok"
+        assert "nodes: 1, CPUs: 3, GPUs: " in fact.text
+    finally:
+        ray.shutdown()
+
+
+def test_a_cluster_that_cannot_be_joined_is_a_problem(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    fact = only(_facts.ray_cluster())
+    assert (fact.mark, fact.remedy) == ("problem", "ray status --address nonsense")
+    assert "RAY_ADDRESS=nonsense cannot be joined" in fact.text
+
+
+def test_sets_are_told_where_sweeps_look_for_them(scenes, tmp_path, monkeypatch):
+    (tmp_path / "sets").mkdir()
+    shutil.copytree(scenes, tmp_path / "sets" / "mine")
+    monkeypatch.setenv("CUTSLOTS_DATA", str(tmp_path / "sets"))
+    assert "data mine" in [fact.name for fact in _facts.datasets()]
+    monkeypatch.setenv("CUTSLOTS_DATA", "s3://bucket/sets")
+    assert "s3://bucket/sets" in _facts.datasets()[0].text
+    monkeypatch.setenv("CUTSLOTS_DATA", str(tmp_path / "gone"))
+    assert _facts.datasets()[0].mark == "problem"
 
 
 def test_damaged_factors_are_problems_that_their_remedy_mends(capsys):

@@ -197,10 +197,30 @@ def cholmod() -> list[Fact]:
 
 
 def ray_cluster() -> list[Fact]:
-    """Whether runs would join a cluster."""
-    address = os.environ.get("RAY_ADDRESS")
-    text = f"RAY_ADDRESS={address}" if address else "RAY_ADDRESS is not set: work stays on this machine"
-    return [Fact("ok", "Ray cluster", text)]
+    """Whether sweeps would join a cluster, and what it has."""
+    address, name = os.environ.get("RAY_ADDRESS"), "Ray cluster"
+    if not address:
+        return [Fact("ok", name, "RAY_ADDRESS is not set: work stays on this machine")]
+    works, said = probe(f"from cutslots.cli._facts import cluster_at; print(cluster_at({address!r}))")
+    if works:
+        return [Fact("ok", name, f"RAY_ADDRESS={address}: {said}")]
+    remedy = "unset RAY_ADDRESS" if address == "auto" else f"ray status --address {quote(address)}"
+    return [Fact("problem", name, f"RAY_ADDRESS={address} cannot be joined: {said}", remedy)]
+
+
+def cluster_at(address: str) -> str:
+    """Join a cluster and say what it has; ends the process with the reason when it cannot be joined."""
+    import logging
+
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus, memory = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", "memory"))
+    return f"nodes: {len(nodes)}, CPUs: {cpus:g}, GPUs: {gpus:g}, memory {size(memory)}, Ray {ray.__version__}"
 
 
 # ---- what lies on disk
@@ -250,12 +270,23 @@ def tracking_store() -> list[Fact]:
 
 
 def datasets() -> list[Fact]:
-    """The prepared datasets in the home folder; their shards are not read, which is for `cutslots check`."""
+    """The prepared datasets where sweeps look for them; their shards are not read, which is for `cutslots check`."""
     from cutslots.data.manifest import MANIFEST, PROGRESS
+    from cutslots.data.places import is_uri
+    from cutslots.launch.sets import DATA
 
-    folder = home() / "data"
-    found = [dataset(path) for path in sorted(folder.glob("*")) if (path / MANIFEST).exists() or (path / PROGRESS).exists()]
-    return found or [Fact("missing", "datasets", f"none in {folder}", "cutslots prepare scenes")]
+    folders, facts = [home() / "data"], []
+    if base := os.environ.get(DATA):
+        if is_uri(base):
+            facts.append(Fact("ok", DATA, f"{base}; a sweep asks there for its set by name"))
+        elif Path(base).is_dir():
+            folders.insert(0, Path(base).absolute())
+        else:
+            facts.append(Fact("problem", DATA, f"{base} is no folder", f"export {DATA}=FOLDER"))
+    for folder in folders:
+        found = [path for path in sorted(folder.glob("*")) if (path / MANIFEST).exists() or (path / PROGRESS).exists()]
+        facts += [dataset(path) for path in found] or [Fact("missing", "datasets", f"none in {folder}", "cutslots prepare scenes")]
+    return facts
 
 
 def dataset(folder: Path) -> Fact:
