@@ -8,14 +8,14 @@ A potential is an average of what edges say within `sqrt(gamma_edge / (gamma_ter
 single gamma, whatever gamma is. Here gamma_edge stays and the other two follow from the reach, on 16 x 16 cuts of 32 x 32 images.
 Slot Attention between the same encoder and decoder stands beside it.
 
-Cost: 54 trainings of 1,500 steps, about 50 minutes on 2 cores.
+Cost: 54 trainings of 1,000 steps, about 35 minutes on 2 cores.
 Expected: results/reach, with what was found.
 """
 
 from cutslots.launch.sweep import Setting, Sweep, choices, main
 
 STYLES = {"plain": "scenes", "textured": "scenes-textured", "camouflage": "scenes-camouflage"}
-STEPS = ("train.steps=1500", "train.eval_every=250")
+STEPS = ("train.steps=1000", "train.eval_every=250")
 
 SWEEP = [
     Sweep(
