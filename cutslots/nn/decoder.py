@@ -56,5 +56,7 @@ class BroadcastDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "batch slots 3 height width"], Float[Tensor, "batch slots height width"]]:
         """A picture in [-1, 1] for each slot, and its opacity before the softmax over slots."""
         grid = slots.flatten(0, 1)[:, :, None, None].expand(-1, -1, self.start, self.start)
-        painted = self.layers(self.position(grid)).unflatten(0, slots.shape[:2])
+        # The grid lies channels-last, and convolutions keep it so. What follows works on one channel or three of the four: pixel by
+        # pixel, four apart, tanh does not vectorise.
+        painted = self.layers(self.position(grid)).contiguous().unflatten(0, slots.shape[:2])
         return torch.tanh(painted[:, :, :3]), painted[:, :, 3]
