@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Write the reports."""
     from cutslots.errors import InputError
-    from cutslots.launch.importance import importance
+    from cutslots.launch.analysis import analysis
     from cutslots.report.compare import write_comparison
     from cutslots.report.sweep_report import write_report
     from cutslots.report.sweep_runs import sweep_names
@@ -29,7 +29,7 @@ def run(chosen: argparse.Namespace) -> None:
     names = list(dict.fromkeys(chosen.sweeps or sweep_names()))
     for name in names:
         try:
-            print(write_report(name, chosen.out, importance), flush=True)
+            print(write_report(name, chosen.out, analysis), flush=True)
         except InputError as error:
             if chosen.sweeps:
                 raise

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from cutslots.report.curves import caption, chosen
+from cutslots.report.analysis import Analysis
 from cutslots.report.sweep_runs import SweepRuns
-from cutslots.report.sweep_tables import Table, summary, tables
+from cutslots.report.sweep_tables import IMPORTANCE, Table, summary, tables
 
 _STYLE = """
 :root { color-scheme: light dark;
@@ -60,23 +60,24 @@ for (const table of document.querySelectorAll("table")) {
 }
 """
 
+MOST_LINES = 50  # of a table, and those with the best value of a score
+PICTURES = {"figure.png": "Scenes", "curves.png": "Learning curves", "slices.png": "Slices"}  # the pictures, in their order
 _CODE = ("signature", "signatures", "commit")
 
 
-def html(sweep: SweepRuns, pictures: Sequence[str], importance: Mapping[str, float] | None = None) -> str:
+def html(sweep: SweepRuns, pictures: Mapping[str, str], analysis: Analysis | None = None) -> str:
     """The page.
 
     Args:
-        pictures: the names of the pictures that lie beside it, of those that `sweep_report` writes.
-        importance: the share of the objective's variance by setting, largest first; None or empty: it is not said.
+        pictures: the names of the pictures that lie beside it, of those of `PICTURES`, and what is said of each.
+        analysis: what came of the settings; None: it is not said.
     """
     body = [f"<h1>Sweep {escape(sweep.name)}</h1>", _list(summary(sweep))]
     body.append('<nav>Files: <a href="table.md">table.md</a>, <a href="runs.csv">runs.csv</a></nav>')
     found = tables(sweep)
-    captions = _captions(sweep)
     body += _table(found[0]) if found else []
-    body += [part for name in captions if name in pictures for part in _picture(name, *captions[name])]
-    body += _importance(importance) if importance else []
+    body += [part for name, title in PICTURES.items() if name in pictures for part in _picture(name, title, pictures[name])]
+    body += _analysis(analysis) if analysis else []
     body += [part for table in found[1:] for part in _table(table)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -85,19 +86,6 @@ def html(sweep: SweepRuns, pictures: Sequence[str], importance: Mapping[str, flo
         + "\n".join(body)
         + f"\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
-
-
-def _captions(sweep: SweepRuns) -> dict[str, tuple[str, str]]:
-    """Title and caption of every picture, in their order on the page."""
-    runs = "; ".join(", ".join(caption(sweep, each)) for each in chosen(sweep))
-    return {
-        "figure.png": ("Scenes", f"The last figures that these runs logged. {runs[:1].upper()}{runs[1:]}."),
-        "curves.png": ("Learning curves", "The objective on the validation split over training; the best run is marked."),
-        "slices.png": (
-            "Slices",
-            "A dot a finished run: its best objective over each setting of the space; the best is marked.",
-        ),
-    }
 
 
 def _list(lines: Sequence[str], kind: str = "") -> str:
@@ -111,13 +99,15 @@ def _picture(name: str, title: str, text: str) -> Iterator[str]:
     yield f"<figcaption>{escape(text)}</figcaption></figure>"
 
 
-def _importance(importance: Mapping[str, float]) -> Iterator[str]:
-    yield "<h2>Importance of settings</h2>"
-    yield "<p>The share of the objective's variance over the finished runs that each setting explains, by Optuna's fANOVA.</p>"
+def _analysis(analysis: Analysis) -> Iterator[str]:
+    yield f"<h2>{IMPORTANCE}</h2>"
+    yield f"<p>{escape(analysis.about)}</p>"
+    if not analysis.importance:
+        return
     rows = "".join(
         f'<tr><td class="text">{escape(name)}</td><td>{share:.2f}</td><td class="text">'
         f'<meter min="0" max="1" value="{share:.4f}">{share:.2f}</meter></td></tr>'
-        for name, share in importance.items()
+        for name, share in analysis.importance.items()
     )
     heads = '<th class="text"><button>setting</button></th><th><button>share</button></th><th class="text"><button></button></th>'
     yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -128,12 +118,17 @@ def _table(table: Table) -> Iterator[str]:
     heads = "".join(
         f"<th{_class(column, name, table)}><button>{escape(name)}</button></th>" for column, name in enumerate(table.header)
     )
-    ours = "\n".join(_row(line, table, at) for at, line in enumerate(table.lines))
+    marked = {at for at, _ in table.best}
+    shown = [at for at in range(len(table.lines)) if at < MOST_LINES or at in marked]
+    ours = "\n".join(_row(table.lines[at], table, at) for at in shown)
     theirs = "\n".join(_row(line, table, None) for line in table.published)
     published = f'\n<tbody class="published">\n{theirs}\n</tbody>' if theirs else ""
     yield f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>\n{ours}\n</tbody>{published}</table></div>'
-    if table.notes:
-        yield _list(table.notes, "notes")
+    left_out = len(table.lines) - len(shown)
+    lines = "1 more line is" if left_out == 1 else f"{left_out} more lines are"
+    cut = [f"{lines} in table.md, and every run is in runs.csv."] if left_out else []
+    if notes := [*cut, *table.notes]:
+        yield _list(notes, "notes")
 
 
 def _row(line: Sequence[str], table: Table, at: int | None) -> str:

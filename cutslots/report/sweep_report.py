@@ -1,25 +1,25 @@
 """The report of a sweep: a folder that a person opens, and other programs read, drawn from the tracking store alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from cutslots.errors import InputError
 from cutslots.files import write_text
+from cutslots.report.analysis import Analysis
 from cutslots.report.curves import curves_figure, scenes_figure, slices_figure
 from cutslots.report.page import html
 from cutslots.report.sweep_runs import SweepRuns, sweep_runs
 from cutslots.report.sweep_tables import markdown, runs_csv
 
 PAGE, TABLE, RUNS = "index.html", "table.md", "runs.csv"
-PICTURES = {"figure.png": scenes_figure, "curves.png": curves_figure, "slices.png": slices_figure}
 
 
-def write_report(name: str, out: Path, importance: Callable[[SweepRuns], Mapping[str, float]] | None = None) -> Path:
+def write_report(name: str, out: Path, analyse: Callable[[SweepRuns], Analysis] | None = None) -> Path:
     """Write the report of a sweep to a folder of its name; from the same runs it is the same, byte by byte.
 
     Args:
         out: the folder of reports.
-        importance: tells the share of the objective's variance by setting, largest first.
+        analyse: tells what came of the settings; without it the report says nothing of that.
 
     Returns: the sweep's folder: `index.html`, `table.md`, `runs.csv`, and the pictures that the runs have something for.
 
@@ -28,12 +28,18 @@ def write_report(name: str, out: Path, importance: Callable[[SweepRuns], Mapping
     """
     sweep = sweep_runs(name)
     folder = _folder(name, out)
-    pictures = [file for file, draw in PICTURES.items() if draw(sweep, folder / file)]
-    for file in PICTURES.keys() - set(pictures):
+    found = analyse(sweep) if analyse else None
+    captions = {
+        "figure.png": scenes_figure(sweep, folder / "figure.png"),
+        "curves.png": curves_figure(sweep, folder / "curves.png"),
+        "slices.png": slices_figure(sweep, found.slices if found else [], folder / "slices.png"),
+    }
+    for file in (file for file, caption in captions.items() if caption is None):
         (folder / file).unlink(missing_ok=True)  # of an earlier report, which had something for it
-    write_text(folder / TABLE, markdown(sweep))
+    pictures = {file: caption for file, caption in captions.items() if caption is not None}
+    write_text(folder / TABLE, markdown(sweep, found))
     write_text(folder / RUNS, runs_csv(sweep))
-    write_text(folder / PAGE, html(sweep, pictures, importance(sweep) if importance else None))
+    write_text(folder / PAGE, html(sweep, pictures, found))
     return folder
 
 

@@ -7,12 +7,14 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from cutslots.report.analysis import Analysis
 from cutslots.report.leaderboard import clock, known_differences, marks_of, smaller_is_better
 from cutslots.report.published import Row, rows
 from cutslots.report.scores import TITLES, markdown_table, number
 from cutslots.report.sweep_runs import Configuration, Place, SweepRuns, Trial
 
 SPEED = "train/images_per_second"
+IMPORTANCE = "Importance of settings"
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ def summary(sweep: SweepRuns) -> list[str]:
     return lines
 
 
-def markdown(sweep: SweepRuns) -> str:
-    """The sweep as `table.md`."""
+def markdown(sweep: SweepRuns, analysis: Analysis | None = None) -> str:
+    """The sweep as `table.md`, with what came of its settings where that is known."""
     parts = [f"# Sweep {sweep.name}", "\n".join(f"- {line}" for line in summary(sweep))]
     for table in tables(sweep):
         lines = [
@@ -71,6 +73,10 @@ def markdown(sweep: SweepRuns) -> str:
         ]
         parts += [f"## {table.title}", markdown_table(table.header, [*lines, *table.published], left=table.left)]
         parts += ["\n".join(f"- {note}" for note in table.notes)] if table.notes else []
+    if analysis:
+        parts += [f"## {IMPORTANCE}", analysis.about]
+        shares = [[name, f"{share:.2f}"] for name, share in analysis.importance.items()]
+        parts += [markdown_table(["setting", "share"], shares, left=1)] if shares else []
     return "\n\n".join(parts) + "\n"
 
 

@@ -17,10 +17,11 @@ from cutslots.runlog.commit import git_commit as git_commit
 from cutslots.runlog.fetch import fetch_model as fetch_model
 from cutslots.runlog.fetch import is_model_uri as is_model_uri
 from cutslots.runlog.found import FoundRun as FoundRun
+from cutslots.runlog.found import experiments as experiments
 from cutslots.runlog.found import find_run as find_run
 from cutslots.runlog.found import find_runs as find_runs
 from cutslots.runlog.found import last_artifact as last_artifact
-from cutslots.runlog.found import metric_history as metric_history
+from cutslots.runlog.found import metric_histories as metric_histories
 from cutslots.runlog.found import ready as ready
 from cutslots.runlog.journal import events as events
 from cutslots.runlog.log import RunLog as RunLog

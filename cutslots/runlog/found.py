@@ -90,6 +90,16 @@ def find_runs(
         raise InputError(f"the tracking store refuses to search for {where!r} by {list(order_by)}: {refused}") from refused
 
 
+def experiments(tracking_uri: str | None = None) -> dict[str, str]:
+    """The ids of all experiments by their name, the newest first, without the one that MLflow makes by itself.
+
+    Raises:
+        InputError: the tracking store cannot be reached.
+    """
+    found = ask(lambda client: list(_all(client.search_experiments, order_by=["creation_time DESC"])), tracking_uri) or []
+    return {each.name: each.experiment_id for each in found if each.name != "Default"}
+
+
 def ready(tracking_uri: str | None = None, timeout: float = 10.0) -> None:
     """Make sure that the tracking store answers: its database is made, or brought up to date, before several processes open it.
 
@@ -192,17 +202,32 @@ def _found(run: Any) -> FoundRun:
     )
 
 
-def metric_history(run_id: str, metric: str, tracking_uri: str | None = None) -> list[tuple[int, float]]:
-    """A metric's values by step, in order of steps; of a step that was logged twice (a resumed run) the later one.
+def metric_histories(run_ids: Sequence[str], metric: str, tracking_uri: str | None = None) -> dict[str, list[tuple[int, float]]]:
+    """A metric's values by step of every run, in order of steps; of a step that was logged twice (a resumed run) the later one.
+
+    Through one connection: to make one takes ten times as long as to ask it.
 
     Raises:
         InputError: the tracking store cannot be reached.
     """
+
+    def fetch(client: "MlflowClient") -> dict[str, list[Any]]:
+        return {run_id: _points(client, run_id, metric) for run_id in run_ids}
+
+    found = ask(fetch, tracking_uri) or {run_id: [] for run_id in run_ids}
+    return {
+        run_id: sorted({point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}.items())
+        for run_id, points in found.items()
+    }
+
+
+def _points(client: "MlflowClient", run_id: str, metric: str) -> list[Any]:
     try:
-        points = ask(lambda client: client.get_metric_history(run_id, metric), tracking_uri) or []
-    except RefusedError:
-        return []
-    return sorted({point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}.items())
+        return client.get_metric_history(run_id, metric)
+    except Exception as error:
+        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":  # of a run that was deleted meanwhile
+            return []
+        raise
 
 
 def last_artifact(run_id: str, folder: str, tracking_uri: str | None = None) -> bytes | None:

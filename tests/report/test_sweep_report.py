@@ -11,12 +11,15 @@ import pytest
 from PIL import Image
 
 from cutslots.errors import InputError
+from cutslots.launch.analysis import analysis
+from cutslots.report import page
+from cutslots.report.analysis import Analysis
 from cutslots.report.curves import caption, chosen
 from cutslots.report.published import records
 from cutslots.report.sweep_report import write_report
 from cutslots.report.sweep_runs import sweep_names, sweep_runs
 from cutslots.report.sweep_tables import runs_csv, tables
-from cutslots.runlog import RunLog, find_runs, import_records, last_artifact, metric_history
+from cutslots.runlog import RunLog, find_runs, import_records, last_artifact, metric_histories
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VAL, CAMO = ("clevrtex", "val"), ("clevrtex_camo", "test")
@@ -55,6 +58,11 @@ def trial(folder: Path, sweep: str, number: int, gamma: float, seed: int, scores
             Image.new("RGB", (25 * size, 10 * size), colour).save(path)
             log.artifact(path, "figures")
         status: Literal["FINISHED", "FAILED"] = "FAILED" if state == "failed" else "FINISHED"
+        if "examples" in options:
+            path = place / "examples" / "step-00000020.png"
+            path.parent.mkdir()
+            Image.new("RGB", (300, 120), options["examples"]).save(path)
+            log.artifact(path, "examples")
         log.close(status, 60)
     assert log.run_id
     return log.run_id
@@ -80,6 +88,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
             "d0": trial(home, "gammas", 6, 2.0, 0, {}, above=above, state="pruned", cause="not among the best 1/3"),
         }
         runs["lone"] = trial(home, "lone", 0, 0.25, 0, {"ari_fg": 0.5}, above=parent(home, "lone"))
+        of_new = parent(home, "scenes")
+        runs["e0"] = trial(home, "scenes", 0, 0.3, 0, {"ari_fg": 0.7}, above=of_new, colour="blue", examples="yellow")
+        runs["e1"] = trial(home, "scenes", 1, 0.6, 0, {"ari_fg": 0.4}, above=of_new, colour="red", examples="purple")
         parent(home, "empty")
         import_records("published", records())
     return home, runs
@@ -144,13 +155,13 @@ def test_published_rows_are_marked_and_never_ranked(ids):
 
 
 def test_the_report_is_the_same_twice_and_complete(ids, tmp_path):
-    first, second = write_report("gammas", tmp_path / "a"), write_report("gammas", tmp_path / "b")
+    first, second = (write_report("gammas", tmp_path / name, analysis) for name in "ab")
     names = ["curves.png", "figure.png", "index.html", "runs.csv", "slices.png", "table.md"]
     assert [path.name for path in sorted(first.iterdir())] == names
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     before = (first / "index.html").read_bytes()
-    assert write_report("gammas", tmp_path / "a") == first
+    assert write_report("gammas", tmp_path / "a", analysis) == first
     assert (first / "index.html").read_bytes() == before
     table = (first / "table.md").read_text()
     assert "# Sweep gammas\n" in table
@@ -158,6 +169,7 @@ def test_the_report_is_the_same_twice_and_complete(ids, tmp_path):
     assert f"MLflow run {sweep_runs('gammas').parents[0].run_id}" in table
     assert "**0.8000 ± 0.1414**" in table
     assert re.search(r"\| -+:? \|", table)
+    assert "## Importance of settings\n\nNothing is told of importance from 5 finished runs in the space" in table
     assert "loss is nan at step 12 \\| worker" in table
 
 
@@ -173,11 +185,24 @@ def test_runs_csv_has_a_line_a_run(ids):
     assert "model.image_size" not in found[0], "what is alike in all runs is no column"
 
 
-def test_the_figure_shows_best_median_and_worst(ids, tmp_path):
+def test_the_figure_shows_scenes_of_the_best_run(ids, tmp_path):
+    folder = write_report("scenes", tmp_path)
+    picture = Image.open(folder / "figure.png")
+    assert picture.size == (300, 44 + 120)
+    assert picture.getpixel((150, 100)) == (255, 255, 0)
+    text = (folder / "index.html").read_text()
+    assert "Scenes of the validation split with the best, the median and the worst ARI-FG of the best run" in text
+    signature = hashlib.sha256(b"0.3 0").hexdigest()[:12]
+    assert f"best run: ARI-FG 0.7000, gamma 0.3, seed 0, signature {signature}, commit 0123456789ab." in text
+
+
+def test_without_such_scenes_it_shows_best_median_and_worst_runs(ids, tmp_path):
     sweep = sweep_runs("gammas")
     assert [(each.role, sweep.value(each.trial)) for each in chosen(sweep)] == [("best", 0.9), ("median", 0.7), ("worst", 0.3)]
-    assert caption(sweep, chosen(sweep)[0])[0] == "best: ARI-FG 0.9000, gamma 0.5"
-    picture = Image.open(write_report("gammas", tmp_path) / "figure.png")
+    assert caption(sweep, chosen(sweep)[0])[0] == "best run: ARI-FG 0.9000, gamma 0.5"
+    folder = write_report("gammas", tmp_path)
+    assert "The best run has logged no scenes by their scores" in (folder / "index.html").read_text()
+    picture = Image.open(folder / "figure.png")
     # The median run has no figure; the last ones of the others are 200 x 80, below a caption of 44 pixels.
     assert picture.size == (416, 124)
     assert picture.getpixel((100, 84)) == (0, 128, 0)
@@ -211,17 +236,40 @@ class Page(HTMLParser):
 
 
 def test_the_page_stands_alone(ids, tmp_path):
-    folder = write_report("gammas", tmp_path, lambda sweep: {"model.cut.gamma": 0.75, "<b>": 0.25})
+    told = Analysis({"model.cut.gamma": 0.75, "<b>": 0.25}, "by <chance>", analysis(sweep_runs("gammas")).slices)
+    folder = write_report("gammas", tmp_path, lambda sweep: told)
     text = (folder / "index.html").read_text()
-    page = Page(text)
-    assert page.open == [], "every element is closed"
-    assert set(page.references) == {"table.md", "runs.csv", "figure.png", "curves.png", "slices.png"}
-    assert all((folder / name).is_file() for name in page.references)
+    found = Page(text)
+    assert found.open == [], "every element is closed"
+    assert set(found.references) == {"table.md", "runs.csv", "figure.png", "curves.png", "slices.png"}
+    assert all((folder / name).is_file() for name in found.references)
     assert "http" not in text
     assert "prefers-color-scheme: dark" in text
-    assert {"0.8000 ± 0.1414", "1 of 2", "loss is nan at step 12 | worker", "0.75", "<b>"} <= set(page.cells)
-    assert page.classes.count("published") == 2
+    assert {"0.8000 ± 0.1414", "1 of 2", "loss is nan at step 12 | worker", "0.75", "<b>"} <= set(found.cells)
+    assert found.classes.count("published") == 2
+    assert "by &lt;chance&gt;" in text
+    assert "| <b>             |  0.25 |" in (folder / "table.md").read_text()
     assert len(text) < 40_000
+
+
+def test_slices_are_of_the_space_and_mark_what_was_pruned(ids):
+    (found,) = analysis(sweep_runs("gammas")).slices
+    assert (found.setting, found.logarithmic, found.range, found.choices) == ("model.cut.gamma", True, (0.1, 2.0), None)
+    assert found.finished == [(0.5, 0.9), (0.1, 0.8), (0.5, 0.7), (0.1, 0.6), (1.0, 0.3)], "best first"
+    assert found.pruned == [(2.0, pytest.approx(0.2))]
+    assert analysis(sweep_runs("lone")).slices == [], "of one value there is no slice"
+
+
+def test_a_long_table_is_cut_on_the_page(ids, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MOST_LINES", 1)
+    folder = write_report("gammas", tmp_path)
+    text = (folder / "index.html").read_text()
+    shown = Page(text).cells
+    assert "gamma 0.5" in shown
+    assert "gamma 0.1" in shown, "it has the best MSE"
+    assert "0.3000" not in shown
+    assert "1 more line is in table.md, and every run is in runs.csv." in text
+    assert "0.3000" in (folder / "table.md").read_text()
 
 
 def test_what_the_runs_have_nothing_for_is_left_out(ids, tmp_path):
@@ -235,8 +283,8 @@ def test_what_the_runs_have_nothing_for_is_left_out(ids, tmp_path):
 
 
 def test_what_cannot_be_reported(ids, tmp_path):
-    assert sweep_names() == ["empty", "gammas", "lone"]
-    with pytest.raises(InputError, match="no sweep 'gamma' in the tracking store. Known: empty, gammas, lone."):
+    assert sweep_names() == ["empty", "gammas", "lone", "scenes"]
+    with pytest.raises(InputError, match="no sweep 'gamma' in the tracking store. Known: empty, gammas, lone, scenes."):
         write_report("gamma", tmp_path)
     with pytest.raises(InputError, match="sweep 'empty' has no trials yet."):
         write_report("empty", tmp_path)
@@ -249,9 +297,10 @@ def test_what_cannot_be_reported(ids, tmp_path):
 
 
 def test_history_and_artifacts_of_a_run(ids):
-    assert metric_history(ids["b0"], "val/ari_fg") == [(10, pytest.approx(0.05)), (20, 0.9)]
-    assert metric_history(ids["b0"], "val/none") == []
-    assert metric_history("0" * 32, "val/ari_fg") == []
+    none = "0" * 32
+    found = metric_histories([ids["b0"], none, ids["a0"]], "val/ari_fg")
+    assert found == {ids["b0"]: [(10, pytest.approx(0.05)), (20, 0.9)], none: [], ids["a0"]: [(10, pytest.approx(0.01)), (20, 0.8)]}
+    assert metric_histories([ids["b0"]], "val/none") == {ids["b0"]: []}
     assert last_artifact(ids["a1"], "figures") is None
     assert last_artifact("0" * 32, "figures") is None
     content = last_artifact(ids["b0"], "figures")

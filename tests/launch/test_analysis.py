@@ -5,7 +5,7 @@ import random
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from cutslots.launch.importance import FEWEST, distribution, shares
+from cutslots.launch.analysis import FEWEST, distribution, shares
 
 SPACE = {
     "model.gamma": FloatDistribution(0.1, 2.0, log=True),

@@ -1,0 +1,130 @@
+"""What Optuna tells of a sweep's settings, from what the tracking store knows of the sweep: importance and slices."""
+
+import ast
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from cutslots.report.analysis import Analysis, Slice
+from cutslots.report.sweep_runs import SweepRuns
+
+FEWEST = 10  # finished runs; what is told from fewer is chance
+_KINDS = {kind.__name__: kind for kind in (CategoricalDistribution, FloatDistribution, IntDistribution)}
+
+
+def analysis(sweep: SweepRuns) -> Analysis:
+    """Importance and slices of the settings of a sweep's space.
+
+    Optuna's trials are made anew of the runs: of finished ones with their best objective, of pruned ones with their last reading.
+    Settings outside the space, such as those of another model, are in none of it.
+    """
+    space = {name: found for name, text in sweep.space.items() if (found := distribution(text)) is not None}
+    finished = [_trial(space, trial.run.params, sweep.value(trial), TrialState.COMPLETE) for trial in sweep.ranked]
+    last = f"val/{sweep.objectives[0]}"
+    pruned = [
+        _trial(space, trial.run.params, trial.run.metrics.get(last, math.nan), TrialState.PRUNED)
+        for trial in sweep.unfinished
+        if trial.state == "pruned"
+    ]
+    whole = [trial for trial in finished if len(trial.params) == len(space)]
+    found = _importance(whole)
+    slices = [_slice(name, space[name], finished, pruned) for name in [*found, *(name for name in space if name not in found)]]
+    return Analysis(found, _about(found, len(whole), len(finished)), [each for each in slices if _varies(each)])
+
+
+def shares(space: Mapping[str, str], runs: Sequence[tuple[Mapping[str, str], float]]) -> dict[str, float]:
+    """The share of the objective's variance that each setting explains (fANOVA), largest first.
+
+    Args:
+        space: the distributions as they print themselves.
+        runs: parameters and objective of each.
+
+    Returns: shares that sum to 1; nothing for fewer than `FEWEST` runs that the space holds, or where none differs.
+    """
+    distributions = {name: found for name, text in space.items() if (found := distribution(text)) is not None}
+    trials = [_trial(distributions, params, value, TrialState.COMPLETE) for params, value in runs if math.isfinite(value)]
+    return _importance([trial for trial in trials if len(trial.params) == len(distributions)])
+
+
+def _trial(space: Mapping[str, BaseDistribution], params: Mapping[str, str], objective: float, state: TrialState) -> FrozenTrial:
+    """A run as a trial, with those of its parameters that the space holds."""
+    values = {name: _value(each, params[name]) for name, each in space.items() if name in params}
+    known = {name: value for name, value in values.items() if value is not _OUTSIDE}
+    value = objective if math.isfinite(objective) else None  # only a pruned run comes without
+    return create_trial(state=state, params=known, distributions={name: space[name] for name in known}, value=value)
+
+
+def _importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    """Of trials that have all settings of the space."""
+    if len(trials) < FEWEST or len({trial.value for trial in trials}) < 2:
+        return {}
+    if all(len({str(trial.params[name]) for trial in trials}) < 2 for name in trials[0].params):
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            study = optuna.create_study()
+            study.add_trials(trials)
+            # Seeded: a report of the same runs is the same.
+            found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
+        finally:
+            optuna.logging.set_verbosity(level)
+    return {name: round(share, 6) for name, share in found.items()}
+
+
+def _about(found: Mapping[str, float], whole: int, finished: int) -> str:
+    without = f" Outside the space, as another model's settings are, lie {finished - whole} more." if finished > whole else ""
+    if not found:
+        return f"Nothing is told of importance from {whole} finished runs in the space: it takes {FEWEST} that differ.{without}"
+    return (
+        f"The share of the objective's variance that each setting explains over n = {whole} finished runs of the space, by "
+        f"Optuna's fANOVA (a random forest, so a share is an estimate; what was pruned is not in it).{without}"
+    )
+
+
+def _slice(name: str, each: BaseDistribution, finished: Sequence[FrozenTrial], pruned: Sequence[FrozenTrial]) -> Slice:
+    def points(trials: Sequence[FrozenTrial]) -> list[tuple[Any, float]]:
+        return [(trial.params[name], trial.value) for trial in trials if name in trial.params and trial.value is not None]
+
+    if isinstance(each, FloatDistribution | IntDistribution):
+        return Slice(name, each.log, None, (each.low, each.high), points(finished), points(pruned))
+    assert isinstance(each, CategoricalDistribution)
+    return Slice(name, False, list(each.choices), (0, 0), points(finished), points(pruned))
+
+
+def _varies(each: Slice) -> bool:
+    return bool(each.finished) and len({str(value) for value, _ in [*each.finished, *each.pruned]}) > 1
+
+
+def distribution(text: str) -> BaseDistribution | None:
+    """The distribution that prints itself as `text`; None for what is none."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            return None
+        return _KINDS[call.func.id](**{each.arg or "": ast.literal_eval(each.value) for each in call.keywords})
+    except (SyntaxError, ValueError, TypeError, KeyError):
+        return None
+
+
+_OUTSIDE = object()
+
+
+def _value(each: BaseDistribution, text: str) -> Any:
+    """A parameter's value from its text; `_OUTSIDE` for one that the distribution does not hold."""
+    if isinstance(each, CategoricalDistribution):
+        return next((choice for choice in each.choices if str(choice) == text), _OUTSIDE)
+    try:
+        value = float(text)
+    except ValueError:
+        return _OUTSIDE
+    if not each._contains(value):
+        return _OUTSIDE
+    return int(value) if isinstance(each, IntDistribution) else value
