@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 NAME_LENGTH, PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 250, 6000, 8000, 36
-LOCK_SECONDS = 30.0
+LOCK_SECONDS = 60.0
 
 # Answers that will be the same at every repetition. All others (dead server, locked database, full disk, missing
 # rights) are taken as an outage: somebody can mend those, and the journal loses nothing by waiting.
