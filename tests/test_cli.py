@@ -98,6 +98,8 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     assert "manifest.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
     figures = [file.path for file in client.list_artifacts(run.info.run_id, "figures")]
     assert figures == ["figures/step-00000005.png", "figures/step-00000010.png"]
+    best = f"examples/step-{run.data.metrics['best/step']:08.0f}.png"
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "examples")] == [best], "of the best evaluation alone"
 
     images = np.asarray(Image.new("RGB", (32, 32), "red"))[None]
     mlflow.set_tracking_uri(default_uri())

@@ -23,7 +23,7 @@ WIDEST = 3000  # pixels side by side; wider panels stand below each other
 BEST = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # so many of the best runs have a colour
 MARKED, OTHERS = BEST[0], "#7a8794"
 MANY, LONGEST = 30, 110  # lines from which on they are thin; letters of a legend's line
-SPREAD = 0.3  # of the way from one whole number to the next
+SPREAD = 0.4  # of the way from one whole number to the next
 PRUNED = "pruned, its last reading"
 MARKS: dict[str, dict[str, Any]] = {
     "finished": {"s": 20, "color": OTHERS, "linewidths": 0, "alpha": 0.75, "zorder": 3},
@@ -195,25 +195,31 @@ def slices_figure(sweep: SweepRuns, slices: Sequence[Slice], path: Path) -> str 
     handles = [axes[0][0].scatter([], [], **style, label=text) for text, style in MARKS.items() if pruned or text != PRUNED]
     figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     _save(figure, path)
-    text = (
-        f"Optuna's slices: the best {_title(sweep)} of every finished run over each setting of the space, the most important first."
-    )
-    return text + (" Of pruned runs it is the last reading before the sweep ended them." if pruned else "")
+    text = f"Optuna's slices: the best {_title(sweep)} of every finished run over each setting of the space, the most important "
+    text += "first." + (" Of pruned runs it is the last reading before the sweep ended them." if pruned else "")
+    return text + (" At whole numbers and choices the dots are spread sideways." if any(map(_is_whole, slices)) else "")
 
 
 def _title(sweep: SweepRuns) -> str:
     return TITLES.get(sweep.objectives[0], sweep.objectives[0])
 
 
+def _is_whole(each: Slice) -> bool:
+    """Whether runs lie at a few places, so that one hides the other."""
+    return each.choices is not None or all(isinstance(value, int) for value, _ in each.finished)
+
+
 def _draw_slice(axis: Any, each: Slice) -> None:
     """Numbers lie along an axis of all that was searched, choices at places of their own."""
 
-    whole = each.choices is not None or all(isinstance(value, int) for value, _ in each.finished)
+    whole = _is_whole(each)
 
     def places(points: Sequence[tuple[Any, float]]) -> list[tuple[float, float]]:
         found = [(each.choices.index(value) if each.choices else value, objective) for value, objective in points]
         # Beside each other what would hide each other: multiples of the golden ratio never meet.
-        return [(at + (0.618 * number % 1 * SPREAD if whole else 0), value) for number, (at, value) in enumerate(found)]
+        return [
+            (at + (((0.618 * number + 0.5) % 1 - 0.5) * SPREAD if whole else 0), value) for number, (at, value) in enumerate(found)
+        ]
 
     finished, pruned = places(each.finished), places(each.pruned)
     for points, style in ((pruned, MARKS[PRUNED]), (finished, MARKS["finished"]), (finished[:1], MARKS["best"])):
@@ -242,7 +248,8 @@ def _logarithmic(axis: Any, name: str) -> None:
     getattr(axis, f"set_{name}scale")("log")
     along = getattr(axis, f"{name}axis")
     low, high = getattr(axis, f"get_{name}lim")()
-    along.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)) if high / low > 5 else MaxNLocator(4))
+    subs = (1, 2, 3, 5) if high / low < 20 else (1, 2, 5) if high / low < 300 else (1,)
+    along.set_major_locator(LogLocator(subs=subs) if high / low > 5 else MaxNLocator(4))
     along.set_major_formatter("{x:g}")
     along.set_minor_formatter(NullFormatter())
 

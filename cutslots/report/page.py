@@ -26,6 +26,7 @@ table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tab
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th.text, td.text { text-align: left; }
 td.text { white-space: normal; min-width: 9rem; max-width: 26rem; }
+td.name { min-width: 21rem; }
 td.code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .78rem; white-space: normal; }
 thead button { all: unset; cursor: pointer; font-weight: 600; }
 thead button:focus-visible { outline: 2px solid var(--mark); }
@@ -60,7 +61,7 @@ for (const table of document.querySelectorAll("table")) {
 }
 """
 
-MOST_LINES = 50  # of a table, and those with the best value of a score
+MOST_LINES = 25  # of a table, and those with the best value of a score
 PICTURES = {"figure.png": "Scenes", "curves.png": "Learning curves", "slices.png": "Slices"}  # the pictures, in their order
 _CODE = ("signature", "signatures", "commit")
 
@@ -142,5 +143,6 @@ def _row(line: Sequence[str], table: Table, at: int | None) -> str:
 def _class(column: int, name: str, table: Table, best: bool = False) -> str:
     kinds = ["text"] if column < table.left and name != "rank" else []
     kinds += ["code"] if name in _CODE else []
+    kinds += ["name"] if name == "configuration" else []
     kinds += ["best"] if best else []
     return f' class="{" ".join(kinds)}"' if kinds else ""
