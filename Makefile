@@ -29,7 +29,7 @@ demo: $(VENV)/installed ## a real small sweep on built-in scenes with MLflow; th
 	@echo "all of it in MLflow: $(BIN)/cutslots ui"
 
 test: $(VENV)/installed lint ## lint, types and all tests but those of `make test-survival`
-	$(BIN)/python -m pytest -q -m "not survival"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not survival" -n 2 --dist loadgroup
 
 test-survival: $(VENV)/installed ## what sweeps survive: killed workers and nodes, failing trials, absent servers; minutes
 	$(BIN)/python -m pytest -q -m survival

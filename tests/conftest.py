@@ -6,6 +6,7 @@ CHECKED = ["cutslots.qp", "cutslots.nn", "cutslots.models", "cutslots.metrics"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 import os  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -14,11 +15,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+RAY = ("browser", "cluster", "launch")  # folders whose tests start Ray, or stop every Ray of this user
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("ray") or Path(item.path).parent.name in RAY:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 

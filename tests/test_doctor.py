@@ -184,6 +184,7 @@ def test_an_address_that_is_none_is_told(monkeypatch):
     assert "does not answer" in only(_facts.tracking_store()).text
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_cluster_is_asked_what_it_has(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
