@@ -2,19 +2,21 @@
 
 import argparse
 import errno
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from cutslots.errors import InputError
 from cutslots.files import home
 
 ENDING_SECONDS = 5.0
+MOST_LINKS = 5
 LIMITS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Eight more processes, and fifteen seconds more to start, for jobs that runs of cutslots never ask for.
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Serve until Ctrl-C, or say where the server is."""
-    from cutslots.runlog import default_uri, ready
+    from cutslots.runlog import default_uri, experiments, ready
 
     uri = default_uri()
     if uri.startswith("http"):
@@ -45,7 +47,7 @@ def run(chosen: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", chosen.host]
     command += ["--port", str(chosen.port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]
     command += ["--artifacts-destination", str(home() / "artifacts")]  # not below the working directory
-    return _serve(command, chosen.host, chosen.port)
+    return _serve(command, chosen.host, chosen.port, experiments(uri))
 
 
 def _check_free(host: str, port: int) -> None:
@@ -67,7 +69,7 @@ def _check_free(host: str, port: int) -> None:
         raise InputError(f"--port {port} cannot be served on {host}: {error.strerror}. Give one from 1024 to 65535.") from None
 
 
-def _serve(command: Sequence[str], host: str, port: int) -> int:
+def _serve(command: Sequence[str], host: str, port: int, experiments: Mapping[str, str]) -> int:
     """Run the server, and leave none of its processes behind."""
     server = None
 
@@ -80,8 +82,7 @@ def _serve(command: Sequence[str], host: str, port: int) -> int:
     try:
         server = subprocess.Popen(command, env={**os.environ, **LIMITS}, start_new_session=True)
         if _answers(server, host, port):
-            shown = f"[{host}]" if ":" in host else host
-            print(f"MLflow on http://{shown}:{port}, Ctrl-C ends it", file=sys.stderr)
+            _say(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", experiments)
         return server.wait()
     except KeyboardInterrupt:
         return 0
@@ -92,6 +93,15 @@ def _serve(command: Sequence[str], host: str, port: int) -> int:
             _end(server)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say(address: str, experiments: Mapping[str, str]) -> None:
+    """Where it is, and where runs are: MLflow leads to those of language models unless the address asks for others."""
+    print(f"MLflow on {address}, Ctrl-C ends it", file=sys.stderr)
+    for name, number in itertools.islice(experiments.items(), MOST_LINKS):
+        print(f"runs of {name}: {address}/#/experiments/{number}/runs?workflowType=machine_learning", file=sys.stderr)
+    if experiments:
+        print('its own pages lead to them once "Model training" is chosen, top left', file=sys.stderr)
 
 
 def _answers(server: subprocess.Popen, host: str, port: int) -> bool:

@@ -1,0 +1,228 @@
+"""What a person sees: the demo sweep on MLflow's page and on its report's, in a real browser without a screen.
+
+CUTSLOTS_SCREENSHOTS=DIR keeps the screenshots, for which pytest has a temporary folder otherwise.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from cutslots.data import prepare, sources
+from cutslots.report.sweep_runs import sweep_runs
+from cutslots.runlog import children, find_runs
+from cutslots.runlog.found import FoundRun
+
+pytest.importorskip("playwright", reason="no Playwright: pip install playwright")
+
+from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")]
+
+DEMO = Path(__file__).parents[2] / "sweeps" / "demo.py"
+SWEEP, EXPERIMENT, SCORE = "demo-smoke", "smoke", "best/ari_fg"
+PATIENCE = 60_000.0  # milliseconds for anything to appear on a machine that does other things too
+
+# The runs that MLflow's list shows, by id, from top to bottom; its grid keeps the order of rows in their places only.
+LISTED = """() => [...document.querySelectorAll('[role=grid] a[href*="/runs/"]')]
+  .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)
+  .map(link => link.getAttribute('href').match(/runs\\/(\\w+)/)[1])"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """That of commands which share a home."""
+    own = {"CUTSLOTS_HOME": str(tmp_path_factory.mktemp("demo")), "CUTSLOTS_FACTORS": str(tmp_path_factory.mktemp("factors"))}
+    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return {**inherited, **own, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def home(environment: dict[str, str]) -> Path:
+    """The home in which the demo sweep has run, at its smallest."""
+    home = Path(environment["CUTSLOTS_HOME"])
+    prepare("scenes", None, home / "data" / "scenes", sources.load("scenes").Options(count=160, size=32))
+    # With two seeds the first setting is two runs, which are never ended early; the third one may be.
+    command = [sys.executable, str(DEMO), "--smoke", "--seeds", "1", "2", "--trials", "1"]
+    ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return home
+
+
+@pytest.fixture(autouse=True)
+def at_home(own_home: None, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test asks of the store, it asks of that home's."""
+    monkeypatch.setenv("CUTSLOTS_HOME", str(home))
+
+
+@pytest.fixture(scope="module")
+def served(home: Path, environment: dict[str, str]) -> Iterator[str]:
+    """`cutslots ui` on a free port of this machine: the address of the sweep's experiment, as it is said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "cutslots", "ui", "--port", str(port)]
+    with subprocess.Popen(command, cwd=home, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as server:
+        assert server.stderr is not None
+        said = []
+        try:
+            for line in server.stderr:
+                said.append(line)
+                if found := re.fullmatch(rf"runs of {EXPERIMENT}: (http://127\.0\.0\.1:{port}/\S+)\n", line):
+                    yield found[1]
+                    return
+            raise AssertionError("".join(said))
+        finally:
+            server.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                server.communicate(timeout=15)
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, without its sandbox and /dev/shm, which it cannot have as root in a container."""
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A new page, as if nobody had looked before, that asks nothing but this machine."""
+    page = browser.new_page(viewport={"width": 1600, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    yield page
+    page.close()
+    elsewhere = [url for url in asked if not re.match(r"http://127\.0\.0\.1:|(blob:http://127\.0\.0\.1:)|file:|data:", url)]
+    assert not elsewhere
+
+
+def listed(page: Page, expected: list[str]) -> list[str]:
+    """The ids of the listed runs, from top to bottom, as soon as they are the expected ones, or after waiting for it."""
+    with suppress(TimeoutError):
+        page.wait_for_function(f"expected => String(({LISTED})()) === expected", arg=",".join(expected))
+    return page.evaluate(LISTED)
+
+
+def runs(direction: str) -> list[FoundRun]:
+    """The sweep's run and its trials by ARI-FG, as MLflow's API says."""
+    return find_runs(f"tags.sweep = '{SWEEP}'", [f"metrics.`{SCORE}` {direction}"])
+
+
+def best() -> FoundRun:
+    """The trial with the highest ARI-FG of all."""
+    return max(children(parent().run_id), key=lambda run: run.metrics.get(SCORE, -1.0))
+
+
+def parent() -> FoundRun:
+    (found,) = find_runs(f"tags.sweep = '{SWEEP}' and tags.kind = 'sweep'")
+    return found
+
+
+def test_the_experiment_lists_parent_and_children(served: str, page: Page, screenshots: Path) -> None:
+    above = parent()
+    assert len(children(above.run_id)) == 3
+    page.goto(served)
+    assert listed(page, [above.run_id]) == [above.run_id], "the sweep, with its trials folded away"
+    page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=above.name, exact=True)).get_by_role("button").click()
+    newest = sorted(children(above.run_id), key=lambda run: run.started, reverse=True)
+    expected = [above.run_id, *(run.run_id for run in newest)]
+    assert listed(page, expected) == expected
+    for run in newest:
+        assert page.get_by_role("grid").get_by_role("link", name=run.name, exact=True).is_visible()
+    page.screenshot(path=screenshots / "mlflow-runs.png")
+
+
+def test_sorting_by_ari_fg_puts_the_best_first(served: str, page: Page, screenshots: Path) -> None:
+    page.goto(served)
+    page.get_by_test_id("sort-select-dropdown").click()
+    page.get_by_test_id(f"sort-select-{SCORE}").click()
+    expected = [run.run_id for run in runs("DESC")]
+    shown = listed(page, expected)
+    assert shown == expected
+    assert shown[0] == best().run_id
+    page.screenshot(path=screenshots / "mlflow-sorted.png")
+    page.get_by_test_id(f"sort-header-{SCORE}").click()  # the other way round
+    expected = [run.run_id for run in runs("ASC")]
+    assert expected != shown
+    assert listed(page, expected) == expected
+
+
+def test_a_run_shows_its_scores_and_masks(served: str, page: Page, screenshots: Path) -> None:
+    page.goto(served.replace("/runs?", f"/runs/{best().run_id}?"))
+    page.get_by_role("heading", name=best().name).wait_for()
+    assert page.get_by_role("link", name=SWEEP, exact=True).is_visible()
+    page.screenshot(path=screenshots / "mlflow-run.png")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("figures", exact=True).click()
+    last = f"step-{30:08d}.png"
+    page.get_by_text(last, exact=True).click()
+    picture = page.get_by_alt_text(f"figures/{last}")
+    picture.wait_for()
+    page.wait_for_function("picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle())
+    assert picture.evaluate("picture => [picture.naturalWidth > 500, picture.clientWidth > 300]") == [True, True]
+    page.screenshot(path=screenshots / "mlflow-masks.png")
+
+
+@pytest.fixture(scope="module")
+def report(home: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the sweep's report."""
+    out = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "cutslots", "report", SWEEP, "--out", str(out)]
+    ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return out / SWEEP / "index.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 420])
+def test_the_report_opens_from_disk(
+    width: int, scheme: Literal["light", "dark"], report: Path, page: Page, screenshots: Path
+) -> None:
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("requestfailed", lambda request: wrong.append(request.url))
+    page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith("file:") else None)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    page.goto(report.as_uri())
+    assert page.title() == f"{SWEEP}: cutslots sweep"
+    pictures = page.locator("img").all()
+    assert len(pictures) >= 3
+    for picture in pictures:
+        picture.scroll_into_view_if_needed()  # it is loaded when it comes into sight
+        page.wait_for_function("picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle())
+    configurations = sweep_runs(SWEEP).configurations
+    shown = page.locator("table").first.locator("tbody tr").all_inner_texts()
+    assert len(shown) == len(configurations)
+    for text, configuration in zip(shown, configurations, strict=True):
+        assert all(trial.run.tags["signature"] in text for trial in configuration.trials)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables and pictures are wider than the page"
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=screenshots / f"report-{width}-{scheme}.png", full_page=True)
+    assert not wrong
+
+
+def test_a_click_on_a_head_sorts_the_report(report: Path, page: Page) -> None:
+    page.goto(report.as_uri())
+    scores = page.locator("table").first
+    column = scores.locator("thead th").all_inner_texts().index("rank")
+    cells = scores.locator(f"tbody tr td:nth-child({column + 1})")
+    ranks = sorted(cells.all_inner_texts())
+    for expected in (ranks[::-1], ranks, ranks[::-1]):
+        scores.locator("thead button").nth(column).click()
+        assert cells.all_inner_texts() == expected
