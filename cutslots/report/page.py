@@ -21,13 +21,19 @@ p, ul, figcaption { max-width: 60rem; }
 ul { margin: .4rem 0; padding-left: 1.2rem; }
 nav, .notes, figcaption { color: var(--dim); font-size: .875rem; }
 a { color: inherit; }
-.wide { overflow-x: auto; }
+/* Covers that scroll along lie above shadows that do not: what goes on beyond an edge shows. */
+.wide { overflow-x: auto; background:
+  linear-gradient(90deg, var(--ground) 50%, transparent) local 0 / 3rem 100% no-repeat,
+  linear-gradient(-90deg, var(--ground) 50%, transparent) local 100% / 3rem 100% no-repeat,
+  linear-gradient(90deg, var(--line), transparent) 0 / .8rem 100% no-repeat,
+  linear-gradient(-90deg, var(--line), transparent) 100% / .8rem 100% no-repeat; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .35rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th.text, td.text { text-align: left; }
 td.text { white-space: normal; min-width: 9rem; max-width: 26rem; }
-td.name { min-width: 21rem; }
-td.code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .78rem; white-space: normal; }
+td.name { min-width: min(21rem, 40vw); }
+td.code { white-space: normal; }
+td code { font: .78rem ui-monospace, "DejaVu Sans Mono", monospace; white-space: nowrap; }
 thead button { all: unset; cursor: pointer; font-weight: 600; }
 thead button:focus-visible { outline: 2px solid var(--mark); }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
@@ -36,7 +42,7 @@ tbody tr:hover { background: var(--row); }
 td.best { font-weight: 700; color: var(--mark); }
 tbody.published { color: var(--dim); font-style: italic; }
 figure { margin: 0; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+img { display: block; max-width: max(100%, 44rem); height: auto; background: #fff; border-radius: 4px; }
 """
 
 # Sorts ours by a column; published rows stay below.
@@ -96,7 +102,7 @@ def _list(lines: Sequence[str], kind: str = "") -> str:
 
 def _picture(name: str, title: str, text: str) -> Iterator[str]:
     yield f"<h2>{title}</h2>"
-    yield f'<figure><a href="{name}"><img src="{name}" alt="{title}" loading="lazy"></a>'
+    yield f'<figure><div class="wide"><a href="{name}"><img src="{name}" alt="{title}" loading="lazy"></a></div>'
     yield f"<figcaption>{escape(text)}</figcaption></figure>"
 
 
@@ -134,10 +140,15 @@ def _table(table: Table) -> Iterator[str]:
 
 def _row(line: Sequence[str], table: Table, at: int | None) -> str:
     cells = (
-        f"<td{_class(column, table.header[column], table, (at, column) in table.best)}>{escape(cell)}</td>"
+        f"<td{_class(column, table.header[column], table, (at, column) in table.best)}>{_cell(cell, table.header[column])}</td>"
         for column, cell in enumerate(line)
     )
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(text: str, name: str) -> str:
+    """A word of code is not broken: browsers would do it at the hyphen of "-dirty"."""
+    return " ".join(f"<code>{escape(word)}</code>" for word in text.split()) if name in _CODE else escape(text)
 
 
 def _class(column: int, name: str, table: Table, best: bool = False) -> str:
