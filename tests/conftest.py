@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says where tests in a browser have kept what they saw; the processes of pytest-xdist can say nothing themselves."""
+    reports = (report for some in terminalreporter.stats.values() for report in some)
+    noted = (note for report in reports for note in getattr(report, "user_properties", ()))
+    for folder in sorted({value for name, value in noted if name == "screenshots"}):
+        terminalreporter.write_line(f"screenshots: {folder}")
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes into the home folder of the person who runs it."""

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -86,6 +86,21 @@ def served(home: Path, environment: dict[str, str]) -> Iterator[str]:
             with suppress(subprocess.TimeoutExpired):
                 server.communicate(timeout=15)
             server.kill()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given = os.environ.get("CUTSLOTS_SCREENSHOTS")
+    folder = Path(given).resolve() if given else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def screenshots(kept: Path, record_property: Callable[[str, object], None]) -> Path:
+    """The folder for what the browser showed, which the end of the tests' output names."""
+    record_property("screenshots", str(kept))
+    return kept
 
 
 @pytest.fixture(scope="module")
