@@ -34,9 +34,8 @@ def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
     source = sources.load(name)
     if source.NEEDS_RAW:
         parser.add_argument("raw", metavar="RAW", help="the raw dataset: its folder or file, or a URI")
-        parser.add_argument("out", metavar="OUT", help="the folder to write, or a URI")
-    else:
-        parser.add_argument("out", metavar="OUT", nargs="?", help=f"the folder to write; default CUTSLOTS_HOME/data/{name}")
+    where = f"the folder to write, or a URI; default CUTSLOTS_HOME/data/{name}, of a variant {name}_VARIANT"
+    parser.add_argument("out", metavar="OUT", nargs="?", help=where if source.NEEDS_RAW else where.partition(", of")[0])
     parser.add_argument("--splits", help="records of each split, e.g. train=0:320,val=320:360,test=360:400")
     parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds if it was prepared otherwise")
     workers = "processes (default: the Ray cluster that RAY_ADDRESS names, else every core)"
@@ -68,7 +67,7 @@ def _prepare_scenes(chosen: argparse.Namespace) -> None:
     from cutslots.launch.prepare import prepare
 
     settings = _chosen_options(chosen, sources.load(chosen.source).Options())
-    out = chosen.out or home() / "data" / chosen.source
+    out = chosen.out or home() / "data" / _name(chosen.source, settings)
     with Counting("scenes") as progress:
         manifest = prepare(
             chosen.source,
@@ -81,6 +80,16 @@ def _prepare_scenes(chosen: argparse.Namespace) -> None:
             workers=chosen.workers,
         )
     print(f"{out}: {summary(manifest)}")
+
+
+def _name(source: str, settings: Any) -> str:
+    """The name by which sweeps look for a set of published files, such as clevrtex_outd; all built-in scenes are `scenes`."""
+    from cutslots.data import sources
+
+    loaded = sources.load(source)
+    described = zip(options.describe(settings), options.describe(loaded.Options()), strict=True)
+    words = [str(ours.value) for ours, default in described if "|" in ours.range and ours.value != default.value]
+    return "_".join([source, *words]) if loaded.NEEDS_RAW else source
 
 
 def _add_cora(parser: argparse.ArgumentParser) -> None:
