@@ -50,7 +50,8 @@ with RunLog(Path(sys.argv[1]), experiment="sweep", run_name=sys.argv[1][-1], par
         log.metrics(step, {"train/loss": step / 7, "train/norm": step})
         time.sleep(0.05)
     log.tags({"state": "finished"})
-sys.exit(log.close())
+    left = log.close(timeout=120)
+sys.exit(left)
 """
 
 
