@@ -23,6 +23,7 @@ from cutslots.train.examples import ItemScores
 from cutslots.train.folder import CHECKPOINTS as CHECKPOINTS
 from cutslots.train.folder import CONFIG as CONFIG
 from cutslots.train.folder import exclusive, stored
+from cutslots.train.memory import keep_freed_memory
 from cutslots.train.meter import Meter
 from cutslots.train.observer import Examples, Observer, Sample, Start
 from cutslots.train.ranks import Ranks
@@ -110,6 +111,8 @@ class _Run:
         self.ranks, self.stop = ranks, stop
         self.observer = observer
         self.device = pick_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if ranks.size > 1 and self.device.index is not None:
             torch.cuda.set_device(self.device)  # through which NCCL speaks to other ranks
         self.precision = _precision(config.train.precision, self.device)
@@ -334,6 +337,11 @@ class _Run:
         # 2 weights, 3 optimiser, 4 random numbers, 5 counters. The schedule is a function of the step.
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            for name, moment in moments.items():
+                # Fused Adam goes by place in memory, and on another device the weights may lie in another order.
+                if moment.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moment)
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
