@@ -42,6 +42,7 @@ tbody tr:hover { background: var(--row); }
 td.best { font-weight: 700; color: var(--mark); }
 tbody.published { color: var(--dim); font-style: italic; }
 figure { margin: 0; }
+figcaption { margin-top: .4rem; }
 img { display: block; max-width: max(100%, 44rem); height: auto; background: #fff; border-radius: 4px; }
 """
 

@@ -179,7 +179,7 @@ def test_sorting_by_ari_fg_puts_the_best_first(served: str, page: Page, screensh
 def test_a_run_shows_its_scores_and_masks(served: str, page: Page, screenshots: Path) -> None:
     page.goto(served.replace("/runs?", f"/runs/{best().run_id}?"))
     page.get_by_role("heading", name=best().name).wait_for()
-    assert page.get_by_role("link", name=SWEEP, exact=True).is_visible()
+    page.get_by_role("link", name=SWEEP, exact=True).wait_for()  # its parent
     page.screenshot(path=screenshots / "mlflow-run.png")
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("figures", exact=True).click()
