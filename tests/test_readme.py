@@ -8,6 +8,7 @@ import pytest
 
 from cutslots.cli import parser
 from cutslots.launch.command import parser as sweep_parser
+from cutslots.report.results import put_table, results_table
 from cutslots.train.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,10 @@ def test_the_parameter_counts_are_the_models():
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)`", README)) | set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
+
+
+def test_the_table_of_results_is_drawn_from_results():
+    assert put_table(README, results_table(ROOT / "results")) == README, "python -m cutslots.report.results README.md"
 
 
 def test_the_tree_is_the_tree():

@@ -79,6 +79,7 @@ def run(chosen: argparse.Namespace) -> None:
         **provenance(path),
         "trained_on": origin(path).get("trained_on"),
         "commit": git_commit(Path(__file__).parent),
+        "architecture": type(model).__module__.rpartition(".")[2],
         "image_size": image_size(model),
     }
     # What can be refused is refused here, before the first set has taken its time.
