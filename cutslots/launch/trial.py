@@ -146,7 +146,7 @@ def run(task: Task, report: Report, ranks: Ranks) -> Ending:
     with _log_file(run_dir / LOG) as console:
         terminal = Terminal(console, live=False)
         terminal.say(f"trial {task.number} of {task.sweep}: {task.label}")
-        tags = {"sweep": task.sweep, f"sweep.{task.sweep}": task.number, "label": task.label}
+        tags = {"sweep": task.sweep, f"sweep.{task.sweep}": task.number, "label": task.label, "mlflow.note.content": task.label}
         tracking = Tracking(config, task.data, run_dir, task.experiment, terminal, parent_run_id=task.parent_run_id, tags=tags)
         status: Status = "KILLED"
         try:
