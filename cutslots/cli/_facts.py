@@ -201,26 +201,11 @@ def ray_cluster() -> list[Fact]:
     address, name = os.environ.get("RAY_ADDRESS"), "Ray cluster"
     if not address:
         return [Fact("ok", name, "RAY_ADDRESS is not set: work stays on this machine")]
-    works, said = probe(f"from cutslots.cli._facts import cluster_at; print(cluster_at({address!r}))")
+    works, said = probe(f"from cutslots.launch.connect import room; print(room({address!r}))")
     if works:
         return [Fact("ok", name, f"RAY_ADDRESS={address}: {said}")]
     remedy = "unset RAY_ADDRESS" if address == "auto" else f"ray status --address {quote(address)}"
     return [Fact("problem", name, f"RAY_ADDRESS={address} cannot be joined: {said}", remedy)]
-
-
-def cluster_at(address: str) -> str:
-    """Join a cluster and say what it has; ends the process with the reason when it cannot be joined."""
-    import logging
-
-    import ray
-
-    try:
-        ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus, memory = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", "memory"))
-    return f"nodes: {len(nodes)}, CPUs: {cpus:g}, GPUs: {gpus:g}, memory {size(memory)}, Ray {ray.__version__}"
 
 
 # ---- what lies on disk

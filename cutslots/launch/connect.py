@@ -192,3 +192,16 @@ def has_gpus() -> bool:
                 ray.shutdown()
     torch = sys.modules.get("torch") or __import__("torch")
     return torch.cuda.is_available()
+
+
+def room(address: str) -> str:
+    """Join a cluster, and say in words what it has; ends the process with the reason when it cannot be joined."""
+    import ray
+
+    try:
+        ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus, memory = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", "memory"))
+    return f"nodes: {len(nodes)}, CPUs: {cpus:g}, GPUs: {gpus:g}, memory {memory / 1e9:.1f} GB, Ray {ray.__version__}"
