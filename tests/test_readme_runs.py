@@ -32,6 +32,7 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOT
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 # What `make demo` does after its sweep.
 DEMO = re.findall(r"^\t\$\(BIN\)/(cutslots .*)", (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0], re.MULTILINE)
+COMMANDS = list(dict.fromkeys(COMMANDS))
 COMMANDS += [command.replace("$${CUTSLOTS_HOME:-cutslots-home}", "cutslots-home") for command in DEMO]
 
 STEPS = "train.steps=4 train.eval_every=2 checkpoint_every=2 log_every=2 eval_images=8 batch_size=4"
@@ -66,6 +67,7 @@ ELSEWHERE = {  # commands that do not run here: why, and the test that runs them
         "tests/report/test_compare.py::test_the_command_writes_it",
     ),
     "cutslots bench solvers": ("an hour", "tests/bench/test_bench_solvers.py::test_the_quick_benchmark"),
+    "cutslots bench model": ("steps of the paper's models, minutes", "tests/bench/test_bench_model.py::test_the_command"),
     "cutslots bench tracking": ("makes tracking stores of its own", "tests/bench/test_bench_tracking.py::test_figures"),
     "cutslots bench orchestration --sweep sweeps/demo.py": ("hundreds of trials on Ray, as one sweep starts them", SWEEP),
 }
@@ -283,6 +285,8 @@ class Place:
         """What the README only says in passing, or takes from a sweep, which does not run here."""
         from cutslots.runlog import find_runs, register
 
+        if command.startswith("cutslots train scenes") and not (home() / "data" / "scenes").exists():
+            self.run("cutslots prepare scenes", capsys)  # training makes them itself, 4,000 of them
         if "--data data/clevrtex_camo" in command:  # "also camo"
             self.run("cutslots prepare clevrtex raw data/clevrtex_camo --variant camo", capsys)
         if command.startswith("cutslots predict"):
@@ -294,7 +298,8 @@ class Place:
 
 
 def started(words: list[str]) -> int | str | None:
-    """The exit status of a command, run in this process."""
+    """The exit status of a command, run in this process, which keeps its environment."""
+    before = dict(os.environ)
     try:
         if words[0] == "cutslots":
             return main(words[1:])
@@ -303,6 +308,9 @@ def started(words: list[str]) -> int | str | None:
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as exit:
         return exit.code
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     return 0
 
 
