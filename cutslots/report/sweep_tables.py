@@ -50,7 +50,7 @@ def summary(sweep: SweepRuns) -> list[str]:
     for trial in [*(trial for trial in sweep.trials if trial.counts), *sweep.unfinished]:
         counts[trial.state] = counts.get(trial.state, 0) + 1
     order = "smallest" if smaller_is_better(sweep.objectives[0]) else "largest"
-    lines = [f"Data: {sweep.place[0]}. Objective: {' and '.join(sweep.objectives)} on the validation split; {order} mean first."]
+    lines = [f"Data: {sweep.place[0]}. Objective: {' and '.join(_titles(sweep))} on the validation split; {order} mean first."]
     lines.append(f"Trials: {', '.join(f'{count} {state}' for state, count in sorted(counts.items()))}.")
     if repeated := len(sweep.trials) - sum(counts.values()):
         lines[-1] += f" {repeated} further run{'s' * (repeated != 1)} of the same signatures: see runs.csv."
@@ -183,7 +183,7 @@ def _published_notes(published: Sequence[Row], shown: Sequence[Configuration], p
 
 
 def _unfinished(sweep: SweepRuns) -> Table:
-    header = ["state", "configuration", "cause", "seed", sweep.objectives[0] + ", last", "signature", "commit"]
+    header = ["state", "configuration", "cause", "seed", _titles(sweep)[0] + ", last", "signature", "commit"]
     lines = []
     for trial in sweep.unfinished:
         last = trial.run.metrics.get(f"val/{sweep.objectives[0]}")
@@ -240,3 +240,7 @@ def runs_csv(sweep: SweepRuns) -> str:
             ]
         )
     return file.getvalue()
+
+
+def _titles(sweep: SweepRuns) -> list[str]:
+    return [TITLES.get(name, name) for name in sweep.objectives]
