@@ -82,7 +82,8 @@ def _importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
 def _about(found: Mapping[str, float], whole: int, finished: int) -> str:
     without = f" Outside the space, as another model's settings are, lie {finished - whole} more." if finished > whole else ""
     if not found:
-        return f"Nothing is told of importance from {whole} finished run{'s' * (whole != 1)} in the space: it takes {FEWEST} that differ.{without}"
+        runs = f"{whole} finished run{'s' * (whole != 1)}"
+        return f"Nothing is told of importance from {runs} in the space: it takes {FEWEST} that differ.{without}"
     return (
         f"The share of the objective's variance that each setting explains over n = {whole} finished runs of the space, by "
         f"Optuna's fANOVA (a random forest, so a share is an estimate; what was pruned is not in it).{without}"
