@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import multiprocessing
+import os
 import sys
 import time
 from collections import defaultdict
@@ -24,7 +25,7 @@ from cutslots.bench._timing import median_seconds
 from cutslots.bench._worker import StoppedError
 from cutslots.data import Batches
 from cutslots.train.config import RunConfig
-from cutslots.train.evaluate import to_model
+from cutslots.train.inputs import to_model
 from cutslots.train.memory import keep_freed_memory
 
 # A part's name, and the modules of the model that it is.
@@ -45,7 +46,7 @@ class Way:
         plain: the model of `_plain` and torch's Adam as it comes; else the package's model and fused Adam.
         keep: on a CPU, freed memory is kept, as `fit` does.
         channels_last: the weights lie so; what goes through the package's convolutions does in any case.
-        mode: of torch.compile; None for eager.
+        mode: of torch.compile, of the parts that are networks; None for eager.
         graph: forward, backward and optimiser are one CUDA graph.
         search: cuDNN tries its algorithms before the first step.
     """
@@ -125,6 +126,8 @@ class _Side:
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, cut=cut))
         self.way, self.config, self.device, self.data = way, config, device, data
         self.dtype: torch.dtype = getattr(torch, way.precision)
+        if way.mode:  # what earlier runs have compiled is not found: compiling is timed
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(data.parent / "compiled")
         if device.type == "cpu" and way.keep:
             keep_freed_memory()
         if device.type == "cuda":
@@ -196,7 +199,6 @@ class _Side:
     def decoder(self, repeats: int) -> float:
         """Median seconds of the decoder alone on a step's slots, forward and backward."""
         config, decoder = self.config.model, self.model.decoder
-        call: Any = torch.compile(decoder, mode=self.way.mode, dynamic=False) if self.way.mode else decoder
         shape = self.config.optim.batch_size, config.num_slots, config.slots.size
         slots = torch.randn(*shape, device=self.device, requires_grad=True)
         given = slots.flatten(0, 1) if self.way.plain else slots
@@ -204,7 +206,7 @@ class _Side:
         def both() -> None:
             torch.compiler.cudagraph_mark_step_begin()
             with self._autocast():
-                painted = call(given)
+                painted = decoder(given)
             painted = painted if isinstance(painted, tuple) else (painted,)
             wanted = [slots, *decoder.parameters()]
             torch.autograd.grad(painted, wanted, [torch.ones_like(each) for each in painted])
@@ -226,8 +228,10 @@ class _Side:
             self.model = self.model.to(memory_format=torch.channels_last)
         options: dict[str, Any] = {} if way.plain else {"fused": True, "capturable": way.graph}
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, **options)
-        forward = self._forward
-        self.forward: Any = torch.compile(forward, mode=way.mode, dynamic=False) if way.mode else forward
+        if way.mode:
+            # Not the whole: around the cut, whose gradient is its own, torch 2.13 loses the memory order of what it hands over.
+            for name in (name for part, names in PARTS.items() if part != "cut" for name in names):
+                getattr(self.model, name).compile(mode=way.mode, dynamic=False)
         if not way.graph:
             return self._step
         size = config.model.image_size
@@ -254,12 +258,9 @@ class _Side:
 
         return step
 
-    def _forward(self, images: Tensor) -> Tensor:
-        return self.model.loss(self.model(images), images)
-
     def _loss(self, images: Tensor) -> Tensor:
         with self._autocast():
-            return self.forward(images)
+            return self.model.loss(self.model(images), images)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         # Inside a graph a cast that was cached before it would be read from memory that is no longer the weight's.

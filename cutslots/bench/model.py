@@ -29,7 +29,7 @@ from cutslots.data.shards import Info, write
 from cutslots.errors import InputError
 from cutslots.runlog import git_commit
 from cutslots.train.config import RunConfig, preset
-from cutslots.train.evaluate import pick_device, to_model
+from cutslots.train.inputs import pick_device, to_model
 
 _PLAIN = {
     "plain": Way("plain: float32, NCHW, eager, torch's Adam", plain=True, keep=False),
@@ -42,7 +42,7 @@ WAYS = {
         "malloc": Way("cutslots: float32, memory as malloc has it", keep=False),
         "float32": Way("float32, freed memory kept"),
         "channels_last": Way("and weights channels-last", channels_last=True),
-        "compiled": Way("float32, torch.compile", mode="default"),
+        "compiled": Way("float32, networks compiled", mode="default"),
         "bfloat16": _BFLOAT16,
     },
     "cuda": _PLAIN
@@ -51,8 +51,8 @@ WAYS = {
         "channels_last": Way("and weights channels-last", channels_last=True),
         "bfloat16": _BFLOAT16,
         "searched": dataclasses.replace(_BFLOAT16, title="and cuDNN searches", search=True),
-        "compiled": dataclasses.replace(_BFLOAT16, title="bfloat16, torch.compile", mode="default"),
-        "reduced": dataclasses.replace(_BFLOAT16, title="bfloat16, torch.compile with CUDA graphs", mode="reduce-overhead"),
+        "compiled": dataclasses.replace(_BFLOAT16, title="bfloat16, networks compiled", mode="default"),
+        "reduced": dataclasses.replace(_BFLOAT16, title="bfloat16, networks compiled with CUDA graphs", mode="reduce-overhead"),
         "graph": dataclasses.replace(_BFLOAT16, title="bfloat16, the whole step one CUDA graph", graph=True),
     },
 }

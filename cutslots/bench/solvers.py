@@ -27,7 +27,7 @@ from cutslots.errors import InputError, nearest
 from cutslots.qp import MinCut
 from cutslots.report.benchmarks import solvers_figure
 from cutslots.runlog import git_commit
-from cutslots.train.evaluate import pick_device
+from cutslots.train.inputs import pick_device
 
 SIZES, BATCHES = (16, 32, 64, 128, 256, 512), (1, 64, 768)
 # The size and batch of the headline figures.
