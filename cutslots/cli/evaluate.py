@@ -68,8 +68,8 @@ def run(chosen: argparse.Namespace) -> None:
     from cutslots.report.scores import scores_table
     from cutslots.runlog import git_commit
     from cutslots.train import load_model
-    from cutslots.train.evaluate import image_size, pick_device
     from cutslots.train.export import provenance
+    from cutslots.train.inputs import image_size, pick_device
 
     device = pick_device(chosen.device)
     path = find_model(chosen.model)
@@ -142,7 +142,7 @@ def _open(chosen: argparse.Namespace, model: Any) -> list[_Set]:
     from cutslots.data import Batches, Manifest, local
     from cutslots.data.sources import naming
     from cutslots.report.scores import set_name
-    from cutslots.train.evaluate import check_data
+    from cutslots.train.inputs import check_data
 
     sets = []
     for where in chosen.data:

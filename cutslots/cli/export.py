@@ -101,7 +101,7 @@ def _compare(model: Any, exported: Any) -> None:
     import numpy as np
 
     from cutslots.train import predict
-    from cutslots.train.evaluate import image_size
+    from cutslots.train.inputs import image_size
 
     size = image_size(model)
     images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)

@@ -46,7 +46,7 @@ def run(chosen: argparse.Namespace) -> None:
     from cutslots.cli._predictions import Predictions
     from cutslots.launch.local import find_model
     from cutslots.train import load_model
-    from cutslots.train.evaluate import is_video, pick_device
+    from cutslots.train.inputs import is_video, pick_device
 
     if chosen.batch_size < 1:
         raise InputError(f"--batch-size is {chosen.batch_size}; give at least 1.")
@@ -79,8 +79,8 @@ def run(chosen: argparse.Namespace) -> None:
 
 def _about(reference: str, path: Path, model: Any) -> dict[str, Any]:
     from cutslots.launch.origin import origin
-    from cutslots.train.evaluate import image_size
     from cutslots.train.export import weights_digest
+    from cutslots.train.inputs import image_size
 
     known = {name: value for name, value in origin(path).items() if name != "scores"}
     return {"reference": reference, "weights": weights_digest(model), "image_size": image_size(model), **known}
@@ -105,7 +105,7 @@ def _predict(
     from cutslots.cli._pictures import load
     from cutslots.report.overlays import tile_side
     from cutslots.train import predict
-    from cutslots.train.evaluate import image_size
+    from cutslots.train.inputs import image_size
 
     size = image_size(model)
     squares = list(threads.map(lambda picture: load(picture, size, tile_side(size)), pictures))

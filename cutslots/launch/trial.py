@@ -22,7 +22,7 @@ from cutslots.launch.local import Status, Tracking
 from cutslots.report.scores import set_name
 from cutslots.train import NonFiniteLossError, Observer, Result, evaluate, fit, load_model
 from cutslots.train.config import RunConfig, from_json
-from cutslots.train.evaluate import check_data, pick_device
+from cutslots.train.inputs import check_data, pick_device
 from cutslots.train.observer import Observers, Sample
 from cutslots.train.ranks import Ranks
 from cutslots.train.terminal import Terminal

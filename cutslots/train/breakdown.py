@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cutslots.data.batches import Batches
 from cutslots.metrics import object_iou
-from cutslots.train.evaluate import label_maps
+from cutslots.train.scoring import label_maps
 
 MOST_NUMBERS = 10  # a key of more different numbers than this is shown in thirds
 

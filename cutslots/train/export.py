@@ -17,7 +17,8 @@ from cutslots.errors import InputError
 from cutslots.files import atomic, write_text
 from cutslots.train import checkpoint
 from cutslots.train.config import RunConfig, from_json, to_json
-from cutslots.train.evaluate import image_size, is_video, label_maps, reduction, to_model
+from cutslots.train.inputs import image_size, is_video, reduction, to_model
+from cutslots.train.scoring import label_maps
 from cutslots.train.track import first_frames, renamed
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"

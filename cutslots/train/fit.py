@@ -18,11 +18,12 @@ from cutslots.files import write_text
 from cutslots.nn import shares
 from cutslots.train import checkpoint
 from cutslots.train.config import RunConfig, signature, to_json
-from cutslots.train.evaluate import evaluate, pick_device, reduction, to_model
+from cutslots.train.evaluate import evaluate
 from cutslots.train.examples import ItemScores
 from cutslots.train.folder import CHECKPOINTS as CHECKPOINTS
 from cutslots.train.folder import CONFIG as CONFIG
 from cutslots.train.folder import exclusive, stored
+from cutslots.train.inputs import pick_device, reduction, to_model
 from cutslots.train.memory import keep_freed_memory
 from cutslots.train.meter import Meter
 from cutslots.train.observer import Examples, Observer, Sample, Start

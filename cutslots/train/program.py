@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cutslots.errors import InputError
 from cutslots.files import atomic
-from cutslots.train.evaluate import image_size, is_video, to_model
 from cutslots.train.export import readings
+from cutslots.train.inputs import image_size, is_video, to_model
 
 BATCHES = (1, 3, 2)  # on which a program is compared
 CLOSE = 1e-4  # of opacities

@@ -24,20 +24,10 @@ from torch import Tensor, nn
 from cutslots.data.batches import Batch, Batches
 from cutslots.errors import InputError
 from cutslots.metrics import segmentation
-from cutslots.train.evaluate import (
-    Scored,
-    evaluating,
-    first_items,
-    image_scores,
-    image_size,
-    is_video,
-    label_maps,
-    masks_to_model,
-    means,
-    to_model,
-)
+from cutslots.train.inputs import image_size, is_video, masks_to_model, to_model
 from cutslots.train.observer import Sample
 from cutslots.train.ranks import Ranks
+from cutslots.train.scoring import Scored, evaluating, first_items, image_scores, label_maps, means
 
 SAMPLE_CLIPS = 3
 

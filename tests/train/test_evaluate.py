@@ -7,7 +7,7 @@ import torch
 from cutslots.data import Batches
 from cutslots.errors import InputError
 from cutslots.train import evaluate, predict
-from cutslots.train.evaluate import pick_device
+from cutslots.train.inputs import pick_device
 
 
 def test_devices_by_name(monkeypatch):

@@ -7,8 +7,8 @@ import torch
 from cutslots import options
 from cutslots.data import Batches
 from cutslots.train import Observer, Ranks, evaluate, fit
-from cutslots.train.evaluate import label_maps
 from cutslots.train.examples import ItemScores
+from cutslots.train.scoring import label_maps
 from cutslots.train.track import Clips, track
 
 CPU, ALONE = torch.device("cpu"), Ranks()

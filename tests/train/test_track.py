@@ -18,7 +18,8 @@ from cutslots.launch.local import train_here
 from cutslots.runlog import default_uri
 from cutslots.train import Observer, evaluate, fit, load_model, predict
 from cutslots.train.breakdown import Breakdown
-from cutslots.train.evaluate import label_maps, masks_to_model, to_model
+from cutslots.train.inputs import masks_to_model, to_model
+from cutslots.train.scoring import label_maps
 from cutslots.train.track import Clips, chain, track
 
 CPU = torch.device("cpu")
