@@ -18,10 +18,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 RAY = ("browser", "cluster", "launch")  # folders whose tests start Ray, or stop every Ray of this user
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("ray") or Path(item.path).parent.name in RAY:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        # A file's tests stay together, for the sake of what they share.
+        starts_ray = item.get_closest_marker("ray") or Path(item.path).parent.name in RAY
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else Path(item.path).stem))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
