@@ -17,8 +17,6 @@ from cutslots.files import home
 
 ENDING_SECONDS = 5.0
 MOST_LINKS = 5
-# Training runs and not traces of language models; the best ARI-FG first.
-RUNS = "workflowType=machine_learning&orderByKey=metrics.%60best%2Fari_fg%60&orderByAsc=false"
 LIMITS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Eight more processes, and fifteen seconds more to start, for jobs that runs of cutslots never ask for.
@@ -101,7 +99,7 @@ def _say(address: str, experiments: Mapping[str, str]) -> None:
     """Where it is, and where runs are: MLflow leads to those of language models unless the address asks for others."""
     print(f"MLflow on {address}, Ctrl-C ends it", file=sys.stderr)
     for name, number in itertools.islice(experiments.items(), MOST_LINKS):
-        print(f"runs of {name}: {address}/#/experiments/{number}/runs?{RUNS}", file=sys.stderr)
+        print(f"runs of {name}: {address}/#/experiments/{number}/runs?workflowType=machine_learning", file=sys.stderr)
     if experiments:
         print('its own pages lead to them once "Model training" is chosen, top left', file=sys.stderr)
 
