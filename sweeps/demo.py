@@ -1,6 +1,6 @@
 """Does it learn objects here, on this machine, in minutes? The small model on built-in scenes, beside Slot Attention.
 
-    python sweeps/demo.py                 # 8 trials, two at a time on two cores; --dry-run says what would be done
+    python sweeps/demo.py                 # 6 trials, two at a time on two cores; --dry-run says what would be done
     cutslots ui                           # MLflow: curves, masks, models; experiment "scenes"
 
 Searched: the reach of the cut's smoothing (through gamma_edge), how sharply masks are combined, and the learning rate.
@@ -26,7 +26,7 @@ SWEEP = Sweep(
     },
     first={"small": Setting(), "slot-attention": Setting("slot-attention-small", STEPS)},
     seeds=(1,),
-    trials=6,
+    trials=4,
     halving=Halving(first=0.125, factor=2),
 )
 
