@@ -54,7 +54,7 @@ def chosen(sweep: SweepRuns) -> list[Chosen]:
 
 def caption(sweep: SweepRuns, each: Chosen) -> list[str]:
     """Which run it is, in two lines."""
-    first = f"{each.role} run: {_value(sweep, each.trial)}, {each.trial.name}"
+    first = f"{each.role.capitalize()} run: {_value(sweep, each.trial)}, {each.trial.name}"
     return [first, f"seed {each.trial.seed}, signature {each.trial.signature}, commit {each.trial.commit}"]
 
 

@@ -193,13 +193,13 @@ def test_the_figure_shows_scenes_of_the_best_run(ids, tmp_path):
     text = (folder / "index.html").read_text()
     assert "Scenes of the validation split with the best, the median and the worst ARI-FG of the best run" in text
     signature = hashlib.sha256(b"0.3 0").hexdigest()[:12]
-    assert f"best run: ARI-FG 0.7000, gamma 0.3, seed 0, signature {signature}, commit 0123456789ab." in text
+    assert f"Best run: ARI-FG 0.7000, gamma 0.3, seed 0, signature {signature}, commit 0123456789ab." in text
 
 
 def test_without_such_scenes_it_shows_best_median_and_worst_runs(ids, tmp_path):
     sweep = sweep_runs("gammas")
     assert [(each.role, sweep.value(each.trial)) for each in chosen(sweep)] == [("best", 0.9), ("median", 0.7), ("worst", 0.3)]
-    assert caption(sweep, chosen(sweep)[0])[0] == "best run: ARI-FG 0.9000, gamma 0.5"
+    assert caption(sweep, chosen(sweep)[0])[0] == "Best run: ARI-FG 0.9000, gamma 0.5"
     folder = write_report("gammas", tmp_path)
     assert "The best run has logged no scenes by their scores" in (folder / "index.html").read_text()
     picture = Image.open(folder / "figure.png")
