@@ -24,34 +24,22 @@ def analysis(sweep: SweepRuns) -> Analysis:
     Settings outside the space, such as those of another model, are in none of it.
     """
     space = {name: found for name, text in sweep.space.items() if (found := distribution(text)) is not None}
-    finished = [_trial(space, trial.run.params, sweep.value(trial), TrialState.COMPLETE) for trial in sweep.ranked]
+    finished = [as_trial(space, trial.run.params, sweep.value(trial), TrialState.COMPLETE) for trial in sweep.ranked]
     last = f"val/{sweep.objectives[0]}"
     pruned = [
-        _trial(space, trial.run.params, trial.run.metrics.get(last, math.nan), TrialState.PRUNED)
+        as_trial(space, trial.run.params, trial.run.metrics.get(last, math.nan), TrialState.PRUNED)
         for trial in sweep.unfinished
         if trial.state == "pruned"
     ]
     whole = [trial for trial in finished if len(trial.params) == len(space)]
-    found = _importance(whole)
+    found = importance(whole)
     slices = [_slice(name, space[name], finished, pruned) for name in [*found, *(name for name in space if name not in found)]]
     return Analysis(found, _about(found, len(whole), len(finished)), [each for each in slices if _varies(each)])
 
 
-def shares(space: Mapping[str, str], runs: Sequence[tuple[Mapping[str, str], float]]) -> dict[str, float]:
-    """The share of the objective's variance that each setting explains (fANOVA), largest first.
-
-    Args:
-        space: the distributions as they print themselves.
-        runs: parameters and objective of each.
-
-    Returns: shares that sum to 1; nothing for fewer than `FEWEST` runs that the space holds, or where none differs.
-    """
-    distributions = {name: found for name, text in space.items() if (found := distribution(text)) is not None}
-    trials = [_trial(distributions, params, value, TrialState.COMPLETE) for params, value in runs if math.isfinite(value)]
-    return _importance([trial for trial in trials if len(trial.params) == len(distributions)])
-
-
-def _trial(space: Mapping[str, BaseDistribution], params: Mapping[str, str], objective: float, state: TrialState) -> FrozenTrial:
+def as_trial(
+    space: Mapping[str, BaseDistribution], params: Mapping[str, str], objective: float, state: TrialState = TrialState.COMPLETE
+) -> FrozenTrial:
     """A run as a trial, with those of its parameters that the space holds."""
     values = {name: _value(each, params[name]) for name, each in space.items() if name in params}
     known = {name: value for name, value in values.items() if value is not _OUTSIDE}
@@ -59,8 +47,14 @@ def _trial(space: Mapping[str, BaseDistribution], params: Mapping[str, str], obj
     return create_trial(state=state, params=known, distributions={name: space[name] for name in known}, value=value)
 
 
-def _importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Of trials that have all settings of the space."""
+def importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
+    """The share of the objective's variance that each setting explains (fANOVA), largest first.
+
+    Args:
+        trials: finished ones that have all settings of the space.
+
+    Returns: shares that sum to 1; nothing for fewer than `FEWEST` trials, or where none differs.
+    """
     if len(trials) < FEWEST or len({trial.value for trial in trials}) < 2:
         return {}
     if all(len({str(trial.params[name]) for trial in trials}) < 2 for name in trials[0].params):

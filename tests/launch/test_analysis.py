@@ -4,8 +4,9 @@ import random
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial
 
-from cutslots.launch.analysis import FEWEST, distribution, shares
+from cutslots.launch.analysis import FEWEST, as_trial, distribution, importance
 
 SPACE = {
     "model.gamma": FloatDistribution(0.1, 2.0, log=True),
@@ -25,29 +26,31 @@ def test_other_texts_are_no_distributions(text):
     assert distribution(text) is None
 
 
-def runs(count: int) -> list[tuple[dict[str, str], float]]:
+def trials(count: int) -> list[FrozenTrial]:
     """Objectives that gamma decides alone, but for the layers a little."""
     draw = random.Random(0)
     found = []
     for _ in range(count):
         gamma, layers, norm = draw.uniform(0.1, 2.0), draw.randint(1, 4), draw.choice(["None", "True", "batch", "0.5"])
-        found.append(
-            ({"model.gamma": repr(gamma), "model.layers": str(layers), "model.norm": norm, "train.seed": "0"}, gamma + 0.1 * layers)
-        )
+        params = {"model.gamma": repr(gamma), "model.layers": str(layers), "model.norm": norm, "train.seed": "0"}
+        found.append(as_trial(SPACE, params, gamma + 0.1 * layers))
     return found
 
 
 def test_the_setting_that_decides_is_the_most_important():
-    found = shares(TEXTS, runs(60))
+    found = importance(trials(60))
     assert list(found)[:2] == ["model.gamma", "model.layers"]
     assert found["model.gamma"] > 0.7
     assert sum(found.values()) == pytest.approx(1, abs=1e-5)
-    assert shares(TEXTS, runs(60)) == found, "the same runs, the same shares"
+    assert importance(trials(60)) == found, "the same runs, the same shares"
 
 
 def test_nothing_is_said_from_too_little():
-    assert shares(TEXTS, runs(FEWEST - 1)) == {}
-    assert shares({}, runs(60)) == {}
-    assert shares(TEXTS, [(params, 1.0) for params, _ in runs(60)]) == {}
-    unset = [({**params, "model.gamma": "None"}, value) for params, value in runs(60)]
-    assert shares(TEXTS, [*unset, *runs(FEWEST - 1)]) == {}, "of settings outside the space nothing is told"
+    assert importance(trials(FEWEST - 1)) == {}
+    alike = as_trial(SPACE, {"model.gamma": "0.5", "model.layers": "2", "model.norm": "batch"}, 1.0)
+    assert importance([alike] * 60) == {}
+
+
+def test_a_setting_outside_the_space_is_left_out():
+    trial = as_trial(SPACE, {"model.gamma": "None", "model.layers": "9", "model.norm": "True"}, 1.0)
+    assert trial.params == {"model.norm": True}
