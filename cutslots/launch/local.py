@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,8 @@ from cutslots.launch.origin import ABOUT, origin, run_folder
 from cutslots.report.animation import clip_animation
 from cutslots.report.figures import EXAMPLES, example_labels, sample_figure
 from cutslots.report.scores import set_name
-from cutslots.runlog import RunLog, SystemMetrics, fetch_model, find_run, git_commit, is_model_uri, package_model
+from cutslots.runlog import RunLog, SystemMetrics, add_metrics, fetch_model, find_run, git_commit, is_model_uri, package_model
+from cutslots.runlog.fetch import FETCHED
 from cutslots.train import Observer, Result, RunConfig, checkpoint, fit
 from cutslots.train.config import RESUMABLE, differences, from_json, signature
 from cutslots.train.export import WEIGHTS, find_checkpoint, load_weights, save_model
@@ -276,12 +278,23 @@ def log_scores(model: Path, source: str, split: str, scores: Mapping[str, float]
     """Add an evaluation to the log of the run that `model` belongs to, if it belongs to one; the run's state stays as it is.
 
     Args:
+        model: a checkpoint, or a folder; one that was fetched from MLflow belongs to the run that it came from.
         partial: the scores are of a part of the split only, and are not logged: under its name they would pass for all of it.
     """
-    folder = run_folder(model) if model.is_file() else None
-    if folder is None or partial:
+    if partial:
         return
-    about = json.loads((folder / ABOUT).read_text())
-    step = int(checkpoint.load(model)["step"])
-    with RunLog(folder, experiment=about["experiment"], run_name=folder.name, annotate=True) as log:
-        log.metrics(step, {f"{source}/{split}/{name}": value for name, value in scores.items()})
+    values = {f"{source}/{split}/{name}": value for name, value in scores.items()}
+    folder = run_folder(model) if model.is_file() else None
+    if folder is not None:
+        about = json.loads((folder / ABOUT).read_text())
+        step = int(checkpoint.load(model)["step"])
+        with RunLog(folder, experiment=about["experiment"], run_name=folder.name, annotate=True) as log:
+            log.metrics(step, values)
+    elif (model / FETCHED).is_file():
+        known = json.loads((model / FETCHED).read_text())
+        if run_id := known.get("run_id"):
+            step = int(known.get("metrics", {}).get("best/step", 0))
+            if not add_metrics(run_id, step, values):
+                print(
+                    f"the scores on {source} {split} are not in MLflow: it does not take them for run {run_id} now", file=sys.stderr
+                )

@@ -35,6 +35,7 @@ from cutslots.runlog.registry import Registered as Registered
 from cutslots.runlog.registry import register as register
 from cutslots.runlog.store import default_uri as default_uri
 from cutslots.runlog.store import without_password as without_password
+from cutslots.runlog.sweeps import add_metrics as add_metrics
 from cutslots.runlog.sweeps import children as children
 from cutslots.runlog.sweeps import end_run as end_run
 from cutslots.runlog.sweeps import finished_run as finished_run

@@ -17,6 +17,7 @@ Order by `metrics."best/ari_fg" DESC`; in the page, a click on the head of that 
 """
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,19 @@ def tag_runs(tags: Mapping[str, Mapping[str, Any]], tracking_uri: str | None = N
             continue
         left.pop()
     return refused + len(left)
+
+
+def add_metrics(run_id: str, step: int, values: Mapping[str, float], tracking_uri: str | None = None) -> bool:
+    """Add scores to a run that the tracking store has, whose folder may be on another machine; its state stays as it is.
+
+    Returns: False when the store is away or has no such run, and nothing was added.
+    """
+    event = {"kind": "metrics", "step": step, "time": time.time_ns() // 1_000_000, "values": dict(values)}
+    try:
+        Store(tracking_uri or default_uri()).send(run_id, [event], Path())
+    except (RefusedError, OutageError):
+        return False
+    return True
 
 
 def end_run(

@@ -13,7 +13,7 @@ from cutslots.errors import InputError
 from cutslots.files import home
 from cutslots.launch.local import find_model, log_scores, train_here
 from cutslots.launch.origin import origin
-from cutslots.runlog import default_uri, fetch_model, find_runs, register
+from cutslots.runlog import add_metrics, default_uri, fetch_model, find_runs, register
 from cutslots.train import checkpoint, load_model, predict
 from cutslots.train.config import preset
 
@@ -105,6 +105,15 @@ def test_what_is_known_goes_with_the_model(made: Path, run_id: str, tmp_path: Pa
     other = tmp_path / "other.pt"
     checkpoint.save(other, {**state, "step": state["step"] + 1}, 9)
     assert origin(other)["scores"] == {}
+
+
+def test_scores_of_a_fetched_model_go_to_its_run(made: Path, run_id: str) -> None:
+    log_scores(find_model("models:/cutslots-scenes@champion"), "elsewhere", "test", {"ari_fg": 0.75})
+    log_scores(find_model(f"runs:/{run_id}"), "elsewhere", "val", {"ari_fg": 0.5}, partial=True)
+    (run,) = find_runs()
+    assert {name: value for name, value in run.metrics.items() if name.startswith("elsewhere")} == {"elsewhere/test/ari_fg": 0.75}
+    assert run.status == "FINISHED"
+    assert not add_metrics("0" * 32, 1, {"ari_fg": 0.75})
 
 
 def test_a_registered_name_is_looked_up_anew(made: Path, run_id: str) -> None:
