@@ -1,12 +1,16 @@
-"""Errors that are the user's to mend."""
+"""Errors whose message is all that a person needs."""
 
 
 class InputError(ValueError):
     """What came in cannot be used; the message names it, says what came, and what to do.
 
-    The command line prints the message alone and exits with status 2. Every other exception is a fault of cutslots and keeps
-    its traceback.
+    The command line prints the message alone and exits with status 2. Other exceptions are faults of cutslots and keep
+    their traceback.
     """
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or the gradient stopped being a number; printed as an `InputError` is."""
 
 
 class BusyError(InputError):

@@ -80,7 +80,10 @@ def resolve(config: Any, path: str) -> Option:
 
 
 def check(config: Any, prefix: str = "") -> None:
-    """Raise InputError where a value is outside its option's type, range or choices, or even where it must be odd."""
+    """Raise InputError where a value is outside its option's type, range or choices, or even where it must be odd.
+
+    A class of options that has a method `check` is asked too: it knows which values do not go together.
+    """
     for field, kind in _fields(config):
         value, name = getattr(config, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
@@ -98,6 +101,8 @@ def check(config: Any, prefix: str = "") -> None:
             raise InputError(f"{name} is {value}; it must be {_range(field.metadata)}.")
         if field.metadata.get("odd") and value % 2 == 0:
             raise InputError(f"{name} is {value}; it must be odd.")
+    if hasattr(config, "check"):
+        config.check()
 
 
 def parse(text: str, kind: Any, name: str) -> Any:

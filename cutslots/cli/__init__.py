@@ -6,11 +6,10 @@ Errors of the user's making exit with status 2.
 import argparse
 import importlib
 import pkgutil
-import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from cutslots.cli._errors import users_fault
+from cutslots.exit_status import exit_status
 
 # The help lists commands in the order in which they are needed; a new one comes behind these, by name.
 ORDER = (
@@ -53,17 +52,7 @@ def names() -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     chosen = parser().parse_args(arguments)
-    try:
-        return chosen.run(chosen) or 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        message = users_fault(error)
-        if message is None or getattr(chosen, "debug", False):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: chosen.run(chosen), debug=getattr(chosen, "debug", False))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -27,6 +27,8 @@ def run(chosen: argparse.Namespace) -> None:
     from cutslots.report.sweep_runs import sweep_names
 
     names = list(dict.fromkeys(chosen.sweeps or sweep_names()))
+    # First, for what it refuses: reports of many runs take a while.
+    compared = write_comparison(names, chosen.compare, chosen.out) if chosen.compare else []
     for name in names:
         try:
             print(write_report(name, chosen.out, analysis), flush=True)
@@ -34,6 +36,5 @@ def run(chosen: argparse.Namespace) -> None:
             if chosen.sweeps:
                 raise
             print(f"left out: {error}", file=sys.stderr)
-    if chosen.compare:
-        for path in write_comparison(names, chosen.compare, chosen.out):
-            print(path)
+    for path in compared:
+        print(path)

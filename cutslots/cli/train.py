@@ -4,7 +4,6 @@ Train one model in this process, without Ray: breakpoints work. Metrics, figures
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from cutslots import options
@@ -78,10 +77,9 @@ def run(chosen: argparse.Namespace) -> None:
     if run_dir is None:
         name = chosen.name or f"{chosen.source}-{chosen.preset or 'small'}-{signature(config, manifest.digest)}"
         run_dir = runs_dir() / name
-    print(f"run {run_dir.name} in {run_dir}", file=sys.stderr)
     best = finished(run_dir, config, manifest.digest)
     if best:
-        print("this run is finished already; --name or --seed makes another")
+        print(f"run {run_dir.name} is finished already, in {run_dir}; --name or --seed makes another")
     else:
         resume = chosen.resume is not None
         best = train_here(

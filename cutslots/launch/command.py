@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cutslots import data
 from cutslots.errors import InputError, nearest
+from cutslots.exit_status import exit_status
 from cutslots.files import home
 from cutslots.launch import dry, session
 from cutslots.launch.connect import Resources, has_gpus
@@ -24,17 +25,14 @@ from cutslots.train.config import RunConfig, from_json, signature
 def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say with one sweep after the other; returns the exit status."""
     chosen = parser().parse_args(arguments)
-    try:
-        for sweep in _wanted_sweeps(sweeps, chosen):
-            if status := _run(chosen, _adjusted(sweep, chosen)):
-                return status
-        return 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _run_all(sweeps, chosen), interrupted="interrupted; --resume goes on")
+
+
+def _run_all(sweeps: Sequence[Sweep], chosen: argparse.Namespace) -> int:
+    for sweep in _wanted_sweeps(sweeps, chosen):
+        if status := _run(chosen, _adjusted(sweep, chosen)):
+            return status
+    return 0
 
 
 def _run(chosen: argparse.Namespace, sweep: Sweep) -> int:
@@ -145,7 +143,6 @@ def _debug(sweep: Sweep, folder: Path, plan: Plan, chosen: argparse.Namespace) -
     name = f"debug-{signature(config, data.manifest(plan.data).digest)}"
     number = 1 + sum(path.name.startswith(f"{name}-") for path in runs_dir().glob(f"{name}-*"))
     run_dir = runs_dir() / f"{name}-{number}"
-    print(f"run {run_dir.name} in {run_dir}", file=sys.stderr)
     best = train_here(config, plan.data, run_dir, experiment="debug", debug=True).best
     metric = config.train.best_metric
     print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")

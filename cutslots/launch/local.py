@@ -54,6 +54,7 @@ class Tracking(Observer):
         self.system: SystemMetrics | None = None
 
     def started(self, start: Start) -> None:
+        self.terminal.say(f"run {self.run_dir.name} in {self.run_dir}")
         data_dir = local(self.data)
         manifest = Manifest.load(data_dir)
         about = {

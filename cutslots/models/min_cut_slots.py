@@ -37,7 +37,16 @@ class CutConfig:
     beta: float = option(1.0, "least drop of the potential from s to t")
     solver: str = option("auto", "back end of the cut layer", choices=("auto", *BACK_ENDS))
 
+    def check(self) -> None:
+        """Raise InputError where two options say the same."""
+        if self.reach is not None and (self.gamma_terminal is not None or self.gamma_vertex is not None):
+            raise InputError(
+                f"cut.reach is {self.reach:g} beside gamma_terminal {self.gamma_terminal} and gamma_vertex {self.gamma_vertex}, "
+                "which say the same. Set these two to none, or leave cut.reach at none."
+            )
+
     def build(self, height: int, width: int) -> MinCut:
+        self.check()
         terminal, vertex = self._pixel_gammas()
         return MinCut(
             height,
@@ -54,11 +63,6 @@ class CutConfig:
         """gamma_terminal and gamma_vertex: equal ones where the reach is given, by the layer's formula for it."""
         if self.reach is None:
             return self.gamma_terminal, self.gamma_vertex
-        if self.gamma_terminal is not None or self.gamma_vertex is not None:
-            raise InputError(
-                f"cut.reach is {self.reach:g} beside gamma_terminal {self.gamma_terminal} and gamma_vertex {self.gamma_vertex}, "
-                "which say the same. Set these two to none, or leave cut.reach at none."
-            )
         edge = self.gamma if self.gamma_edge is None else self.gamma_edge
         each = edge / (2 * self.reach**2)
         return each, each

@@ -3,20 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from cutslots.files import atomic
+from cutslots.report._plots import BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, pyplot, save, tidy
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito, Color universal design, 2008), with markers and dashes that stay
-# apart in print: our back ends are solid, peers dashed.
+# Markers and dashes stay apart where colours do not: our back ends are solid, peers dashed.
 STYLES = {
-    "dct": ("#D55E00", "o", "-"),
-    "vertex": ("#0072B2", "s", "-"),
-    "kkt": ("#009E73", "^", "-"),
+    "dct": (ORANGE, "o", "-"),
+    "vertex": (BLUE, "s", "-"),
+    "kkt": (GREEN, "^", "-"),
     "dense": ("#000000", "D", "-"),
-    "kkt_cholmod": ("#009E73", "v", "--"),
-    "kkt_splu": ("#CC79A7", "P", "--"),
-    "reduced_cholmod": ("#56B4E9", "X", "--"),
-    "reduced_cholespy": ("#0072B2", "<", "--"),
-    "qpth": ("#E69F00", ">", "--"),
+    "kkt_cholmod": (GREEN, "v", "--"),
+    "kkt_splu": (PURPLE, "P", "--"),
+    "reduced_cholmod": (SKY, "X", "--"),
+    "reduced_cholespy": (BLUE, "<", "--"),
+    "qpth": (YELLOW, ">", "--"),
     "cvxpylayers": ("#999999", "h", "--"),
     "osqp": ("#000000", "*", ":"),
 }
@@ -28,18 +27,13 @@ def solvers_figure(figures: dict[str, Any], path: Path) -> None:
     Args:
         figures: what the benchmark returned, or its JSON.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     cells = [cell for cell in figures["cells"] if cell["status"] == "measured"]
     sizes = sorted({cell["size"] for cell in figures["cells"]})
     # A batch measured at one size alone would be a column of dots.
     batches = sorted(
         batch for batch in {cell["batch"] for cell in cells} if len({c["size"] for c in cells if c["batch"] == batch}) > 1
     ) or sorted({cell["batch"] for cell in cells})
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         2, len(batches), figsize=(1 + 4 * len(batches), 7.5), sharex=True, sharey="row", squeeze=False, layout="constrained"
     )
     for column, batch in enumerate(batches):
@@ -57,7 +51,7 @@ def solvers_figure(figures: dict[str, Any], path: Path) -> None:
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_xticks(sizes, [str(size) for size in sizes])
-            axis.grid(True, which="major", color="0.9")
+            tidy(axis)
         axes[0, column].set_title(f"{batch} cut{'s' * (batch > 1)}")
         axes[1, column].set_xlabel("side of the grid, pixels")
     axes[0, 0].set_ylabel("forward and backward, ms")
@@ -65,6 +59,4 @@ def solvers_figure(figures: dict[str, Any], path: Path) -> None:
     about = figures["machine"]
     figure.suptitle(f"Min-cut programs of a full grid: {about['gpu'] or about['processor']}, {about['threads']} threads")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)
+    save(figure, path)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cutslots.errors import InputError, nearest
-from cutslots.files import atomic, write_text
+from cutslots.files import write_text
+from cutslots.report._plots import BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, pyplot, save, tidy
 from cutslots.report.scores import TITLES
 from cutslots.report.sweep_runs import Configuration, SweepRuns, sweep_runs
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, Color universal design, 2008
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 MARKERS = "osD^vP"
 
 
@@ -66,8 +67,7 @@ def _line(sweep: SweepRuns, setting: str) -> Line:
     known = {name for configuration in sweep.configurations for name in configuration.trials[0].run.params}
     whole = {name for name in known if name == setting or name.endswith(f".{setting}")}
     if len(whole) != 1:
-        numbers = sorted(name for name in known if "." in name)
-        hint = f"It may be {' or '.join(sorted(whole))}." if whole else nearest(setting, numbers)
+        hint = f"It may be {' or '.join(sorted(whole))}." if whole else _hint(setting, sweep)
         raise InputError(f"--compare {setting}: the runs of sweep {sweep.name!r} have no one such setting. {hint}")
     (name,) = whole
     points, others = [], []
@@ -84,6 +84,12 @@ def _line(sweep: SweepRuns, setting: str) -> Line:
             "two values are needed, and nothing else may differ besides the seed."
         )
     return Line(sweep, sorted(points, key=lambda point: point[0]), others)
+
+
+def _hint(setting: str, sweep: SweepRuns) -> str:
+    """What may be meant: numbers in which the runs differ."""
+    differing = {name for trial in sweep.trials for name, text in trial.settings.items() if _number(text) is not None}
+    return nearest(setting, sorted(differing)) if differing else "Its runs differ in no number besides the seed."
 
 
 def _number(text: str | None) -> float | None:
@@ -142,13 +148,9 @@ def _markdown(lines: Sequence[Line], setting: str, scores: Sequence[str]) -> str
 
 
 def _figure(lines: Sequence[Line], setting: str, scores: Sequence[str], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     from matplotlib.ticker import NullLocator
 
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         1, len(scores), figsize=(1 + 4.6 * len(scores), 4.4), squeeze=False, sharey=True, layout="constrained"
     )
     for axis, score in zip(axes[0], scores, strict=True):
@@ -161,14 +163,11 @@ def _figure(lines: Sequence[Line], setting: str, scores: Sequence[str], path: Pa
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel(setting)
         axis.set_title(_title(score), fontsize=11)
-        axis.grid(True, color="0.92", zorder=0)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis)
     axes[0][0].set_ylabel("validation, mean and every seed")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=len(lines), fontsize=9)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _draw(axis: Any, line: Line, score: str, color: str, marker: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from cutslots.files import atomic
+from cutslots.report._plots import BLUE, GREEN, ORANGE, PURPLE, pyplot, save, tidy
 from cutslots.report.analysis import Slice
 from cutslots.report.figures import EXAMPLES
 from cutslots.report.leaderboard import short, smaller_is_better
@@ -19,8 +20,7 @@ from cutslots.runlog import last_artifact, metric_histories
 
 GAP, CAPTION = 16, 44
 WIDEST = 3000  # pixels side by side; wider panels stand below each other
-# Seen on white and in print (Okabe and Ito, Color universal design, 2008).
-BEST = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # so many of the best runs have a colour
+BEST = (ORANGE, BLUE, GREEN, PURPLE)  # so many of the best runs have a colour
 MARKED, OTHERS = BEST[0], "#7a8794"
 MANY, LONGEST = 30, 110  # lines from which on they are thin; letters of a legend's line
 SPREAD = 0.4  # of the way from one whole number to the next
@@ -126,8 +126,7 @@ def curves_figure(sweep: SweepRuns, path: Path) -> str | None:
     lines = [(trial, points) for trial, points in lines if points]
     if not lines:
         return None
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(9, 5), layout="constrained")
     many = len(lines) > MANY
     for trial, points in lines:
         color = best.get(trial.run.run_id)
@@ -146,16 +145,16 @@ def curves_figure(sweep: SweepRuns, path: Path) -> str | None:
     axis.set_ylabel(f"{_title(sweep)}, validation")
     if smaller_is_better(objective) and all(value > 0 for _, points in lines for _, value in points):
         _logarithmic(axis, "y")  # errors fall by whole factors, and the first ones would hide the last
-    _tidy(axis)
+    tidy(axis)
     named = [(trial, color) for trial, color in zip(sweep.ranked, BEST, strict=False) if any(trial is each for each, _ in lines)]
     entries = [(color, 1.8, "-", _cut(f"{_value(sweep, trial)}, seed {trial.seed}: {trial.name}")) for trial, color in named]
     states = {trial.state for trial, _ in lines if trial.run.run_id not in best}
     kinds = (("finished", "-", "other runs"), ("pruned", "--", "pruned"))
     entries += [(OTHERS, 1.0, dash, text) for state, dash, text in kinds if state in states]
     entries += [(OTHERS, 1.0, ":", ", ".join(rest))] if (rest := sorted(states - set(DASHES))) else []
-    handles = [pyplot.Line2D([], [], color=c, linewidth=w, linestyle=d, label=text) for c, w, d, text in entries]
+    handles = [pyplot().Line2D([], [], color=c, linewidth=w, linestyle=d, label=text) for c, w, d, text in entries]
     figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
     origin = "; ".join(f"{_value(sweep, trial)}: signature {trial.signature}, commit {trial.commit}" for trial, _ in named)
     return f"The objective on the validation split over training, {len(lines)} runs. In colour the best: {origin or 'none yet'}."
 
@@ -175,15 +174,14 @@ def slices_figure(sweep: SweepRuns, slices: Sequence[Slice], path: Path) -> str 
     """
     if not slices:
         return None
-    pyplot = _pyplot()
     columns = min(3, len(slices))
     rows = math.ceil(len(slices) / columns)
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         rows, columns, figsize=(1 + 3.4 * columns, 0.7 + 2.9 * rows), squeeze=False, sharey=True, layout="constrained"
     )
     for axis, each in zip(axes.flat, slices, strict=False):
         _draw_slice(axis, each)
-        _tidy(axis)
+        tidy(axis)
     if smaller_is_better(sweep.objectives[0]) and all(value > 0 for each in slices for _, value in [*each.finished, *each.pruned]):
         for axis in list(axes.flat)[: len(slices)]:
             _logarithmic(axis, "y")
@@ -194,7 +192,7 @@ def slices_figure(sweep: SweepRuns, slices: Sequence[Slice], path: Path) -> str 
     pruned = any(each.pruned for each in slices)
     handles = [axes[0][0].scatter([], [], **style, label=text) for text, style in MARKS.items() if pruned or text != PRUNED]
     figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
     text = f"Optuna's slices: the best {_title(sweep)} of every finished run over each setting of the space, the most important "
     text += "first." + (" Of pruned runs it is the last reading before the sweep ended them." if pruned else "")
     return text + (" At whole numbers and choices the dots are spread sideways." if any(map(_is_whole, slices)) else "")
@@ -252,24 +250,3 @@ def _logarithmic(axis: Any, name: str) -> None:
     along.set_major_locator(LogLocator(subs=subs) if high / low > 5 else MaxNLocator(4))
     along.set_major_formatter("{x:g}")
     along.set_minor_formatter(NullFormatter())
-
-
-def _tidy(axis: Any) -> None:
-    axis.grid(True, which="major", color="0.92", zorder=0)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    # Without the writer's version and the like: the same runs give the same bytes.
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    _pyplot().close(figure)

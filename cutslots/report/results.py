@@ -3,13 +3,15 @@
 python -m cutslots.report.results README.md     # draws the table anew between its two marks
 """
 
+import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cutslots.errors import InputError
+from cutslots.exit_status import exit_status
 from cutslots.files import write_text
 from cutslots.report.scores import markdown_table, number
 
@@ -54,6 +56,15 @@ def put_table(text: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}{END}{after}"
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the table of a README anew; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cutslots.report.results", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("readme", type=Path, help="a text with the two marks; results/ lies beside it")
+    readme = parser.parse_args(arguments).readme
+    return exit_status(
+        lambda: write_text(readme, put_table(readme.read_text(encoding="utf-8"), results_table(readme.parent / "results")))
+    )
+
+
 if __name__ == "__main__":
-    readme = Path(sys.argv[1])
-    write_text(readme, put_table(readme.read_text(encoding="utf-8"), results_table(readme.parent / "results")))
+    sys.exit(main())

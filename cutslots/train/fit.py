@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cutslots import options
 from cutslots.data.batches import Batch, Batches
-from cutslots.errors import InputError
+from cutslots.errors import InputError, NonFiniteLossError
 from cutslots.files import write_text
 from cutslots.nn import shares
 from cutslots.train import checkpoint
@@ -30,10 +30,6 @@ from cutslots.train.observer import Examples, Observer, Sample, Start
 from cutslots.train.ranks import Ranks
 
 SMALLER_IS_BETTER = ("mse",)
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient stopped being a number."""
 
 
 @dataclass(frozen=True)

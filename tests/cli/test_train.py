@@ -26,6 +26,15 @@ def test_data_may_be_the_name_of_a_set(plain: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.startswith("error: data folder plane does not exist")
 
 
+@pytest.mark.parametrize("assignment", ["cut.reach=3", "image_size=31"])
+def test_a_refused_run_is_not_announced(assignment: str, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "scenes", "--data", "plain", "--set", assignment]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert not (home() / "runs").exists()
+
+
 def test_the_score_that_chose_the_best_is_printed(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = options.override(preset("small"), "best_metric=miou")
     best = {"ari_fg": 0.75, "miou": 0.5, "mse": 12.0, "step": 500.0}

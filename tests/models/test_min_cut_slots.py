@@ -152,8 +152,9 @@ def test_a_reach_stands_for_the_gammas_of_terminals_and_vertices():
     assert gamma.edge == 0.5
     assert gamma.terminal == gamma.vertex
     assert math.sqrt(gamma.edge / (gamma.terminal + gamma.vertex)) == pytest.approx(2.5)
-    with pytest.raises(InputError, match="Set these two to none"):
-        options.override(preset("small"), "cut.reach=2.5").model.build()
+    for refuse in (options.check, lambda config: config.model.build()):
+        with pytest.raises(InputError, match="Set these two to none"):
+            refuse(options.override(preset("small"), "cut.reach=2.5"))
 
 
 def test_the_folder_is_the_registry():

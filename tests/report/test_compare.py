@@ -67,7 +67,9 @@ def test_means_over_seeds_stand_beside_each_other(home, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("sweeps", "setting", "message"),
     [
-        (["one"], "cut.reech", "Did you mean 'model.cut.reach'"),
+        (["one"], "cut.reech", "Did you mean 'reach'"),
+        (["one"], "nonsense", r"no one such setting\. Known: reach\.$"),
+        (["flat"], "nonsense", "differ in no number besides the seed"),
         (["one", "flat"], "cut.reach", "'flat' has 1 configurations with 1 values"),
         (["none"], "cut.reach", "no sweep 'none'"),
     ],
@@ -84,3 +86,10 @@ def test_the_command_writes_it(home, tmp_path, monkeypatch, capsys):
     main(["report", "one", "two", "--out", str(tmp_path), "--compare", "cut.reach"])
     assert f"{tmp_path / 'compare-cut.reach.png'}" in capsys.readouterr().out
     assert (tmp_path / "one" / "index.html").exists()
+
+
+def test_what_it_refuses_costs_no_report(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUTSLOTS_HOME", str(home))
+    assert main(["report", "one", "two", "--out", str(tmp_path / "out"), "--compare", "nonsense"]) == 2
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out").exists()
