@@ -103,6 +103,7 @@ def _score(
     from cutslots.report.scores import published
     from cutslots.train import evaluate
     from cutslots.train.breakdown import Breakdown
+    from cutslots.train.tiles import tiles_scores
     from cutslots.train.track import Clips
 
     batches, manifest, split = each.batches, each.batches.manifest, each.batches.split
@@ -131,6 +132,7 @@ def _score(
         "stored_size": manifest.image_size,
         "notes": notes,
         "scores": scores,
+        "tiles": tiles_scores(batches, model.config.num_slots, about["image_size"], chosen.images),
         "objects": breakdown.means() if breakdown else None,
         "by": breakdown.groups() if breakdown else {},
         "published": published(manifest, split, count, about["image_size"], about["trained_on"]),

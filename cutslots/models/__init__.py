@@ -1,8 +1,8 @@
 """Models: one file each, its name is the model's name. Training, evaluation, figures, checkpoints and export read no more of it
 than this:
 
-- `Config`, a frozen dataclass of options (`cutslots.options`) with defaults, an `image_size` in pixels, and `build()`, which
-  returns the module. The module keeps it as `config`.
+- `Config`, a frozen dataclass of options (`cutslots.options`) with defaults, an `image_size` in pixels, `num_slots`, and `build()`,
+  which returns the module. The module keeps it as `config`.
 - `forward(images)` takes `(batch, 3, H, W)` in [-1, 1] and returns `Outputs`, a frozen dataclass of tensors whose first axis is
   the batch:
     - `reconstruction`, `(batch, 3, H, W)` in [-1, 1];

@@ -16,7 +16,7 @@ from cutslots.files import write_text
 from cutslots.report.scores import markdown_table, number
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-SCORES = {"ari_fg": "ARI-FG", "cut_ari_fg": "cut ARI-FG", "miou": "mIoU", "mse": "MSE"}
+SCORES = {"ari_fg": "ARI-FG", "cut_ari_fg": "cut ARI-FG", "tiles_ari_fg": "tiles' ARI-FG", "miou": "mIoU", "mse": "MSE"}
 
 
 def results_table(folder: Path) -> str:
@@ -32,7 +32,7 @@ def results_table(folder: Path) -> str:
 def _rows(found: Mapping[str, Any], path: Path) -> Iterator[list[str]]:
     model = found.get("architecture") or path.stem
     for each in found["sets"]:
-        scores = each["scores"]
+        scores = each["scores"] | {f"tiles_{name}": value for name, value in each.get("tiles", {}).items()}
         yield [
             f"{each['name']}, {each['split']}",
             f"[{model}]({path.as_posix()})",

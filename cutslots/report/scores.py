@@ -10,6 +10,7 @@ from cutslots.report.published import differences, paper_row
 COLUMNS = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 # The scores of each kind of mask by the front of their names; a table has the columns that one of its sets has.
 KINDS = {"": "", "cut_": "cut ", "video_": "video ", "video_cut_": "video cut "}
+TILES = "fixed tiles"
 TITLES = {f"{kind}{score}": f"{title}{column}" for kind, title in KINDS.items() for score, column in COLUMNS.items()}
 
 
@@ -65,6 +66,8 @@ def _main_table(sets: Sequence[Mapping[str, Any]]) -> str:
     for each in sets:
         count = f"{each['scores']['num_images']:,.0f}"
         rows.append([each["name"], each["split"], count, *(number(name, each["scores"]) for name in columns)])
+        if each.get("tiles"):  # not in files of before
+            rows.append([f"{TILES}: {each['name']}", each["split"], count, *(number(name, each["tiles"]) for name in columns)])
         if each["published"]:
             theirs = each["published"]["scores"]
             numbers = (f"{theirs[name]:g}" if name in theirs else "" for name in columns)
@@ -82,6 +85,11 @@ def _about(found: Mapping[str, Any]) -> str:
     scored += f"; MSE is summed over an image in [0, 1] of {side} x {side}. Means over images."
     if "video_ari_fg" in kinds:
         scored += " Frames of clips are images; video is of all frames of a clip as one image, means over clips."
+    if any(each.get("tiles") for each in found["sets"]):
+        scored += (
+            " Fixed tiles: a square grid, the same on every image, of at most as many tiles as the model has slots; a model that"
+        )
+        scored += " scores no more has found no objects."
     lines = [f"Model {found['model']}: {about}.", scored, "", *(_about_set(each, side) for each in found["sets"])]
     return "\n".join(lines)
 

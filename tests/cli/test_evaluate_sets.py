@@ -19,6 +19,7 @@ from cutslots.train.config import RunConfig, preset, to_json
 from cutslots.train.export import save_model
 from cutslots.train.observer import Start
 from cutslots.train.terminal import Terminal
+from cutslots.train.tiles import tiles_scores
 
 TINY = ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=8")
 MATERIALS = ("brick", "moss")
@@ -118,6 +119,10 @@ def test_several_sets_in_one_table(made: Path, tmp_path: Path, capsys: pytest.Ca
             f"{scores['mse']:.2f}",
             *(f"{scores[f'cut_{name}']:.4f}" for name in ("ari_fg", "ari", "miou")),
         ]
+        control = each["tiles"]
+        assert control == pytest.approx(tiles_scores(batches, 4, 32))
+        numbers = [f"{control[name]:.4f}" for name in ("ari_fg", "ari", "miou")]
+        assert cells(table, f"fixed tiles: {each['name']}")[3:] == [*numbers, "", "", "", ""]
         assert f"- {each['name']}: digest {batches.manifest.digest}, " in table
         assert (tmp_path / f"masks-{each['name']}.png").is_file()
 

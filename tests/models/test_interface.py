@@ -58,6 +58,7 @@ def test_outputs_are_tensors_that_begin_with_the_batch(model, images):
     outputs = model(images)
     assert {field.name for field in dataclasses.fields(outputs)} == vars(outputs).keys()
     assert all(value.shape[0] == 3 for value in vars(outputs).values())
+    assert outputs.alpha.shape[1] == model.config.num_slots
     k = outputs.alpha.shape[1]
     assert outputs.reconstruction.shape == (3, 3, 32, 32)
     assert outputs.reconstructions.shape == (3, k, 3, 32, 32)
