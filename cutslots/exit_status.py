@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -16,8 +17,10 @@ REMEDIES = {
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room, or choose another folder, and run the same command again."
     ),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder you may write to."),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENOENT), "Give the path of a file in a folder that exists."),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "Give a path of the other kind."),
+    errno.ENOENT: "Give a path in a folder that exists and may be written to.",
 }
+OUT_OF_MEMORY = "can't allocate memory|out of memory"
 
 
 def exit_status(work: Callable[[], int | None], *, debug: bool = False, interrupted: str = "interrupted") -> int:
@@ -53,6 +56,10 @@ def users_fault(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in REMEDIES:
         return f"{error.strerror}: {error.filename or 'disk'}. {REMEDIES[error.errno]}"
+    # Torch's by their words: its name for them is that of GPUs only, and it is not imported for the sake of others.
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))):
+        said = str(error).strip().partition("\n")[0]
+        return f"not enough memory{': ' if said else ''}{said}. A smaller batch, image or model needs less; --debug shows where."
     return None
 
 

@@ -70,6 +70,7 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
 
     scenes = prepared(64)
     assert main(["check", str(scenes)]) == 0
+    assert main(["check", "scenes"]) == 0
     for _ in range(2):
         assert main(["train", "scenes", "--steps", "10", "--name", "first", *SMALLEST]) == 0
     assert "finished already" in capsys.readouterr().out
@@ -208,6 +209,12 @@ def test_debug_stays_in_one_process_and_thread(scenes):
         (["prepare", "clever", "a", "b"], "invalid choice"),
         (["prepare", "scenes", "{scenes}", "--seed", "5"], "seed"),
         (["sync", "{missing}"], "no run log"),
+        (["train", "scenes", "--stepz", "3"], "cutslots train: error: unrecognized arguments: --stepz 3. Did you mean '--steps'?"),
+        (["sync", "one", "two"], "usage: cutslots sync"),
+        (["check", "{missing}"], "does not exist. Make it with: cutslots prepare SOURCE"),
+        (["evaluate", "x", "--data", "{scenes}", "--json", "{scenes}"], "is a folder. Give the name of a file."),
+        (["evaluate", "x", "--data", "{scenes}", "--figure", "a.xyz"], "--figure a.xyz: give a name that ends in .png"),
+        (["evaluate", "x", "--data", "{scenes}", "--images", "0"], "--images is 0"),
         (["ui"], "no tracking store"),
     ],
 )
@@ -246,6 +253,21 @@ def test_a_dead_tracking_server_does_not_stop_training(scenes, monkeypatch, caps
     assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2, 4, 6, 8, 10]
     assert "model/MLmodel" in [file.path for file in client.list_artifacts(run.info.run_id, "model")]
+
+
+def test_what_needs_no_torch_does_not_wait_for_it():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cutslots", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("cutslots ")
+    assert "torch" not in done.stderr
+    import cutslots
+    from cutslots.qp import MinCut
+
+    assert cutslots.MinCut is MinCut
+    assert "MinCut" in dir(cutslots)
+    with pytest.raises(AttributeError, match="has no attribute 'MaxCut'"):
+        cutslots.MaxCut  # noqa: B018
 
 
 def test_help_lists_options_with_types_and_ranges(capsys):

@@ -29,6 +29,8 @@ def test_what_a_command_returns():
         (InputError("k is 0; give at least 1."), 2, "error: k is 0; give at least 1.\n"),
         (NonFiniteLossError("the loss is nan"), 2, "error: the loss is nan\n"),
         (OSError(errno.ENOSPC, "No space left on device", "here"), 2, "error: No space left on device: here. Make room"),
+        (RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: of 9 bytes\nmore"), 2, "error: not enough memory: [x]"),
+        (MemoryError(), 2, "error: not enough memory. A smaller batch"),
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],
 )

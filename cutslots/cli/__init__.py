@@ -9,6 +9,8 @@ import pkgutil
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+import cutslots
+from cutslots.errors import nearest
 from cutslots.exit_status import exit_status
 
 # The help lists commands in the order in which they are needed; a new one comes behind these, by name.
@@ -63,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=_Help,
         epilog="CUTSLOTS_HOME names the folder of runs, tracking store and built-in data; default ./cutslots-home.",
     )
+    top.add_argument("--version", action="version", version=f"cutslots {cutslots.__version__}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser)
     for name in names():
         command = cast(Command, importlib.import_module(f"{__name__}.{name}"))
@@ -90,4 +93,9 @@ class _CommandParser(argparse.ArgumentParser):
         command, self.command = self.command, None
         if command:
             command.add_arguments(self)
-        return super().parse_known_args(args, namespace)
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # said here, the usage is the command's own
+            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            hint = nearest(unknown[0].partition("=")[0], options) if unknown[0].startswith("--") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}. {hint}".strip())
+        return namespace, unknown

@@ -91,7 +91,7 @@ def find(arguments: Sequence[str], besides: Path) -> Found:
         if picture.name in named and not os.path.samefile(named[picture.name], picture.path):
             raise InputError(
                 f"{named[picture.name]} and {picture.path} would both be written as {picture.name}.png. "
-                "Give the folder that both are in, or use another --out for one of them."
+                "Rename one of them, or give them apart, each with its own --out."
             )
         named[picture.name] = picture.path
     for path in named.values():

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="also the IoU of objects by this key of their metadata, such as material, shape or size; repeatable",
     )
-    parser.add_argument("--images", type=int, help="at most this many images of each")
+    parser.add_argument("--images", type=int, help="at most this many images of each; of clips rounded up to whole ones")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, ...; default the first GPU, else the CPU")
     parser.add_argument(
@@ -71,6 +71,7 @@ def run(chosen: argparse.Namespace) -> None:
     from cutslots.train.export import provenance
     from cutslots.train.inputs import image_size, pick_device
 
+    _check_arguments(chosen)
     device = pick_device(chosen.device)
     path = find_model(chosen.model)
     model = load_model(path, device)
@@ -91,6 +92,20 @@ def run(chosen: argparse.Namespace) -> None:
         write_text(Path(chosen.table), table)
     if chosen.json:
         write_text(Path(chosen.json), json.dumps(found, indent=2) + "\n")
+
+
+def _check_arguments(chosen: argparse.Namespace) -> None:
+    """What can be refused before anything is loaded."""
+    if chosen.images is not None and chosen.images < 1:
+        raise InputError(f"--images is {chosen.images}; give at least 1, or leave it out for all images.")
+    if chosen.batch_size < 1:
+        raise InputError(f"--batch-size is {chosen.batch_size}; give at least 1.")
+    for option in ("figure", "table", "json"):
+        path = getattr(chosen, option)
+        if path is not None and Path(path).is_dir():
+            raise InputError(f"--{option} {path} is a folder. Give the name of a file.")
+    if chosen.figure and Path(chosen.figure).suffix.lower() not in (".png", ".gif"):
+        raise InputError(f"--figure {chosen.figure}: give a name that ends in .png, or for clips in .gif.")
 
 
 def _score(

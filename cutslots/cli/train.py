@@ -4,6 +4,8 @@ Train one model in this process, without Ray: breakpoints work. Metrics, figures
 """
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from cutslots import options
@@ -56,6 +58,7 @@ def run(chosen: argparse.Namespace) -> None:
     """Train, or go on with, one run; print where it is and how good."""
     from cutslots.data import Manifest, local
     from cutslots.launch.local import finished, runs_dir, stored_run, train_here
+    from cutslots.launch.origin import ABOUT
     from cutslots.train.config import preset, signature
 
     if chosen.resume:
@@ -75,6 +78,8 @@ def run(chosen: argparse.Namespace) -> None:
             f"{data} holds {manifest.source}, not {chosen.source}. Run: cutslots train {manifest.source} --data {data}"
         )
     if run_dir is None:
+        if chosen.name and (Path(chosen.name).name != chosen.name or chosen.name.startswith(".")):
+            raise InputError(f"--name is {chosen.name!r}; give the name of a folder, without / and not beginning with a dot.")
         name = chosen.name or f"{chosen.source}-{chosen.preset or 'small'}-{signature(config, manifest.digest)}"
         run_dir = runs_dir() / name
     best = finished(run_dir, config, manifest.digest)
@@ -82,12 +87,18 @@ def run(chosen: argparse.Namespace) -> None:
         print(f"run {run_dir.name} is finished already, in {run_dir}; --name or --seed makes another")
     else:
         resume = chosen.resume is not None
-        best = train_here(
-            config, data, run_dir, experiment=experiment, device=chosen.device, resume=resume, debug=chosen.debug
-        ).best
+        try:
+            best = train_here(
+                config, data, run_dir, experiment=experiment, device=chosen.device, resume=resume, debug=chosen.debug
+            ).best
+        except KeyboardInterrupt:
+            if (run_dir / ABOUT).is_file():
+                print(f"go on: cutslots train {manifest.source} --resume {shlex.quote(run_dir.name)}", file=sys.stderr)
+            raise
     metric = config.train.best_metric
     print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")
-    print(f"evaluate it: cutslots evaluate {run_dir.name} --data {data}      look at it: cutslots ui")
+    evaluate = shlex.join(["cutslots", "evaluate", run_dir.name, "--data", str(data)])
+    print(f"evaluate it: {evaluate}      look at it: cutslots ui")
 
 
 def _short(path: str, value: int | None) -> list[str]:

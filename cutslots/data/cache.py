@@ -105,7 +105,7 @@ def publish(directory: Path | str, where: Place | str, overwrite: bool = False) 
         state = next((name for name in (MANIFEST, PROGRESS) if (place / name).exists), None)
         finished = state == MANIFEST and not overwrite
         if finished and _manifest(place).digest != manifest.digest:
-            raise InputError(f"{place} already holds other prepared data. Name another place, or overwrite it.")
+            raise InputError(f"{place} already holds other prepared data. Name another place, or give --overwrite.")
         begun = state == PROGRESS and not overwrite and (place / PROGRESS).read() == (directory / MANIFEST).read_bytes()
         there = _shards(place) if finished or begun else {}
         if not finished and not begun:

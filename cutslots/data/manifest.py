@@ -91,7 +91,8 @@ class Manifest:
         """
         directory = Path(directory)
         if not directory.is_dir():
-            raise InputError(f"data folder {directory} does not exist. Make it with: cutslots prepare.")
+            what = "is a file, not a folder of prepared data" if directory.exists() else "does not exist"
+            raise InputError(f"data folder {directory} {what}. Make it with: cutslots prepare SOURCE ... {directory}")
         if (directory / MANIFEST).exists():
             return cls.read(directory / MANIFEST)
         if (directory / PROGRESS).exists():
@@ -189,7 +190,7 @@ class Manifest:
         stored = Info(self.source, raw, options, self.ranges, asked.defaults)
         differences = "; ".join(_differences(_plain(stored), _plain(asked)))
         if differences:
-            raise InputError(f"{where} already holds other data: {differences}. Name another folder, or overwrite it.")
+            raise InputError(f"{where} already holds other data: {differences}. Name another folder, or give --overwrite.")
 
 
 def _plain(info: Info) -> dict[str, Any]:

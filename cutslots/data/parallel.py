@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import forkserver
 from typing import Any, Protocol
 
 from cutslots.errors import InputError
@@ -55,6 +57,9 @@ def processes(workers: int | None = None) -> Map:
         context.set_forkserver_preload(["cutslots.data"])
         pool = ProcessPoolExecutor(number, context, initializer=_follow)
         try:
+            with _later_interrupted():
+                for _ in range(number):  # a process each
+                    pool.submit(os.getpid)
             yield from ordered(lambda item: pool.submit(function, item), lambda future: future.result(), source, AHEAD * number)
         except BrokenProcessPool:
             raise InputError("a worker process was killed, perhaps for want of memory. Run again with fewer workers.") from None
@@ -87,6 +92,24 @@ def ordered(submit: Callable[[Any], Any], result: Callable[[Any], Any], items: I
     if not isinstance(fault, StopIteration):
         assert fault is not None
         raise fault
+
+
+@contextmanager
+def _later_interrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until processes have started: a half-started one, and the server that forks them, answer with tracebacks."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # so the server will have it
+    pressed = threading.Event()
+    try:
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, lambda *_: pressed.set())
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed.is_set() and callable(before):
+        before(signal.SIGINT, None)
 
 
 def _follow() -> None:

@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ from cutslots.report.figures import EXAMPLES, example_labels, sample_figure
 from cutslots.report.scores import set_name
 from cutslots.runlog import RunLog, SystemMetrics, add_metrics, fetch_model, find_run, git_commit, is_model_uri, package_model
 from cutslots.runlog.fetch import FETCHED
+from cutslots.runlog.found import SECONDS
 from cutslots.train import Observer, Result, RunConfig, checkpoint, fit
 from cutslots.train.config import RESUMABLE, differences, from_json, signature
 from cutslots.train.export import WEIGHTS, find_checkpoint, load_weights, save_model
@@ -122,7 +126,9 @@ class Tracking(Observer):
         """Log the best scores, the best model and its telling scenes."""
         if self.log:
             self.log.tags({"state": "finished"})
-            self.log.metrics(result.step, {f"best/{name}": value for name, value in result.best.items()})
+            self.log.metrics(
+                result.step, {f"best/{name}": value for name, value in result.best.items()} | {SECONDS: result.seconds}
+            )
             self.log.artifact(self._packaged_model(), "model")
             # By its step: of an older run, or one that was extended, there may be the picture of another evaluation, or none.
             for path in (self.run_dir / EXAMPLES).glob(f"step-{result.best['step']:08.0f}.*"):
@@ -175,6 +181,8 @@ def train_here(
 ) -> Result:
     """Run `fit` with progress at the terminal and everything in MLflow: parameters, metrics, data, figures and the best model.
 
+    The first Ctrl-C ends it after the step that it is at, with a checkpoint; a second one, or with `debug` the first, interrupts.
+
     What a resumed run may change (`RESUMABLE`) is in MLflow's tags, the other options are its parameters. With `debug` nothing
     draws over a debugger's prompt and no thread samples the machine. The run remembers `data` as it is given, a prepared
     folder or the URI of one: the copy of what a URI names may be gone when the run is resumed.
@@ -185,8 +193,11 @@ def train_here(
     tracking = Tracking(config, data, run_dir, experiment, terminal, system_metrics=not debug)
     status: Status = "FAILED"
     try:
-        with terminal:
-            result = fit(config, local(data), run_dir, Observers([tracking, terminal]), device=device, resume=resume, debug=debug)
+        observers = Observers([tracking, terminal])
+        with terminal, _stop_sign(terminal, debug) as stop:
+            result = fit(config, local(data), run_dir, observers, device=device, resume=resume, debug=debug, stop=stop)
+        if stop() and result.step < config.train.steps:
+            raise KeyboardInterrupt
         tracking.finished(result)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -199,6 +210,28 @@ def train_here(
     finally:
         tracking.close(status)
     return result
+
+
+@contextmanager
+def _stop_sign(terminal: Terminal, debug: bool) -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; a second one is a KeyboardInterrupt. Left alone where a debugger or a host program hears it."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    pressed = threading.Event()
+    if debug or not ours:
+        yield pressed.is_set
+        return
+
+    def stop(*_: object) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        terminal.say("Ctrl-C: ends after this step, with a checkpoint; once more ends it now")
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def finished(run_dir: Path, config: RunConfig, data_digest: str | None = None) -> dict[str, float] | None:

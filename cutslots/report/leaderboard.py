@@ -31,7 +31,7 @@ class Entry:
         trained_on: the set of its training data.
         settings: the parameters in which the runs of the board differ, by the ends ending of their names that is unambiguous.
         step: of the checkpoint that was best during training.
-        seconds: from the run's start to its end; None while it goes on.
+        seconds: see `FoundRun`.
         state: finished, running, pruned, failed or interrupted.
     """
 
@@ -110,7 +110,7 @@ def leaderboards(
     boards = [board for board in boards if board.num_runs + board.num_unranked]
     if not boards:
         names = {name for found in places.values() for _, scores in found for name in scores}
-        raise InputError(f"no run has {metric!r} of split {split!r}. {_known('Scores that some have', names)}")
+        raise InputError(f"metric {metric!r}: no run has it on split {split!r}. {_known('Scores that some have', names)}")
     return sorted(boards, key=lambda board: (-board.num_runs, board.dataset))
 
 
@@ -197,7 +197,7 @@ def _entry(rank: int, run: FoundRun, scores: dict[str, float], metric: str, sett
         seed=run.params.get("train.seed"),
         settings=settings,
         step=None if step is None else int(step),
-        seconds=None if run.ended is None else run.ended - run.started,
+        seconds=run.seconds,
         state=run.tags.get("state", run.status.lower()),
         name=run.name,
         run_id=run.run_id,

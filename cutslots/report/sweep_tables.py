@@ -134,7 +134,7 @@ def mean_and_deviation(each: Configuration, place: Place, score: str) -> str:
 
 
 def _seconds(trials: Sequence[Trial]) -> Iterator[float]:
-    yield from (trial.run.ended - trial.run.started for trial in trials if trial.run.ended is not None)
+    yield from (trial.run.seconds for trial in trials if trial.run.seconds is not None)
 
 
 def _best(shown: Sequence[Configuration], place: Place, score: str) -> list[int]:

@@ -23,6 +23,9 @@ T = TypeVar("T")
 PAGE = 200  # runs a call: a busy server must answer within its ten seconds
 
 
+SECONDS = "train/seconds"  # the metric of that name
+
+
 @dataclass(frozen=True)
 class FoundRun:
     """A run as the tracking store knows it.
@@ -46,6 +49,13 @@ class FoundRun:
     started: float
     ended: float | None
     artifact_uri: str
+
+    @property
+    def seconds(self) -> float | None:
+        """That its training took; of runs that did not log it, from the start to the end. None while it goes on."""
+        if self.ended is None:
+            return None
+        return self.metrics.get(SECONDS, self.ended - self.started)
 
 
 def find_run(reference: str, tracking_uri: str | None = None) -> FoundRun | None:

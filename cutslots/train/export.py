@@ -36,6 +36,7 @@ def save_model(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, {"format": "pt", ABOUT: json.dumps(dict(about))})
+        temporary.chmod(0o644)  # safetensors lets nobody else read it
     write_text(folder / CONFIG, to_json(config))
 
 

@@ -39,11 +39,13 @@ class Result:
     Attributes:
         step: the last step taken; less than `train.steps` when the run was stopped before.
         best: the scores of the best evaluation, and its `step`.
+        seconds: that training has taken, evaluations included, pauses between stop and resume not.
     """
 
     step: int
     best: dict[str, float]
     model: nn.Module
+    seconds: float
 
 
 def fit(
@@ -127,6 +129,7 @@ class _Run:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.learning_rate, fused=True)
         self.step, self.saved_at, self.best = 0, 0, {}
+        self.began, self.seconds_before = time.monotonic(), 0.0
 
     def _training_batches(self, ranks: Ranks) -> Batches:
         config = self.config
@@ -197,9 +200,13 @@ class _Run:
                 self._steps()
             except KeyboardInterrupt:
                 # Between two steps or inside one: the newest checkpoint is whole either way, and resuming repeats what it lacks.
-                self.observer.said(f"interrupted after step {self.step}; the newest checkpoint is of step {self.saved_at}.")
+                newest = f"the newest checkpoint is of step {self.saved_at}" if self.saved_at else "there is no checkpoint yet"
+                self.observer.said(f"interrupted after step {self.step}; {newest}.")
                 raise
-        return Result(self.step, self.best, self.model)
+        return Result(self.step, self.best, self.model, self._seconds())
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
 
     def _steps(self) -> None:
         train = self.config.train
@@ -319,6 +326,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "random": _random_state(self.device),
             "best": self.best,
+            "seconds": self._seconds(),
         }
         checkpoint.save(path, state, self.config.train.keep_last)
         if best:
@@ -343,6 +351,7 @@ class _Run:
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.step, self.saved_at, self.best = state["step"], state["step"], state["best"]
+        self.seconds_before = state.get("seconds", 0.0)  # not in checkpoints of before
         # A process that was killed between writing its best checkpoint and naming it left the name with the one before.
         if self.ranks.is_first and self.best.get("step") == self.step:
             checkpoint.mark_best(checkpoint.path_of(self.run_dir / CHECKPOINTS, self.step))

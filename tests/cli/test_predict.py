@@ -313,5 +313,5 @@ def test_the_same_file_twice_is_one_picture(tmp_path: Path) -> None:
     found = _pictures.find([str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png")], tmp_path / "out")
     assert [picture.name for picture in found.pictures] == ["x"]
     noise(tmp_path / "c" / "x.png", 8, 8)
-    with pytest.raises(InputError, match="Give the folder that both are in"):
+    with pytest.raises(InputError, match="Rename one of them"):
         _pictures.find([str(tmp_path / "a"), str(tmp_path / "c")], tmp_path / "out")

@@ -1,5 +1,10 @@
 """`cutslots train` without a step taken: where it looks for data, and what it prints of a run."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +38,35 @@ def test_a_refused_run_is_not_announced(assignment: str, plain: Path, capsys: py
     assert said.out == ""
     assert len(said.err.splitlines()) == 1
     assert not (home() / "runs").exists()
+
+
+def test_a_name_is_that_of_a_folder(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a/b", "..", ".hidden", "/tmp/x"):
+        assert main(["train", "scenes", "--data", "plain", "--name", name]) == 2
+        assert f"--name is {name!r}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_trained_and_says_how_to_go_on(plain: Path) -> None:
+    arguments = ["train", "scenes", "--data", str(plain), "--set", "batch_size=4", "--steps", "100000", "--name", "a run"]
+    command = [sys.executable, "-m", "cutslots", *arguments, "--set", "log_every=1", "--set", "train.eval_every=100000"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": (home() / "store").as_uri()}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    assert process.stderr
+    for line in process.stderr:
+        if line.startswith("step "):
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    stopped = re.search(r"stopped as asked after step (\d+) of 100000", said)
+    assert stopped, said
+    state = checkpoint.newest(home() / "runs" / "a run" / "checkpoints")
+    assert state
+    assert state["step"] == int(stopped[1]) > 0
+    assert said.splitlines()[-2:] == ["go on: cutslots train scenes --resume 'a run'", "interrupted"]
+    assert main(["train", "scenes", "--resume", "a run", "--steps", str(int(stopped[1]) + 1)]) == 0
 
 
 def test_the_score_that_chose_the_best_is_printed(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,6 +118,34 @@ if __name__ == "__main__":
 """
 
 
+STARTING = """
+import os, signal, sys, threading, time
+from cutslots.data import parallel
+
+def press():  # while the server from which processes are forked imports what they need
+    time.sleep(float(sys.argv[1]))
+    os.killpg(0, signal.SIGINT)
+
+if __name__ == "__main__":
+    parallel.ALONE_SECONDS = 0
+    threading.Thread(target=press, daemon=True).start()
+    try:
+        list(parallel.processes(2)(time.sleep, [0.01] * 10_000))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 1.0])
+def test_ctrl_c_while_processes_start_is_no_traceback(tmp_path: Path, seconds: float) -> None:
+    script = tmp_path / "starting.py"
+    script.write_text(STARTING)
+    command = [sys.executable, str(script), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> None:

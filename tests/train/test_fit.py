@@ -217,7 +217,7 @@ def test_resuming_at_or_behind_the_last_step(config, data_dir, tmp_path):
 
 def test_an_interrupt_leaves_a_whole_checkpoint(config, data_dir, tmp_path):
     class Interrupt(Observer):
-        said_lines = ()
+        said_lines: tuple[str, ...] = ()
 
         def progress(self, step, values):
             if step == 9:
@@ -231,6 +231,13 @@ def test_an_interrupt_leaves_a_whole_checkpoint(config, data_dir, tmp_path):
         fit(config, data_dir, tmp_path / "run", observer)
     assert observer.said_lines == ("interrupted after step 9; the newest checkpoint is of step 8.",)
     assert fit(config, data_dir, tmp_path / "run", resume=True).step == 12
+    with pytest.raises(KeyboardInterrupt):
+        fit(options.override(config, "checkpoint_every=10"), data_dir, tmp_path / "none", observer)
+    assert observer.said_lines[-1] == "interrupted after step 9; the newest checkpoint is of step 6."
+    late = options.override(options.override(config, "checkpoint_every=10"), "eval_every=10")
+    with pytest.raises(KeyboardInterrupt):
+        fit(late, data_dir, tmp_path / "nothing", observer)
+    assert observer.said_lines[-1] == "interrupted after step 9; there is no checkpoint yet."
 
 
 @pytest.mark.parametrize("at", [6, 7])
@@ -257,6 +264,7 @@ def test_stopped_when_asked_and_resumed_with_the_same_weights(config, data_dir, 
     resumed = fit(config, data_dir, tmp_path / "run", device="cpu", resume=True, stop=lambda: False)
     whole = fit(config, data_dir, tmp_path / "whole", device="cpu", stop=lambda: False)
     assert (resumed.step, resumed.best) == (12, whole.best)
+    assert resumed.seconds > stopped.seconds > 0, "the first part's time counts, too"
     assert_same_weights(whole.model.state_dict(), resumed.model.state_dict())
 
 

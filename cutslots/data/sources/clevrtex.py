@@ -79,10 +79,6 @@ def find(raw: Place | None, options: Options) -> Found:
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise InputError(f"raw {raw} lacks {', '.join(missing[:5])}{more}. Unpack the archives again.")
-    if options.variant == "full" and len(numbers) != NUM_FULL:
-        log.warning(
-            "%s has %d images, the published main set %d: the splits are tenths of what is there", raw, len(numbers), NUM_FULL
-        )
     image, ids, metadata = (by_kind[kind] for kind in KINDS)
     paths = [(image[number], ids[number], metadata[number]) for number in range(len(numbers))]
     return Found(raw, paths)
@@ -93,6 +89,10 @@ def splits(found: Found, options: Options) -> Ranges:
     count = len(found.paths)
     if options.variant == "outd":
         return {"test": (0, count)}
+    if options.variant == "full" and count != NUM_FULL:
+        log.warning(
+            "%s has %d images, the published main set %d: the splits are tenths of what is there", found.raw, count, NUM_FULL
+        )
     return {"test": (0, count // 10), "val": (count // 10, count // 5), "train": (count // 5, count)}
 
 
