@@ -35,7 +35,7 @@ def exit_status(work: Callable[[], int | None], *, debug: bool = False, interrup
     """
     try:
         status = work() or 0
-        sys.stdout.flush()  # here, where a pipe without a reader can still be told from other faults
+        print(end="", flush=True)  # here, where a pipe without a reader can still be told from other faults
         return status
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -28,6 +28,7 @@ from cutslots.cora import load
 from cutslots.cora.protocol import PEER, PLAIN, TUNED, run_all, splits, tune
 from cutslots.cora.table import caption, log, markdown, tuning_csv, write
 from cutslots.errors import InputError
+from cutslots.exit_status import exit_status
 from cutslots.files import home, write_text
 from cutslots.runlog import git_commit
 
@@ -36,21 +37,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the prepared folder; default CUTSLOTS_HOME/data/cora")
     parser.add_argument("--splits", type=int, default=30, help="random splits (default 30)")
-    parser.add_argument("--out", type=Path, help="where table.md and runs.csv go; default CUTSLOTS_HOME/results/cora")
+    parser.add_argument(
+        "--out", type=Path, help="where table.md and runs.csv go; default CUTSLOTS_HOME/results/cora, cora-everywhere or cora-smoke"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
     parser.add_argument("--peer", action="store_true", help="also run the program with inequalities")
     parser.add_argument("--everywhere", action="store_true", help="hold out tuning instances too")
     parser.add_argument("--tune", action="store_true", help="choose settings again and write tuning.csv instead")
     parser.add_argument("--smoke", action="store_true", help="2 splits, 1 epoch, nothing to MLflow")
     chosen = parser.parse_args()
-    try:
-        run(chosen)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(exit_status(lambda: run(chosen)))
 
 
 def run(chosen: argparse.Namespace) -> None:
-    data, out = chosen.data or home() / "data" / "cora", chosen.out or home() / "results" / "cora"
+    data = chosen.data or home() / "data" / "cora"
+    # Each protocol has a folder: none writes over another's table.
+    out = chosen.out or home() / "results" / ("cora-smoke" if chosen.smoke else "cora-everywhere" if chosen.everywhere else "cora")
     if not data.exists():
         raise InputError(f"data folder {data} does not exist. Prepare it first: cutslots prepare cora RAW {data}")
     if min(chosen.splits, chosen.workers) < 1:

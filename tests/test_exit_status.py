@@ -39,6 +39,12 @@ def test_what_is_said_of_an_error(error, status, said, capsys):
     assert capsys.readouterr().err.startswith(said)
 
 
+def test_without_standard_output():
+    code = "from cutslots.exit_status import exit_status; raise SystemExit(exit_status(lambda: print('lost')))"
+    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{code}" >&-'], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_faults_of_the_program_keep_their_traceback():
     for error in (KeyError("lost"), BrokenPipeError(errno.EPIPE, "a server is gone")):
         with pytest.raises(type(error)):

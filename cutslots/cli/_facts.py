@@ -223,8 +223,7 @@ def home_folder() -> list[Fact]:
 
 def tracking_store() -> list[Fact]:
     """The tracking store, without making it."""
-    from cutslots.runlog import default_uri
-    from cutslots.runlog.store import without_password
+    from cutslots.runlog import database_of, default_uri, without_password
 
     uri, name = default_uri(), "tracking store"
     shown = without_password(uri)
@@ -238,9 +237,9 @@ def tracking_store() -> list[Fact]:
         except (OSError, http.client.HTTPException) as error:
             text = f"{shown} does not answer: {error}; runs go on without it and deliver later"
             return [Fact("missing", name, text, "cutslots sync RUN")]
-    if not uri.startswith("sqlite:///"):
+    database = database_of(uri)
+    if database is None:
         return [Fact("ok", name, shown)]
-    database = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
     if not database.exists():
         return [Fact("missing", name, f"{database} is made by the first run", "cutslots train scenes")]
     try:

@@ -68,17 +68,16 @@ def run(chosen: argparse.Namespace) -> None:
     from cutslots.report.scores import scores_table
     from cutslots.runlog import git_commit
     from cutslots.train import load_model
-    from cutslots.train.export import provenance
     from cutslots.train.inputs import image_size, pick_device
 
     _check_arguments(chosen)
     device = pick_device(chosen.device)
     path = find_model(chosen.model)
-    model = load_model(path, device)
+    model, known = load_model(path, device), origin(path)
     found = {
         "model": chosen.model,
-        **provenance(path),
-        "trained_on": origin(path).get("trained_on"),
+        **{name: known[name] for name in ("signature", "step", "data_digest") if name in known},
+        "trained_on": known.get("trained_on"),
         "commit": git_commit(Path(__file__).parent),
         "architecture": type(model).__module__.rpartition(".")[2],
         "image_size": image_size(model),

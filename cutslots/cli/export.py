@@ -93,6 +93,8 @@ def _replaced(out: Path) -> Iterator[Path]:
             os.rename(out, old)
         os.rename(new, out)
     finally:
+        if old.exists() and not out.exists():  # interrupted between the two
+            os.rename(old, out)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -13,8 +13,9 @@ def run(chosen: argparse.Namespace) -> int:
     """Deliver; status 1 when something is left."""
     from cutslots.launch.local import runs_dir
     from cutslots.runlog import sync
+    from cutslots.runlog.journal import FILE
 
     folder = Path(chosen.run_dir)
-    left = sync(folder if folder.exists() else runs_dir() / chosen.run_dir)
+    left = sync(folder if (folder / FILE).exists() else runs_dir() / chosen.run_dir)
     print("everything is in the tracking store" if not left else f"{left} events are still undelivered")
     return 1 if left else 0

@@ -64,8 +64,8 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.resume:
         run_dir, config, about = stored_run(chosen.resume)
         data, experiment = place(chosen.data or about["data"]), about["experiment"]
-        if chosen.preset or chosen.name:
-            raise InputError("--resume RUN takes RUN's own settings; leave out --preset and --name.")
+        if chosen.preset or chosen.name or chosen.experiment:
+            raise InputError("--resume RUN takes RUN's own settings; leave out --preset, --name and --experiment.")
     else:
         config = preset(chosen.preset or "small")
         data, experiment, run_dir = _data(chosen), chosen.experiment or chosen.source, None

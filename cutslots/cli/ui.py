@@ -33,21 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Serve until Ctrl-C, or say where the server is."""
-    from cutslots.runlog import default_uri, experiments, ready
+    from cutslots.runlog import database_of, default_uri, experiments, ready, without_password
 
     uri = default_uri()
     if uri.startswith("http"):
-        print(f"the tracking server is {uri}")
+        print(f"the tracking server is {without_password(uri)}")
         return 0
-    if not (home() / "mlflow.db").exists() and uri.startswith("sqlite"):
-        raise InputError(f"there is no tracking store in {home()} yet. Train something first: cutslots train scenes")
+    database = database_of(uri)
+    if database is not None and not database.exists():
+        raise InputError(f"there is no tracking store yet, it would be {database}. Train something first: cutslots train scenes")
     _check_free(chosen.host, chosen.port)
     print("MLflow starts, which takes about ten seconds", file=sys.stderr)
     ready(uri)  # an older MLflow's database is brought up to date, which its server would refuse
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", chosen.host]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", chosen.host]
     command += ["--port", str(chosen.port), "--workers", "1", "--uvicorn-opts", "--log-level=warning"]
     command += ["--artifacts-destination", str(home() / "artifacts")]  # not below the working directory
-    return _serve(command, chosen.host, chosen.port, experiments(uri))
+    # By the environment: all of this machine's users see a command's arguments, and the address may hold a password.
+    return _serve(command, uri, chosen.host, chosen.port, experiments(uri))
 
 
 def _check_free(host: str, port: int) -> None:
@@ -69,7 +71,7 @@ def _check_free(host: str, port: int) -> None:
         raise InputError(f"--port {port} cannot be served on {host}: {error.strerror}. Give one from 1024 to 65535.") from None
 
 
-def _serve(command: Sequence[str], host: str, port: int, experiments: Mapping[str, str]) -> int:
+def _serve(command: Sequence[str], uri: str, host: str, port: int, experiments: Mapping[str, str]) -> int:
     """Run the server, and leave none of its processes behind."""
     server = None
 
@@ -80,7 +82,7 @@ def _serve(command: Sequence[str], host: str, port: int, experiments: Mapping[st
     caught = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, end) for number in caught}
     try:
-        server = subprocess.Popen(command, env={**os.environ, **LIMITS}, start_new_session=True)
+        server = subprocess.Popen(command, env={**os.environ, **LIMITS, "MLFLOW_BACKEND_STORE_URI": uri}, start_new_session=True)
         if _answers(server, host, port):
             _say(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", experiments)
         return server.wait()

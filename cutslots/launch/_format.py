@@ -6,12 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-
-def clock(seconds: float) -> str:
-    """A time that has passed: 0:07, 12:40, 1:20:05."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+from cutslots.train.terminal import clock as clock
 
 
 def about(seconds: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cutslots import data
+from cutslots import data, options
 from cutslots.errors import InputError, nearest
 from cutslots.exit_status import exit_status
 from cutslots.files import home
@@ -19,7 +19,7 @@ from cutslots.launch.sets import DATA, find_or_make, find_set
 from cutslots.launch.study import FILE, Study
 from cutslots.launch.sweep import Setting, Sweep
 from cutslots.report.scores import set_name
-from cutslots.train.config import RunConfig, from_json, signature
+from cutslots.train.config import RunConfig, from_json, preset, signature
 
 
 def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def _run(chosen: argparse.Namespace, sweep: Sweep) -> int:
     sweep.check()
     folder = home() / "sweeps" / sweep.name
     if chosen.dry_run:
-        print(dry.describe(sweep, folder, _resources(chosen), chosen.data))
+        print(dry.describe(sweep, folder, _resources(chosen), chosen.data, chosen.storage))
         return 0
     plan = _plan(sweep, chosen)
     if chosen.debug_trial is not None:
@@ -102,10 +102,25 @@ def _adjusted(sweep: Sweep, chosen: argparse.Namespace) -> Sweep:
         sweep = sweep.smaller()
     changes = {"trials": chosen.trials, "search": chosen.search, "name": chosen.name}
     changes |= {"seeds": tuple(chosen.seeds) if chosen.seeds else None, "set": (*sweep.set, *chosen.sets)}
+    changes["first"] = {name: _with(name, each, chosen.sets) for name, each in sweep.first.items()}
     sweep = replace(sweep, **{name: value for name, value in changes.items() if value is not None})
     if chosen.retries < 0 or (chosen.concurrent is not None and chosen.concurrent < 1):
         raise InputError(f"--retries {chosen.retries}, --concurrent {chosen.concurrent}: give at least 0 and 1.")
     return sweep
+
+
+def _with(name: str, setting: Setting, sets: Sequence[str]) -> Setting:
+    """A first setting with the command line's options too; those of another preset know what their model has."""
+    if setting.preset is None:
+        return setting  # it has the sweep's
+    known = []
+    for assignment in sets:
+        try:
+            options.override(preset(setting.preset), assignment)
+            known.append(assignment)
+        except InputError:
+            print(f"--set {assignment} is not for {name}: preset {setting.preset} has no such option", file=sys.stderr)
+    return replace(setting, set=(*setting.set, *known))
 
 
 def _plan(sweep: Sweep, chosen: argparse.Namespace) -> Plan:
@@ -123,7 +138,7 @@ def _plan(sweep: Sweep, chosen: argparse.Namespace) -> Plan:
 
 def _resources(chosen: argparse.Namespace) -> Resources:
     gpus = chosen.gpus_per_trial if chosen.gpus_per_trial is not None else float(has_gpus())
-    cpus = chosen.cpus_per_trial or (2.0 if gpus else 1.0)
+    cpus = chosen.cpus_per_trial if chosen.cpus_per_trial is not None else (2.0 if gpus else 1.0)
     if gpus > 1 or (chosen.workers_per_trial > 1 and 0 < gpus < 1):
         raise InputError(
             f"--workers-per-trial {chosen.workers_per_trial}, --gpus-per-trial {gpus:g}: a worker uses one GPU, and workers of one "

@@ -93,6 +93,17 @@ def connected(need: Resources, num_cpus: int | None = None) -> Iterator[int]:
             ray.shutdown()
 
 
+@contextlib.contextmanager
+def refused() -> Iterator[None]:
+    """Say in our words that Ray cannot be reached or started."""
+    try:
+        yield
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS")
+        where = f"RAY_ADDRESS is {address}" if address else "on this machine"
+        raise InputError(f"Ray cannot be reached or started ({where}): {error}") from None
+
+
 def _init(need: Resources, num_cpus: int | None) -> None:
     import ray
 
@@ -104,7 +115,7 @@ def _init(need: Resources, num_cpus: int | None) -> None:
     passed |= {"CUTSLOTS_HOME": str(home()), "MLFLOW_TRACKING_URI": absolute(default_uri())}
     common = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": passed}}
     handler = signal.getsignal(signal.SIGTERM)
-    try:
+    with refused():
         if address:
             ray.init(address=address, **common)
         else:
@@ -118,9 +129,6 @@ def _init(need: Resources, num_cpus: int | None) -> None:
                 object_store_memory=128 << 20,  # configurations and scores; pixels never go through it
                 **common,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = f"RAY_ADDRESS is {address}" if address else "on this machine"
-        raise InputError(f"Ray cannot be reached or started ({where}): {error}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has put its own in its place
 

@@ -17,15 +17,17 @@ from optuna.trial import TrialState
 from cutslots import data, runlog
 from cutslots.errors import InputError
 from cutslots.files import write_text
-from cutslots.launch.local import Status, finished, runs_dir
+from cutslots.launch.local import finished, runs_dir
 from cutslots.launch.study import Planned, Study
-from cutslots.launch.sweep import smaller_is_better
 from cutslots.launch.table import markdown, records
 from cutslots.launch.trial import ALL, LOG, Ending, Task
 from cutslots.launch.view import Row
+from cutslots.report.leaderboard import smaller_is_better
 from cutslots.runlog import RunLog
 from cutslots.runlog.latest import latest
+from cutslots.runlog.log import Status
 from cutslots.train.config import signature, to_json
+from cutslots.train.folder import held
 
 STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 SYNC_SECONDS = 30.0
@@ -139,7 +141,11 @@ class Driver:
 
     def _found(self, planned: Planned, run_dir: Path) -> Ending | None:
         """What a finished run with this configuration said: one whose folder is here, or one that MLflow knows."""
-        best = finished(run_dir, planned.config, self.digest)
+        try:
+            best = finished(run_dir, planned.config, self.digest)
+        except InputError as error:  # its checkpoints cannot be read: the trial will say so itself, and the others go on
+            self.say(f"trial {planned.number} ({planned.label}): {error}")
+            return None
         logged = latest(run_dir)
         if best is not None and logged and logged.status != "FINISHED":
             return None  # it died after its last step: run again, it takes none and logs what is missing
@@ -322,7 +328,10 @@ class Driver:
 
 
 def end_log(run_dir: Path, state: str, cause: str | None, say: Callable[[str], None]) -> None:
-    """Say in a trial's log how it ended, if its process has not said so or has said otherwise; without a log nothing is said."""
-    logged = latest(run_dir)
+    """Say in a trial's log how it ended, if its process has not said so or has said otherwise; without a log nothing is said.
+
+    Nor where a process still trains in the folder: it is another sweep's, for which the trial has waited.
+    """
+    logged = None if held(run_dir) else latest(run_dir)
     if logged and logged.status != STATUS[state]:
         runlog.end_run(run_dir, STATUS[state], {"state": state, **({"cause": cause} if cause else {})}, say=say)

@@ -15,13 +15,14 @@ from cutslots.launch.study import FILE, Study
 from cutslots.launch.sweep import Sweep
 
 
-def describe(sweep: Sweep, folder: Path, resources: Resources, given: str | None = None) -> str:
+def describe(sweep: Sweep, folder: Path, resources: Resources, given: str | None = None, storage: str | None = None) -> str:
     """The space, the trials, the data, the resources, and what is finished.
 
     Args:
         given: the data that a person named in place of the sweep's.
+        storage: Optuna storage that holds the study in place of the folder; it is not looked at.
     """
-    return "\n".join([*_space(sweep), "", *_trials(sweep), "", *_data(sweep, given), *_rest(sweep, folder, resources)])
+    return "\n".join([*_space(sweep), "", *_trials(sweep), "", *_data(sweep, given), *_rest(sweep, folder, resources, storage)])
 
 
 def _space(sweep: Sweep) -> Iterator[str]:
@@ -55,10 +56,13 @@ def _data(sweep: Sweep, given: str | None) -> Iterator[str]:
         yield f"scored on the test split of {name}: {find_set(name) or 'not prepared, left out'}"
 
 
-def _rest(sweep: Sweep, folder: Path, resources: Resources) -> Iterator[str]:
+def _rest(sweep: Sweep, folder: Path, resources: Resources, storage: str | None) -> Iterator[str]:
     how = "Ray Train workers" if resources.train else "a Tune function"
     yield f"each trial takes {resources}, in {how}"
     yield f"MLflow: {runlog.without_password(runlog.default_uri())}"
+    if storage:
+        yield f"what is finished stands in {runlog.without_password(storage)}, which a dry run does not open"
+        return
     if not (folder / FILE).exists():
         yield "finished so far: nothing"
         return

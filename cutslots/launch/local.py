@@ -1,14 +1,14 @@
 """One run in this process, with its log: no Ray, so a breakpoint stops where it stands."""
 
+import contextlib
 import json
 import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cutslots
 from cutslots import options
@@ -24,6 +24,7 @@ from cutslots.report.scores import set_name
 from cutslots.runlog import RunLog, SystemMetrics, add_metrics, fetch_model, find_run, git_commit, is_model_uri, package_model
 from cutslots.runlog.fetch import FETCHED
 from cutslots.runlog.found import SECONDS
+from cutslots.runlog.log import Status
 from cutslots.train import Observer, Result, RunConfig, checkpoint, fit
 from cutslots.train.config import RESUMABLE, differences, from_json, signature
 from cutslots.train.export import WEIGHTS, find_checkpoint, load_weights, save_model
@@ -31,8 +32,6 @@ from cutslots.train.fit import CHECKPOINTS, CONFIG
 from cutslots.train.observer import Examples, Observers, Sample, Start
 from cutslots.train.terminal import Terminal
 from cutslots.train.track import Clips
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 DELIVERY_SECONDS = 30.0  # how long a finished run waits for an absent tracking store
 
@@ -212,7 +211,7 @@ def train_here(
     return result
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stop_sign(terminal: Terminal, debug: bool) -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C was pressed; a second one is a KeyboardInterrupt. Left alone where a debugger or a host program hears it."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -265,9 +264,14 @@ def find_model(reference: str) -> Path:
     """
     if is_model_uri(reference):
         return fetch_model(reference)
-    for path in (Path(reference), runs_dir() / reference):
-        if path.exists():
-            return path if (path / WEIGHTS).exists() else find_checkpoint(path)
+    there = [path for path in (Path(reference), runs_dir() / reference) if path.exists()]
+    for path in there:
+        if (path / WEIGHTS).exists():
+            return path
+        with contextlib.suppress(InputError):  # a folder of pictures may have the name of a run
+            return find_checkpoint(path)
+    if there:
+        return find_checkpoint(there[0])  # which says what is missing
     found = find_run(reference) if len(reference) == 32 else None
     if found and found.run_dir and any((found.run_dir / CHECKPOINTS).glob("*.pt")):
         return find_checkpoint(found.run_dir)

@@ -10,6 +10,7 @@ from cutslots import data
 from cutslots.data.parallel import AHEAD, ordered, processes
 from cutslots.data.scene import Ranges
 from cutslots.data.shards import Progress
+from cutslots.launch.connect import refused
 
 
 def prepare(
@@ -45,7 +46,8 @@ def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any
     from ray.exceptions import RayTaskError
 
     if not ray.is_initialized():
-        ray.init()  # where RAY_ADDRESS says
+        with refused():
+            ray.init()  # where RAY_ADDRESS says
 
     @ray.remote
     def work(item: Any) -> Any:

@@ -18,13 +18,15 @@ from cutslots import data, runlog
 from cutslots.errors import BusyError, InputError
 from cutslots.launch.connect import Resources, check_here, connected
 from cutslots.launch.driver import Driver, Plan, end_log
-from cutslots.launch.local import Status, runs_dir
+from cutslots.launch.local import runs_dir
 from cutslots.launch.study import Study
-from cutslots.launch.sweep import Sweep, smaller_is_better
+from cutslots.launch.sweep import Sweep
 from cutslots.launch.table import markdown
 from cutslots.launch.trial import LOG
 from cutslots.launch.view import View
+from cutslots.report.leaderboard import smaller_is_better
 from cutslots.runlog import RunLog, git_commit
+from cutslots.runlog.log import Status
 from cutslots.runlog.store import locked
 
 STORE_SECONDS = 90.0  # for a fresh database to be made, or a server to answer

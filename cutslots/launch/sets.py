@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cutslots import options
+from cutslots import data, options
 from cutslots.data.places import Place, is_uri
 from cutslots.errors import InputError
 from cutslots.files import home
@@ -40,6 +40,7 @@ def find_or_make(sweep: Sweep, given: str | None, stand_in: bool) -> Path | str:
         return given if is_uri(given) else Path(given).absolute()
     found = find_set(sweep.dataset)
     if found is not None:
+        _check_made(sweep, found)
         return found
     if sweep.dataset.partition("-")[0] == "scenes":
         return _make(sweep.dataset, sweep.make)
@@ -49,6 +50,17 @@ def find_or_make(sweep: Sweep, given: str | None, stand_in: bool) -> Path | str:
         f"no prepared set {sweep.dataset!r} in {DATA} ({os.environ.get(DATA) or 'not set'}) or {home() / 'data'}. "
         f"Prepare it (cutslots prepare SOURCE RAW {home() / 'data' / sweep.dataset}), or name its folder or URI with --data."
     )
+
+
+def _check_made(sweep: Sweep, found: Path | str) -> None:
+    """Refuse a set of that name which was made otherwise than the sweep makes it."""
+    stored = data.manifest(found).options
+    wrong = [f"{name} is {stored.get(name)}, not {value}" for name, value in sweep.make.items() if stored.get(name) != value]
+    if wrong:
+        raise InputError(
+            f"{found} is not the set that sweep {sweep.name!r} makes: {'; '.join(wrong)}. "
+            f"Take it nevertheless: --data {found}. Or move it away, and the sweep makes its own."
+        )
 
 
 def _make(name: str, make: Mapping[str, Any]) -> Path:

@@ -19,7 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cutslots import options
 from cutslots.errors import InputError
-from cutslots.launch.sweep import Setting, Sweep, smaller_is_better
+from cutslots.launch.sweep import Setting, Sweep
+from cutslots.report.leaderboard import smaller_is_better
 from cutslots.train.config import RunConfig
 
 FILE = "study.log"
@@ -215,7 +216,7 @@ class Study:
         setting = self.sweep.first[name] if kind == "first" else Setting()
         wanted = frozen.system_attrs.get("fixed_params", {}) if kind == "first" else self.space
         trial = optuna.trial.Trial(self.optuna, frozen._trial_id)
-        values = frozen.params
+        values = frozen.params or (frozen.system_attrs.get("fixed_params", {}) if kind != "first" else {})  # of one that waits
         if frozen.state == TrialState.RUNNING:
             values = {path: _suggest(trial, path, self.space[path]) for path in wanted}
         changes = [] if kind == "first" else self.sweep.changes(values)

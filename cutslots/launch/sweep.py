@@ -24,10 +24,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from cutslots import options
 from cutslots.errors import InputError, nearest
+from cutslots.report.scores import TITLES
 from cutslots.train.config import RunConfig, preset
-from cutslots.train.fit import SMALLER_IS_BETTER
 
 Search = Literal["tpe", "random", "grid"]
+OBJECTIVES = (*TITLES, "mse_mean")
 
 
 def uniform(low: float, high: float, step: float | None = None) -> FloatDistribution:
@@ -147,11 +148,16 @@ class Sweep:
             InputError: a path that the preset does not have, or that `set` fixes.
         """
         found = {}
+        fixed = {options.resolve(self.base, assignment.partition("=")[0].strip()).path: assignment for assignment in self.set}
         for path, distribution in self.space.items():
             try:
                 option = options.resolve(self.base, path)
             except InputError as error:
                 raise InputError(f"sweep {self.name!r}, space: {error}") from None
+            if option.path in fixed:
+                raise InputError(
+                    f"sweep {self.name!r}: {fixed[option.path]} holds for all trials, and {path} is in the space. Leave one out."
+                )
             found[option.path] = distribution
         return found
 
@@ -196,6 +202,9 @@ class Sweep:
             raise InputError(f"sweep {self.name!r}: search is {self.search!r}. {nearest(self.search, ['tpe', 'random', 'grid'])}")
         if self.halving and not (0 < self.halving.first < 1 and self.halving.factor >= 2):
             raise InputError(f"sweep {self.name!r}: halving.first is within 0 and 1, factor at least 2; got {self.halving}.")
+        for objective in self.objectives:
+            if objective not in OBJECTIVES:
+                raise InputError(f"sweep {self.name!r}: objective {objective!r} is no score. {nearest(objective, OBJECTIVES)}")
         for setting in self.first.values():
             self.config(setting)
         for path, distribution in self.resolved().items():
@@ -216,6 +225,7 @@ class Sweep:
             set=(*(kept if self.smoke == self.preset else ()), *brief),
             first=first if self.smoke == self.preset else {name: Setting() for name in first},
             seeds=self.seeds[:1],
+            search="random" if self.search == "grid" else self.search,
             trials=min(self.trials, 2),
             confirm=0,
         )
@@ -226,11 +236,6 @@ def _edges(distribution: BaseDistribution) -> list[Any]:
         return list(distribution.choices)
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     return [distribution.low, distribution.high]
-
-
-def smaller_is_better(objective: str) -> bool:
-    """Whether an objective is an error."""
-    return objective in SMALLER_IS_BETTER
 
 
 def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from cutslots.launch.study import Study
 from cutslots.launch.view import Row
+from cutslots.report.leaderboard import clock
 
 SHOWN = ("ari_fg", "ari", "miou", "mse", "cut_ari_fg")
 
@@ -52,7 +53,8 @@ def markdown(study: Study, rows: Sequence[Row], most: int | None = None) -> str:
         values = [_score(name, each["scores"].get(name)) for name in names]
         state = each["state"] + (f": {each['cause']}" if each["state"] == "failed" and each["cause"] else "")
         step = "" if each["step"] is None else f"{each['step']:,}"
-        lines.append([mark, str(each["number"]), each["label"], *values, step, _clock(each["seconds"]), state])
+        took = "" if each["seconds"] is None else clock(each["seconds"])
+        lines.append([mark, str(each["number"]), each["label"], *values, step, took, state])
     title = f"# Sweep {sweep.name}: {sweep.dataset}, {' and '.join(sweep.objectives)} on the validation split, best checkpoints\n\n"
     return title + _aligned(lines)
 
@@ -68,10 +70,3 @@ def _aligned(lines: list[list[str]]) -> str:
 
 def _score(name: str, value: float | None) -> str:
     return "" if value is None else f"{value:.1f}" if name == "mse" else f"{value:.3f}"
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

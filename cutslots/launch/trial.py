@@ -18,8 +18,9 @@ from rich.console import Console
 
 from cutslots.data import Batches, Manifest, local
 from cutslots.errors import BusyError, InputError
-from cutslots.launch.local import Status, Tracking
+from cutslots.launch.local import Tracking
 from cutslots.report.scores import set_name
+from cutslots.runlog.log import Status
 from cutslots.train import NonFiniteLossError, Observer, Result, evaluate, fit, load_model
 from cutslots.train.config import RunConfig, from_json
 from cutslots.train.inputs import check_data, pick_device
@@ -141,6 +142,8 @@ def run(task: Task, report: Report, ranks: Ranks) -> Ending:
     if not ranks.is_first:
         try:
             return _ending(_fit(task, config, Reporting(report, stop), stop, ranks), config, stop)
+        except BusyError as error:
+            return Ending(stop.state) if stop() else Ending("failed", cause=str(error))
         except AGREED as error:
             return Ending("failed", cause=str(error))
     with _log_file(run_dir / LOG) as console:
@@ -170,6 +173,10 @@ def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ra
         else:
             tracking.ended(ending.state)
         return ending
+    except BusyError as error:
+        # Another sweep's process trains in this folder, and the log there is its own.
+        terminal.say(str(error))
+        return Ending(stop.state) if stop() else Ending("failed", cause=str(error))
     except Exception as error:
         terminal.say("".join(traceback.format_exception(error)))
         if (ranks.size > 1 and not isinstance(error, AGREED)) or _of_the_machine(error):

@@ -23,16 +23,24 @@ class Line:
 
     Attributes:
         points: value of the setting, with its configuration; ascending.
-        others: configurations of other models.
+        others: configurations without a value of it, such as those of other models.
+        title: the set's name, or the sweep's where another one has the same set.
     """
 
     sweep: SweepRuns
     points: list[tuple[float, Configuration]]
     others: list[Configuration]
+    title: str
 
     def labelled(self) -> list[tuple[str, Configuration]]:
-        """All configurations with the name of their row: the setting's value, or the model."""
-        return [(f"{value:g}", each) for value, each in self.points] + [(_model(each), each) for each in self.others]
+        """All configurations with the name of their row: the setting's value, else what `other` says."""
+        return [(f"{value:g}", each) for value, each in self.points] + [(self.other(each), each) for each in self.others]
+
+    def other(self, configuration: Configuration) -> str:
+        """A configuration without a value of the setting: its model, with what it is where that model has several."""
+        model = _model(configuration)
+        alone = sum(_model(each) == model for each in self.others) == 1
+        return model if alone else f"{model}, {configuration.name}"
 
     def values(self, label: str, score: str) -> list[float]:
         """A row's values of all seeds."""
@@ -51,7 +59,9 @@ def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path
     Raises:
         InputError: no such setting, sweeps with different objectives, or one without two values of the setting.
     """
-    lines = [_line(sweep_runs(name), setting) for name in names]
+    sweeps = [sweep_runs(name) for name in names]
+    sets = [sweep.place[0] for sweep in sweeps]
+    lines = [_line(sweep, setting, sweep.name if sets.count(sweep.place[0]) > 1 else sweep.place[0]) for sweep in sweeps]
     objectives = sorted({line.sweep.objectives[0] for line in lines})
     if len(objectives) > 1:
         raise InputError(f"--compare {setting}: the sweeps have different objectives, {', '.join(objectives)}. Compare them apart.")
@@ -63,7 +73,7 @@ def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path
     return [table, figure]
 
 
-def _line(sweep: SweepRuns, setting: str) -> Line:
+def _line(sweep: SweepRuns, setting: str, title: str) -> Line:
     known = {name for configuration in sweep.configurations for name in configuration.trials[0].run.params}
     whole = {name for name in known if name == setting or name.endswith(f".{setting}")}
     if len(whole) != 1:
@@ -83,7 +93,7 @@ def _line(sweep: SweepRuns, setting: str) -> Line:
             f"--compare {setting}: sweep {sweep.name!r} has {len(points)} configurations with {len(values)} values of it; at least "
             "two values are needed, and nothing else may differ besides the seed."
         )
-    return Line(sweep, sorted(points, key=lambda point: point[0]), others)
+    return Line(sweep, sorted(points, key=lambda point: point[0]), others, title)
 
 
 def _hint(setting: str, sweep: SweepRuns) -> str:
@@ -128,10 +138,11 @@ def _markdown(lines: Sequence[Line], setting: str, scores: Sequence[str]) -> str
     text = [f"# {setting} in {', '.join(line.sweep.name for line in lines)}", ""]
     text += ["Validation split; mean ± sample standard deviation over seeds (number of them), each run at its best step.", ""]
     labels = sorted(
-        {label for line in lines for label, _ in line.labelled()}, key=lambda label: (_number(label) or math.inf, label)
+        {label for line in lines for label, _ in line.labelled()},
+        key=lambda label: (math.inf if (value := _number(label)) is None else value, label),
     )
     for score in scores:
-        text += [f"## {_title(score)}", "", f"| {setting} | {' | '.join(line.sweep.place[0] for line in lines)} |"]
+        text += [f"## {_title(score)}", "", f"| {setting} | {' | '.join(line.title for line in lines)} |"]
         text.append("|---" * (len(lines) + 1) + "|")
         text += [f"| {label} | {' | '.join(_cell(line.values(label, score)) for line in lines)} |" for label in labels]
         text.append("")
@@ -180,7 +191,7 @@ def _draw(axis: Any, line: Line, score: str, color: str, marker: str) -> None:
         color=color,
         marker=marker,
         linewidth=1.8,
-        label=line.sweep.place[0],
+        label=line.title,
         zorder=3,
     )
     for value, found in shown:
@@ -188,6 +199,4 @@ def _draw(axis: Any, line: Line, score: str, color: str, marker: str) -> None:
     for other in line.others:
         if found := other.values(line.sweep.place, score):
             level = statistics.fmean(found)
-            axis.axhline(
-                level, color=color, linestyle="--", linewidth=1.2, label=f"{line.sweep.place[0]}, {_model(other)}", zorder=1
-            )
+            axis.axhline(level, color=color, linestyle="--", linewidth=1.2, label=f"{line.title}, {line.other(other)}", zorder=1)

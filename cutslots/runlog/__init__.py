@@ -33,6 +33,7 @@ from cutslots.runlog.records import Record as Record
 from cutslots.runlog.records import import_records as import_records
 from cutslots.runlog.registry import Registered as Registered
 from cutslots.runlog.registry import register as register
+from cutslots.runlog.store import database_of as database_of
 from cutslots.runlog.store import default_uri as default_uri
 from cutslots.runlog.store import without_password as without_password
 from cutslots.runlog.sweeps import add_metrics as add_metrics

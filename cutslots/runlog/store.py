@@ -48,7 +48,7 @@ def default_uri() -> str:
 
 def absolute(uri: str) -> str:
     """`uri` with a relative SQLite path made absolute: Ray Tune changes the working directory under a trial."""
-    path = _database(uri)
+    path = database_of(uri)
     return uri if path is None else f"sqlite:///{path}{uri[len(uri.split('?')[0]) :]}"
 
 
@@ -57,7 +57,7 @@ def without_password(uri: str) -> str:
     return re.sub(r"//([^/@:\s]*):[^/@\s]*@", r"//\1@", uri)
 
 
-def _database(uri: str) -> Path | None:
+def database_of(uri: str) -> Path | None:
     """The file of a SQLite store, None for every other store."""
     name = uri.removeprefix("sqlite:///").split("?")[0]
     return None if name == uri.split("?")[0] or name in ("", ":memory:") else Path(name).absolute()
@@ -169,7 +169,7 @@ class Store:
     @property
     def database(self) -> Path | None:
         """The file of a SQLite store, None for every other store."""
-        return _database(self.uri)
+        return database_of(self.uri)
 
     @property
     def _client(self) -> "MlflowClient":
@@ -327,7 +327,7 @@ def _connect(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
-    database = _database(uri)
+    database = database_of(uri)
     if database is None:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)

@@ -65,12 +65,6 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> nn.Modul
     return model.eval()
 
 
-def provenance(path: Path) -> dict[str, Any]:
-    """What numbers of a model should carry: signature, step and data digest; empty for exported models that do not know them."""
-    state = described(path) if path.is_dir() else checkpoint.load(path)
-    return {name: state[name] for name in ("signature", "step", "data_digest") if name in state}
-
-
 def weights_digest(model: nn.Module) -> str:
     """What makes a trained model itself: twelve hexadecimal digits of its weights."""
     found = hashlib.sha256()

@@ -37,6 +37,23 @@ def exclusive(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
         os.close(handle)
 
 
+def held(run_dir: Path) -> bool:
+    """Whether a process trains in `run_dir` now, as far as its file system can say."""
+    try:
+        handle = os.open(run_dir / LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
 def stored(run_dir: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
     """The checkpoint to go on from, None for a new run.
 

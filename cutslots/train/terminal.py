@@ -58,7 +58,7 @@ class Terminal(Observer):
         if not self.live and (now - self.printed > QUIET_SECONDS or step == self.steps):
             self.printed = now
             left = (now - self.begun) / max(step - self.first, 1) * (self.steps - step)
-            self.say(f"step {step:>6}/{self.steps}  {shown}  {_clock(left)} left")
+            self.say(f"step {step:>6}/{self.steps}  {shown}  {clock(left)} left")
 
     def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         cuts = ""
@@ -84,7 +84,8 @@ class Terminal(Observer):
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A time that passes: 0:07, 12:40, 1:20:05."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -41,6 +41,7 @@ def test_serves_until_it_is_told_to_end(ending: signal.Signals, tmp_path: Path) 
             assert b"<title>MLflow</title>" in page.read()
         started = psutil.Process(process.pid).children(recursive=True)
         assert started
+        assert not any("sqlite" in " ".join(each.cmdline()) for each in started), "an address may hold a password"
         process.send_signal(ending)
         assert process.wait(15) == 0
         assert "Traceback" not in process.stderr.read()
@@ -51,6 +52,15 @@ def test_serves_until_it_is_told_to_end(ending: signal.Signals, tmp_path: Path) 
     finally:
         if process.poll() is None:
             process.kill()
+
+
+def test_the_store_that_is_named_is_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'runs.db'}")
+    assert main(["ui"]) == 2
+    assert f"it would be {tmp_path / 'runs.db'}" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@example.org/mlflow")
+    assert main(["ui"]) == 0
+    assert capsys.readouterr().out == "the tracking server is https://me@example.org/mlflow\n"
 
 
 def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,6 +87,23 @@ def test_a_dry_run_says_how_far_a_sweep_has_come(sweep, capsys):
     assert (folder / "study.log").read_bytes() == before
 
 
+def test_options_of_the_command_line_are_for_first_settings_too(sweep, capsys):
+    arguments = ["--dry-run", "--gpus-per-trial", "0", "--set", "train.steps=7", "--set", "cut.beta=2"]
+    assert main(sweep, arguments=arguments) == 0
+    said = capsys.readouterr()
+    assert "7 steps a trial" in said.out
+    assert f"first: baseline (preset slot-attention-small, {' '.join(TINY)} train.steps=7)" in said.out
+    assert said.err == "--set cut.beta=2 is not for baseline: preset slot-attention-small has no such option\n"
+
+
+def test_a_study_in_a_database_is_not_called_empty(sweep, capsys):
+    storage = "mysql://me:secret@nowhere/study"
+    assert main(sweep, arguments=["--dry-run", "--gpus-per-trial", "0", "--storage", storage]) == 0
+    said = capsys.readouterr().out
+    assert "what is finished stands in mysql://me@nowhere/study" in said
+    assert "nothing" not in said
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_every_sweep_of_the_project_can_be_begun(name, tmp_path):
     """Whole spaces and all first settings are checked: a typing error is found here and not after a night."""
@@ -195,6 +212,20 @@ def test_sets_are_found_by_name(scenes, tmp_path, monkeypatch):
     assert find_set("scenes") == scenes, "what is not there is looked for at home"
     monkeypatch.setenv("CUTSLOTS_DATA", f"file://{elsewhere}/")
     assert find_set("clevr") == f"file://{elsewhere}/clevr"
+
+
+def test_scenes_that_were_made_otherwise_are_not_taken(sweep, scenes, tmp_path):
+    assert find_or_make(sweep, None, stand_in=False) == scenes
+    other = replace(sweep, make={**sweep.make, "style": "textured"})
+    with pytest.raises(InputError, match="style is plain, not textured. Take it nevertheless: --data"):
+        find_or_make(other, None, stand_in=False)
+    assert find_or_make(other, str(scenes), stand_in=False) == scenes
+
+
+def test_a_smoke_test_of_a_grid_is_two_trials(tmp_path):
+    sweep = Sweep("g", "scenes", "small", {"cut.gamma": choices(0.1, 0.5, 1.0), "num_slots": choices(3, 4)}, search="grid")
+    assert Study(sweep, tmp_path / "whole").total == 6
+    assert Study(sweep.smaller(), tmp_path / "smoke").total == 2
 
 
 def test_built_in_scenes_are_made_and_others_asked_for(sweep):

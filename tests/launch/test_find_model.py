@@ -51,12 +51,18 @@ def masks(path: Path) -> np.ndarray:
     return predict(load_model(path), IMAGES)["masks"]
 
 
-def test_every_name_is_the_same_model(made: Path, run_id: str) -> None:
+def test_every_name_is_the_same_model(made: Path, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = masks(made / "runs" / "first" / "checkpoints" / checkpoint.BEST)
     best = made / "runs" / "first" / "checkpoints" / checkpoint.BEST
     for reference in ("first", str(made / "runs" / "first"), str(best), run_id):
         assert find_model(reference) == best
     assert find_model(str(made / "runs" / "first" / "model")) == made / "runs" / "first" / "model"
+    (tmp_path / "first").mkdir()  # of pictures, say
+    monkeypatch.chdir(tmp_path)
+    assert find_model("first") == best
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match="nor an exported model at photos"):
+        find_model("photos")
     addresses = ("models:/cutslots-scenes@champion", "models:/cutslots-scenes/1", f"runs:/{run_id}", f"runs:/{run_id}/model")
     for reference in addresses:
         folder = find_model(reference)

@@ -206,10 +206,12 @@ def test_any_optuna_storage_serves(tmp_path):
         ({"space": {"cut.gamma": uniform(-1.0, 1.0)}}, "model.cut.gamma is -1.0"),
         ({"space": {"num_slots": integers(1, 4)}}, "num_slots is 1"),
         ({"seeds": ()}, "at least one"),
+        ({"set": ("gamma=0.3",)}, "gamma=0.3 holds for all trials, and cut.gamma is in the space"),
+        ({"objective": ("ari_fg", "miuo")}, "objective 'miuo' is no score. Did you mean 'miou'"),
         ({"seeds": (1, 1)}, "each once"),
         ({"trials": -1}, "at least 0"),
         ({"search": "bayes"}, "search is 'bayes'"),
-        ({"objective": "accuracy"}, "best_metric"),
+        ({"objective": "accuracy"}, "objective .accuracy. is no score"),
         ({"preset": "smal"}, "small"),
         ({"first": {"x": Setting(set=("nothing=1",))}}, "nothing"),
         ({"halving": Halving(0.0)}, "halving.first"),
@@ -226,6 +228,21 @@ def test_first_settings_stay_what_they_were(tmp_path):
     for first in ({}, {"known": Setting(set=("cut.gamma=0.4",))}, {"other": Setting()}):
         with pytest.raises(InputError, match="first was"):
             Study(make(first=first), tmp_path)
+
+
+def test_a_trial_that_waits_has_its_settings(tmp_path):
+    space = {"num_slots": choices(3, 4), "cut.gamma": choices(0.1, 0.5)}
+    study = Study(make(space=space, search="grid"), tmp_path)
+    first = following(study)
+    (tmp_path / "again").mkdir()
+    waiting = [trial.number for trial in study.trials(TrialState.WAITING)]
+    study.optuna.enqueue_trial({"model.num_slots": 4, "model.cut.gamma": 0.5}, user_attrs={"kind": "grid"})
+    number = len(study.trials()) - 1
+    assert study.trials()[number].state == TrialState.WAITING
+    assert number not in waiting
+    planned = study.planned(number)
+    assert (planned.config.model.num_slots, planned.config.model.cut.gamma) == (4, 0.5)
+    assert study.planned(first.number).config == first.config
 
 
 def test_data_stay_what_they_were(tmp_path):

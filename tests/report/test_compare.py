@@ -14,13 +14,21 @@ from cutslots.runlog import RunLog
 REACH = "model.cut.reach"
 
 
-def log(folder: Path, sweep: str, number: int, params: dict[str, object], scores: dict[str, float], parent: str | None) -> str:
+def log(
+    folder: Path,
+    sweep: str,
+    number: int,
+    params: dict[str, object],
+    scores: dict[str, float],
+    parent: str | None,
+    dataset: str | None = None,
+) -> str:
     """A finished run, or the sweep's own where it has no parent."""
     with RunLog(
         folder / f"{sweep}-{number}", experiment="e", run_name=f"{sweep}-{number}", parent_run_id=parent, gather=0.02
     ) as run:
         run.params(params)
-        tags = {"state": "finished", "dataset": sweep, "set": sweep, "commit": "0" * 40}
+        tags = {"state": "finished", "dataset": dataset or sweep, "set": dataset or sweep, "commit": "0" * 40}
         if parent is None:
             run.tags({"kind": "sweep", "sweep": sweep, **tags})
         else:
@@ -62,6 +70,22 @@ def test_means_over_seeds_stand_beside_each_other(home, tmp_path, monkeypatch):
     before = table.read_bytes(), figure.read_bytes()
     write_comparison(["one", "two"], REACH.removeprefix("model."), tmp_path)
     assert (table.read_bytes(), figure.read_bytes()) == before
+
+
+def test_rows_and_columns_are_told_apart(tmp_path, monkeypatch):
+    """Two sweeps on one set, a setting of 0, two settings of another model."""
+    monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path / "home"))
+    for sweep in ("a", "b"):
+        parent = log(tmp_path, sweep, 99, {"dataset": "same", "objective": "ari_fg"}, {}, None, dataset="same")
+        for at, reach in enumerate((0.0, 1.0)):
+            log(tmp_path, sweep, at, {REACH: reach, "train.seed": 0}, {"ari_fg": 0.5 + reach / 10}, parent, dataset="same")
+        for at, size in enumerate((32, 64)):
+            log(tmp_path, sweep, 5 + at, {"model.size": size, "train.seed": 0}, {"ari_fg": 0.1 * at}, parent, dataset="same")
+    table, _ = write_comparison(["a", "b"], "cut.reach", tmp_path / "out")
+    rows = [line.split(" | ") for line in table.read_text().splitlines() if line.startswith("| ")]
+    assert rows[0] == ["| cut.reach", "a", "b |"]
+    assert [row[0] for row in rows[1:5]] == ["| 0", "| 1", "| slot_attention, size=32", "| slot_attention, size=64"]
+    assert [row[1] for row in rows[1:5]] == ["0.500 (1)", "0.600 (1)", "0.000 (1)", "0.100 (1)"]
 
 
 @pytest.mark.parametrize(
