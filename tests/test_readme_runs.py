@@ -138,7 +138,9 @@ def is_evaluated(done: Done) -> None:
     for path in map(Path, done.given("--table")):
         assert path.read_text() in done.out
         for where in map(Path, done.given("--data")):
-            assert re.search(rf"^\| {where.name} .*\n\| published: {where.name} ", done.out, re.MULTILINE)
+            assert re.search(
+                rf"^\| {where.name} .*\n\| fixed tiles: {where.name} .*\n\| published: {where.name} ", done.out, re.MULTILINE
+            )
     for key in done.given("--by"):
         assert key in done.out
 
@@ -188,7 +190,7 @@ def is_debugged(done: Done) -> None:
 def has_table(done: Done) -> None:
     from cutslots.runlog import find_runs
 
-    folder = home() / "results" / "cora"
+    folder = home() / "results" / ("cora-smoke" if "--smoke" in done.words else "cora")
     methods = {row["method"] for row in csv.DictReader((folder / "runs.csv").read_text().splitlines())}
     assert {"program", "two-stage", "random", "optimum"} <= methods
     assert ("inequality program" in methods) == ("--peer" in done.words)
@@ -198,8 +200,8 @@ def has_table(done: Done) -> None:
 
 def _run(done: Done) -> tuple[str, Path]:
     """Name and folder of the run that a command trained."""
-    found = re.search(r"^run (\S+) in (\S+)$", done.err, re.MULTILINE)
-    assert found, done.err
+    found = re.search(r"^run (\S+) (?:is finished already, )?in ([^\s;]+)", done.err + done.out, re.MULTILINE)
+    assert found, done.err + done.out
     return found[1], Path(found[2])
 
 

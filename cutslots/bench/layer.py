@@ -15,13 +15,13 @@ from cutslots.qp.program import edge_costs
 from cutslots.train.config import PRESETS, preset
 
 # Of models of images: one of video, whose configuration is a subclass, takes pairs.
-PRESETS = [name for name in PRESETS if type(preset(name).model) is min_cut_slots.Config]
+IMAGE_PRESETS = [name for name in PRESETS if type(preset(name).model) is min_cut_slots.Config]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the grid (default 64)")
     parser.add_argument("--cuts", type=int, default=256, help="cuts in a batch (default 256)")
-    parser.add_argument("--preset", default="paper-clevr", help=f"whose training step to compare with: {', '.join(PRESETS)}")
+    parser.add_argument("--preset", default="paper-clevr", help=f"whose training step to compare with: {', '.join(IMAGE_PRESETS)}")
     parser.add_argument("--batch", type=int, default=2, help="images in that step (default 2)")
 
 
@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: the preset's model is not the image model with cuts.
     """
-    if arguments.preset not in PRESETS:
-        raise InputError(f"--preset is {arguments.preset!r}; for images with cuts there are: {', '.join(PRESETS)}.")
+    if arguments.preset not in IMAGE_PRESETS:
+        raise InputError(f"--preset is {arguments.preset!r}; for images with cuts there are: {', '.join(IMAGE_PRESETS)}.")
     figures = {"machine": machine(), **_against_kkt(arguments.size, arguments.cuts), **_share(arguments.preset, arguments.batch)}
     layer, kkt = figures["layer_seconds"], figures["kkt_seconds"]
     grid, threads = f"{arguments.size} x {arguments.size}", figures["machine"]["threads"]

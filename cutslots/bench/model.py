@@ -63,7 +63,9 @@ AT_LEAST = {"ratio": 3.0, "decoder_share": 0.3}  # on a GPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", help=f"whose step: {', '.join(layer.PRESETS)} (default small on a CPU, paper-clevr on a GPU)")
+    parser.add_argument(
+        "--preset", help=f"whose step: {', '.join(layer.IMAGE_PRESETS)} (default small on a CPU, paper-clevr on a GPU)"
+    )
     parser.add_argument("--device", help="cpu, cuda, ...; default the first GPU, else the CPU")
     parser.add_argument("--batch", type=int, help="images a step (default the preset's)")
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn (default 10)")
@@ -139,8 +141,8 @@ def decoder_flops(config: RunConfig) -> float:
 
 def _config(arguments: argparse.Namespace, device: torch.device) -> RunConfig:
     arguments.preset = arguments.preset or ("small" if device.type == "cpu" else "paper-clevr")
-    if arguments.preset not in layer.PRESETS:
-        raise InputError(f"--preset is {arguments.preset!r}; for images with cuts there are: {', '.join(layer.PRESETS)}.")
+    if arguments.preset not in layer.IMAGE_PRESETS:
+        raise InputError(f"--preset is {arguments.preset!r}; for images with cuts there are: {', '.join(layer.IMAGE_PRESETS)}.")
     config = preset(arguments.preset)
     batch = config.optim.batch_size if arguments.batch is None else arguments.batch
     for name, number in (("batch", batch), ("steps", arguments.steps), ("turns", arguments.turns)):

@@ -196,7 +196,7 @@ def test_the_split_that_is_there(made: Path, exported: Path, tmp_path: Path) -> 
         (["--data", "{made}/plain", "--data", "{made}/odd"], "{made}/odd: the images are 48 x 48 and the model takes 32 x 32"),
         (["--data", "{made}/plain", "--data", "{made}/plain"], "--data names scenes, digest "),
         (["--data", "{made}/plain", "--data", "plane"], "data folder plane does not exist"),
-        (["--data", "{made}/plain", "--images", "0"], "the number of images is 0"),
+        (["--data", "{made}/plain", "--images", "0"], "--images is 0; give at least 1"),
     ],
 )
 def test_refused_before_anything_is_scored(

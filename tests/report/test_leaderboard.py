@@ -196,9 +196,9 @@ def test_of_a_sweep(ids):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"metric": "ari_bg"}, "no run has 'ari_bg' of split 'val'. Scores that some have: ari_fg, mse, num_images."),
+        ({"metric": "ari_bg"}, "metric 'ari_bg': no run has it on split 'val'. Scores that some have: ari_fg, mse, num_images."),
         ({"dataset": "clevr"}, "--dataset clevr: no run has scores of its split 'val'. Sets that have some: "),
-        ({"split": "held_out"}, "no run has 'ari_fg' of split 'held_out'. Score runs first: cutslots evaluate"),
+        ({"split": "held_out"}, "metric 'ari_fg': no run has it on split 'held_out'. Score runs first: cutslots evaluate"),
         ({"model": "slot-atention"}, "--model slot-atention: no run of it is there. Did you mean 'slot_attention'?"),
         ({"sweep": "gamma"}, "--sweep gamma: no run of it is there. Did you mean 'gammas'?"),
         ({"limit": 0}, "--limit is 0"),
