@@ -17,8 +17,9 @@ REMEDIES = {
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room, or choose another folder, and run the same command again."
     ),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder you may write to."),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "Give a path of the other kind."),
-    errno.ENOENT: "Give a path in a folder that exists and may be written to.",
+    errno.EISDIR: "Give the path of a file.",
+    errno.ENOTDIR: "Give a path that leads through folders only.",
+    errno.ENOENT: "Give a path that exists, or to write to, one in a folder that exists.",
 }
 OUT_OF_MEMORY = "can't allocate memory|out of memory"
 

@@ -212,6 +212,7 @@ def test_debug_stays_in_one_process_and_thread(scenes):
         (["train", "scenes", "--stepz", "3"], "cutslots train: error: unrecognized arguments: --stepz 3. Did you mean '--steps'?"),
         (["sync", "one", "two"], "usage: cutslots sync"),
         (["check", "{missing}"], "does not exist. Make it with: cutslots prepare SOURCE"),
+        (["check", "{scenes}/manifest.json"], "manifest.json is a file. Give a folder"),
         (["evaluate", "x", "--data", "{scenes}", "--json", "{scenes}"], "is a folder. Give the name of a file."),
         (["evaluate", "x", "--data", "{scenes}", "--figure", "a.xyz"], "--figure a.xyz: give a name that ends in .png"),
         (["evaluate", "x", "--data", "{scenes}", "--images", "0"], "--images is 0"),

@@ -91,8 +91,9 @@ class Manifest:
         """
         directory = Path(directory)
         if not directory.is_dir():
-            what = "is a file, not a folder of prepared data" if directory.exists() else "does not exist"
-            raise InputError(f"data folder {directory} {what}. Make it with: cutslots prepare SOURCE ... {directory}")
+            if directory.exists():
+                raise InputError(f"{directory} is a file. Give a folder that `cutslots prepare` wrote.")
+            raise InputError(f"data folder {directory} does not exist. Make it with: cutslots prepare SOURCE ... {directory}")
         if (directory / MANIFEST).exists():
             return cls.read(directory / MANIFEST)
         if (directory / PROGRESS).exists():

@@ -58,7 +58,7 @@ def processes(workers: int | None = None) -> Map:
         pool = ProcessPoolExecutor(number, context, initializer=_follow)
         try:
             with _later_interrupted():
-                for _ in range(number):  # a process each
+                for _ in range(number):  # a process each, unless one is idle already
                     pool.submit(os.getpid)
             yield from ordered(lambda item: pool.submit(function, item), lambda future: future.result(), source, AHEAD * number)
         except BrokenProcessPool:

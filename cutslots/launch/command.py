@@ -102,21 +102,21 @@ def _adjusted(sweep: Sweep, chosen: argparse.Namespace) -> Sweep:
         sweep = sweep.smaller()
     changes = {"trials": chosen.trials, "search": chosen.search, "name": chosen.name}
     changes |= {"seeds": tuple(chosen.seeds) if chosen.seeds else None, "set": (*sweep.set, *chosen.sets)}
-    changes["first"] = {name: _with(name, each, chosen.sets) for name, each in sweep.first.items()}
+    changes["first"] = {name: _also_set(name, each, chosen.sets) for name, each in sweep.first.items()}
     sweep = replace(sweep, **{name: value for name, value in changes.items() if value is not None})
     if chosen.retries < 0 or (chosen.concurrent is not None and chosen.concurrent < 1):
         raise InputError(f"--retries {chosen.retries}, --concurrent {chosen.concurrent}: give at least 0 and 1.")
     return sweep
 
 
-def _with(name: str, setting: Setting, sets: Sequence[str]) -> Setting:
+def _also_set(name: str, setting: Setting, sets: Sequence[str]) -> Setting:
     """A first setting with the command line's options too; those of another preset know what their model has."""
     if setting.preset is None:
         return setting  # it has the sweep's
     known = []
     for assignment in sets:
         try:
-            options.override(preset(setting.preset), assignment)
+            options.resolve(preset(setting.preset), assignment.partition("=")[0].strip())
             known.append(assignment)
         except InputError:
             print(f"--set {assignment} is not for {name}: preset {setting.preset} has no such option", file=sys.stderr)

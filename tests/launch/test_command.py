@@ -94,6 +94,8 @@ def test_options_of_the_command_line_are_for_first_settings_too(sweep, capsys):
     assert "7 steps a trial" in said.out
     assert f"first: baseline (preset slot-attention-small, {' '.join(TINY)} train.steps=7)" in said.out
     assert said.err == "--set cut.beta=2 is not for baseline: preset slot-attention-small has no such option\n"
+    assert main(sweep, arguments=["--dry-run", "--set", "train.steps=many"]) == 2
+    assert "no such option" not in capsys.readouterr().err, "it has it, with another value"
 
 
 def test_a_study_in_a_database_is_not_called_empty(sweep, capsys):
