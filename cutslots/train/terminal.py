@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cutslots.train.observer import Observer, Sample, Start
 
@@ -33,7 +33,7 @@ class Terminal(Observer):
             console=self.console,
             disable=not self.live,
         )
-        self.task = self.bar.add_task("training", total=None, values="")
+        self.task: TaskID | None = None  # added once the number of steps is known: a column formats it
         self.begun, self.first, self.steps = time.monotonic(), 0, 0
         self.printed = 0.0
 
@@ -49,11 +49,14 @@ class Terminal(Observer):
         origin = f"resumed at step {start.step}" if start.step else "from scratch"
         where = start.device if start.num_ranks == 1 else f"{start.num_ranks} ranks, here {start.device},"
         self.say(f"{start.num_parameters:,} parameters on {where} in {start.precision}, {origin}, to step {start.steps:,}")
-        self.bar.reset(self.task, total=start.steps, completed=start.step)
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task("training", total=start.steps, completed=start.step, values="")
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         shown = f"loss {values['loss']:.5f}  {values['images_per_second']:.0f} images/s"
-        self.bar.update(self.task, completed=step, values=shown)
+        if self.task is not None:
+            self.bar.update(self.task, completed=step, values=shown)
         now = time.monotonic()
         if not self.live and (now - self.printed > QUIET_SECONDS or step == self.steps):
             self.printed = now
