@@ -62,13 +62,21 @@ class Places:
     @classmethod
     def from_environment(cls) -> "Places":
         """Raises: InputError: something is missing in the environment, or is not a URL."""
-        missing = [name for name in ("CUTSLOTS_HOME", "CUTSLOTS_LOCAL", "MLFLOW_TRACKING_URI") if not os.environ.get(name)]
+        missing = [
+            name
+            for name in ("CUTSLOTS_HOME", "CUTSLOTS_LOCAL", "MLFLOW_TRACKING_URI")
+            if not os.environ.get(name)
+        ]
         if missing:
-            raise InputError(f"{', '.join(missing)} not set. Source ~/.cutslots.env first; its lines are explained in {__file__}.")
+            raise InputError(
+                f"{', '.join(missing)} not set. Source ~/.cutslots.env first; its lines are explained in {__file__}."
+            )
         url = os.environ["MLFLOW_TRACKING_URI"].rstrip("/")
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname or not parts.port:
-            raise InputError(f"MLFLOW_TRACKING_URI is {url}; a server can be started for http://ADDRESS:PORT only.")
+            raise InputError(
+                f"MLFLOW_TRACKING_URI is {url}; a server can be started for http://ADDRESS:PORT only."
+            )
         bind = os.environ.get("CUTSLOTS_TRACKING_BIND") or parts.hostname
         return cls(url, bind, home() / "tracking", Path(os.environ["CUTSLOTS_LOCAL"]) / "tracking")
 
@@ -111,12 +119,24 @@ def start(places: Places) -> None:
     if free:
         with open(log, "ab") as output:
             command = [sys.executable, __file__, "serve"]
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
     deadline = time.monotonic() + START_SECONDS
     while not answers(places.url):
         if (child and child.poll() is not None) or time.monotonic() > deadline:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
-            raise InputError(f"the tracking server does not answer at {places.url}. The end of {log}:\n{tail}")
+            tail = (
+                "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+                if log.exists()
+                else ""
+            )
+            raise InputError(
+                f"the tracking server does not answer at {places.url}. The end of {log}:\n{tail}"
+            )
         time.sleep(0.5)
     print(f"tracking server: {places.url} (log: {log})")
 
@@ -136,7 +156,9 @@ def stop(places: Places) -> None:
                 print(f"tracking server stopped; its database is {places.copy}")
                 return
         time.sleep(0.2)
-    raise InputError(f"the tracking server has not ended within {STOP_SECONDS} s; see {places.local / 'server.log'}.")
+    raise InputError(
+        f"the tracking server has not ended within {STOP_SECONDS} s; see {places.local / 'server.log'}."
+    )
 
 
 def serve(places: Places) -> None:
@@ -152,7 +174,11 @@ def serve(places: Places) -> None:
         _claim(places)
         if places.database.exists():  # a newer MLflow asks for it, and otherwise it changes nothing
             uri = f"sqlite:///{places.database}"
-            subprocess.run([sys.executable, "-m", "mlflow", "db", "upgrade", uri], cwd=places.local, check=False)
+            subprocess.run(
+                [sys.executable, "-m", "mlflow", "db", "upgrade", uri],
+                cwd=places.local,
+                check=False,
+            )
         try:
             _keep_serving(places, ending)
         finally:
@@ -177,7 +203,10 @@ def restore(places: Places) -> None:
     mine, theirs = places.local / "id", _owner(places).get("id")
     if places.database.exists() and mine.exists() and mine.read_text() == theirs:
         return  # the newest there is: the copy was made from it
-    for part in (places.database, *(places.database.with_name(f"mlflow.db{end}") for end in ("-wal", "-shm"))):
+    for part in (
+        places.database,
+        *(places.database.with_name(f"mlflow.db{end}") for end in ("-wal", "-shm")),
+    ):
         if part.exists():
             part.rename(part.with_name(f"{part.name}.old"))
     if places.copy.exists():
@@ -193,9 +222,14 @@ def copy(places: Places) -> None:
         InputError: another server has taken the folder over.
     """
     if _owner(places).get("id") != (places.local / "id").read_text():
-        raise InputError(f"{places.shared} now belongs to another tracking server; no more copies from here.")
+        raise InputError(
+            f"{places.shared} now belongs to another tracking server; no more copies from here."
+        )
     whole = places.local / "mlflow.db.copy"
-    with closing(sqlite3.connect(places.database)) as source, closing(sqlite3.connect(whole)) as target:
+    with (
+        closing(sqlite3.connect(places.database)) as source,
+        closing(sqlite3.connect(whole)) as target,
+    ):
         source.backup(target)
     with atomic(places.copy) as temporary:
         shutil.copyfile(whole, temporary)
@@ -230,16 +264,22 @@ def _claim(places: Places, dry: bool = False) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((places.bind, places.port))
     except OSError as error:
-        raise InputError(f"cannot listen on {places.bind}, port {places.port}: {error.strerror or error}.") from None
+        raise InputError(
+            f"cannot listen on {places.bind}, port {places.port}: {error.strerror or error}."
+        ) from None
     if not dry:
-        write_text(places.owner, json.dumps({"id": (places.local / "id").read_text(), "url": places.url}))
+        write_text(
+            places.owner, json.dumps({"id": (places.local / "id").read_text(), "url": places.url})
+        )
 
 
 def _end_leftovers(places: Places) -> None:
     """End the MLflow of a server that was killed before it could; the caller holds the lock."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.cwd() == str(places.local.resolve()) and "mlflow" in " ".join(process.cmdline()):
+            if process.cwd() == str(places.local.resolve()) and "mlflow" in " ".join(
+                process.cmdline()
+            ):
                 process.kill()
                 process.wait(STOP_SECONDS)
 
@@ -257,7 +297,10 @@ def _keep_serving(places: Places, ending: Event) -> None:
             while not ending.wait(1):
                 if process is None or process.poll() is not None:
                     if process:
-                        print(f"MLflow ended with {process.returncode}; it is started again", flush=True)
+                        print(
+                            f"MLflow ended with {process.returncode}; it is started again",
+                            flush=True,
+                        )
                         _end(process)
                         ending.wait(5)
                     process = _launch(places)
@@ -289,15 +332,30 @@ def _watching(places: Places) -> Iterator:
 
 def _launch(places: Places) -> subprocess.Popen[bytes]:
     hosts = [urlsplit(places.url).netloc]
-    hosts += [f"{name}:{places.port}" for name in os.environ.get("CUTSLOTS_TRACKING_NAMES", "").split(",") if name]
+    hosts += [
+        f"{name}:{places.port}"
+        for name in os.environ.get("CUTSLOTS_TRACKING_NAMES", "").split(",")
+        if name
+    ]
     environment = {
         **os.environ,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # nobody shall run anything through the tracking server
     }
     environment.pop("MLFLOW_TRACKING_URI", None)  # or the server would take itself for its client
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{places.database}"]
-    command += ["--serve-artifacts", "--artifacts-destination", str(places.shared.parent / "artifacts")]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{places.database}",
+    ]
+    command += [
+        "--serve-artifacts",
+        "--artifacts-destination",
+        str(places.shared.parent / "artifacts"),
+    ]
     command += ["--host", places.bind, "--port", str(places.port)]
     command += ["--workers", "1"]  # one is the fastest with SQLite, and takes the least memory
     # Tunnels (ssh -L, kubectl port-forward) ask for localhost. Pages post to the host that they came from.

@@ -9,12 +9,17 @@ from collections.abc import Callable
 
 from cutslots.errors import InputError, NonFiniteLossError
 
-USERS_FAULT, INTERRUPTED, NOBODY_READS = 2, 130, 141  # the last two are what a shell says of SIGINT and SIGPIPE
+USERS_FAULT, INTERRUPTED, NOBODY_READS = (
+    2,
+    130,
+    141,
+)  # the last two are what a shell says of SIGINT and SIGPIPE
 
 # What to do about the errors of a file system; nothing half-written is left by any of them.
 REMEDIES = {
     **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Make room, or choose another folder, and run the same command again."
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        "Make room, or choose another folder, and run the same command again.",
     ),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder you may write to."),
     errno.EISDIR: "Give the path of a file.",
@@ -24,7 +29,9 @@ REMEDIES = {
 OUT_OF_MEMORY = "can't allocate memory|out of memory"
 
 
-def exit_status(work: Callable[[], int | None], *, debug: bool = False, interrupted: str = "interrupted") -> int:
+def exit_status(
+    work: Callable[[], int | None], *, debug: bool = False, interrupted: str = "interrupted"
+) -> int:
     """Do a command's work and return its exit status.
 
     Args:
@@ -36,7 +43,9 @@ def exit_status(work: Callable[[], int | None], *, debug: bool = False, interrup
     """
     try:
         status = work() or 0
-        print(end="", flush=True)  # here, where a pipe without a reader can still be told from other faults
+        print(
+            end="", flush=True
+        )  # here, where a pipe without a reader can still be told from other faults
         return status
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
@@ -58,7 +67,9 @@ def users_fault(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in REMEDIES:
         return f"{error.strerror}: {error.filename or 'disk'}. {REMEDIES[error.errno]}"
     # Torch's by their words: its name for them is that of GPUs only, and it is not imported for the sake of others.
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))
+    ):
         said = str(error).strip().partition("\n")[0]
         return f"not enough memory{': ' if said else ''}{said}. A smaller batch, image or model needs less; --debug shows where."
     return None

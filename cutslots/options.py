@@ -14,11 +14,18 @@ from cutslots.errors import InputError, nearest
 
 
 def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, odd: bool = False, choices: Sequence[str] = ()
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    odd: bool = False,
+    choices: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with a help text, an inclusive range, oddness and a set of choices, all checked by `check`."""
     return dataclasses.field(
-        default=default, metadata={"help": help, "low": low, "high": high, "odd": odd, "choices": tuple(choices)}
+        default=default,
+        metadata={"help": help, "low": low, "high": high, "odd": odd, "choices": tuple(choices)},
     )
 
 
@@ -44,7 +51,15 @@ def describe(config: Any, prefix: str = "") -> list[Option]:
         if dataclasses.is_dataclass(value):
             found += describe(value, f"{prefix}{field.name}.")
         else:
-            found.append(Option(prefix + field.name, kind, value, field.metadata.get("help", ""), _range(field.metadata)))
+            found.append(
+                Option(
+                    prefix + field.name,
+                    kind,
+                    value,
+                    field.metadata.get("help", ""),
+                    _range(field.metadata),
+                )
+            )
     return found
 
 
@@ -61,7 +76,9 @@ def override(config: Any, assignment: str) -> Any:
     """
     path, separator, text = assignment.partition("=")
     if not separator:
-        raise InputError(f"option {assignment!r} has no value. Write it as NAME=VALUE, for example cut.gamma=0.3.")
+        raise InputError(
+            f"option {assignment!r} has no value. Write it as NAME=VALUE, for example cut.gamma=0.3."
+        )
     found = resolve(config, path.strip())
     return _replace(config, found.path.split("."), parse(text.strip(), found.type, found.path))
 
@@ -74,7 +91,9 @@ def resolve(config: Any, path: str) -> Option:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise InputError(f"option {path!r} is ambiguous: {', '.join(found.path for found in matches)}. Give more of the path.")
+        raise InputError(
+            f"option {path!r} is ambiguous: {', '.join(found.path for found in matches)}. Give more of the path."
+        )
     endings = [ending for found in known for ending in _endings(found.path)]
     raise InputError(f"unknown option {path!r}. {nearest(path, endings)}")
 
@@ -94,7 +113,9 @@ def check(config: Any, prefix: str = "") -> None:
         if value is None:
             continue
         if choices and value not in choices:
-            raise InputError(f"{name} is {value!r}. {nearest(str(value), choices)} Choices: {', '.join(choices)}.")
+            raise InputError(
+                f"{name} is {value!r}. {nearest(str(value), choices)} Choices: {', '.join(choices)}."
+            )
         if isinstance(value, int | float) and not (
             (low is None or value >= low) and (high is None or value <= high) and value == value
         ):
@@ -114,7 +135,9 @@ def parse(text: str, kind: Any, name: str) -> Any:
         kind = next(argument for argument in arguments if argument is not type(None))
     try:
         if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.lower()
+            ]
         return kind(text)
     except (ValueError, KeyError):
         raise InputError(f"{name}={text}: expected {type_name(kind)}.") from None
@@ -122,7 +145,11 @@ def parse(text: str, kind: Any, name: str) -> Any:
 
 def type_name(kind: Any) -> str:
     """A type as a person writes it."""
-    return getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind).replace("typing.", "")  # type: ignore[return-value]
+    return (
+        getattr(kind, "__name__", None)
+        if isinstance(kind, type)
+        else str(kind).replace("typing.", "")
+    )  # type: ignore[return-value]
 
 
 def _check_type(value: Any, kind: Any, name: str) -> None:
@@ -165,7 +192,9 @@ def restore(config: Any, values: dict[str, Any], prefix: str = "") -> Any:
     replaced = {}
     for name, value in values.items():
         if name not in fields:
-            raise InputError(f"unknown option {prefix + name!r} in a stored configuration. {nearest(name, list(fields))}")
+            raise InputError(
+                f"unknown option {prefix + name!r} in a stored configuration. {nearest(name, list(fields))}"
+            )
         current = getattr(config, name)
         if dataclasses.is_dataclass(current):
             value = restore(current, value, f"{prefix}{name}.")

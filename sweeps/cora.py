@@ -34,16 +34,28 @@ from cutslots.runlog import git_commit
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="the prepared folder; default CUTSLOTS_HOME/data/cora")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="the prepared folder; default CUTSLOTS_HOME/data/cora"
+    )
     parser.add_argument("--splits", type=int, default=30, help="random splits (default 30)")
     parser.add_argument(
-        "--out", type=Path, help="where table.md and runs.csv go; default CUTSLOTS_HOME/results/cora, cora-everywhere or cora-smoke"
+        "--out",
+        type=Path,
+        help="where table.md and runs.csv go; default CUTSLOTS_HOME/results/cora, cora-everywhere or cora-smoke",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
-    parser.add_argument("--peer", action="store_true", help="also run the program with inequalities")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes (default: as many as cores)"
+    )
+    parser.add_argument(
+        "--peer", action="store_true", help="also run the program with inequalities"
+    )
     parser.add_argument("--everywhere", action="store_true", help="hold out tuning instances too")
-    parser.add_argument("--tune", action="store_true", help="choose settings again and write tuning.csv instead")
+    parser.add_argument(
+        "--tune", action="store_true", help="choose settings again and write tuning.csv instead"
+    )
     parser.add_argument("--smoke", action="store_true", help="2 splits, 1 epoch, nothing to MLflow")
     chosen = parser.parse_args()
     sys.exit(exit_status(lambda: run(chosen)))
@@ -52,11 +64,17 @@ def main() -> None:
 def run(chosen: argparse.Namespace) -> None:
     data = chosen.data or home() / "data" / "cora"
     # Each protocol has a folder: none writes over another's table.
-    out = chosen.out or home() / "results" / ("cora-smoke" if chosen.smoke else "cora-everywhere" if chosen.everywhere else "cora")
+    out = chosen.out or home() / "results" / (
+        "cora-smoke" if chosen.smoke else "cora-everywhere" if chosen.everywhere else "cora"
+    )
     if not data.exists():
-        raise InputError(f"data folder {data} does not exist. Prepare it first: cutslots prepare cora RAW {data}")
+        raise InputError(
+            f"data folder {data} does not exist. Prepare it first: cutslots prepare cora RAW {data}"
+        )
     if min(chosen.splits, chosen.workers) < 1:
-        raise InputError(f"--splits {chosen.splits}, --workers {chosen.workers}: both must be at least 1.")
+        raise InputError(
+            f"--splits {chosen.splits}, --workers {chosen.workers}: both must be at least 1."
+        )
     instances, methods = load(data), {**TUNED, **PLAIN, **(PEER if chosen.peer else {})}
     if chosen.tune:
         with Counting("settings") as progress:
@@ -65,10 +83,17 @@ def run(chosen: argparse.Namespace) -> None:
         print(f"{out / 'tuning.csv'}: {len(candidates)} candidates, best first within each method")
         return
     if chosen.smoke:
-        chosen.splits, methods = 2, {name: replace(settings, epochs=1) for name, settings in methods.items()}
+        chosen.splits, methods = (
+            2,
+            {name: replace(settings, epochs=1) for name, settings in methods.items()},
+        )
     with Counting("runs") as progress:
         runs = run_all(
-            instances, splits(len(instances), chosen.splits, everywhere=chosen.everywhere), methods, chosen.workers, progress
+            instances,
+            splits(len(instances), chosen.splits, everywhere=chosen.everywhere),
+            methods,
+            chosen.workers,
+            progress,
         )
     command = shlex.join(["python", *sys.argv])
     commit = git_commit(Path(__file__).parent) or "unknown"
@@ -78,7 +103,9 @@ def run(chosen: argparse.Namespace) -> None:
     if not chosen.smoke:
         left = log(instances, runs, methods, out, {"command": command, "commit": commit})
         if left:
-            print(f"{left} events did not reach MLflow. For each cora-... in {home() / 'runs'}: cutslots sync RUN")
+            print(
+                f"{left} events did not reach MLflow. For each cora-... in {home() / 'runs'}: cutslots sync RUN"
+            )
 
 
 if __name__ == "__main__":

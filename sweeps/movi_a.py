@@ -23,7 +23,9 @@ SWEEP = Sweep(
     space={
         "cut.gamma": log_uniform(0.05, 5.0),
         "cut.gamma_edge": log_uniform(0.05, 20.0),
-        "matching.temperature": log_uniform(0.02, 1.0),  # its gamma counts only as a product with it
+        "matching.temperature": log_uniform(
+            0.02, 1.0
+        ),  # its gamma counts only as a product with it
         "model.distance": choices(1, 2, 5),
         "optim.learning_rate": log_uniform(1e-4, 1e-3),
     },

@@ -15,7 +15,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-RAY = ("browser", "cluster", "launch")  # folders whose tests start Ray, or stop every Ray of this user
+RAY = (
+    "browser",
+    "cluster",
+    "launch",
+)  # folders whose tests start Ray, or stop every Ray of this user
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook

@@ -75,11 +75,28 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
         assert main(["train", "scenes", "--steps", "10", "--name", "first", *SMALLEST]) == 0
     assert "finished already" in capsys.readouterr().out
     figure, scores = tmp_path / "figure.png", tmp_path / "scores.json"
-    arguments = ["evaluate", "first", "--data", str(scenes), "--figure", str(figure), "--json", str(scores)]
+    arguments = [
+        "evaluate",
+        "first",
+        "--data",
+        str(scenes),
+        "--figure",
+        str(figure),
+        "--json",
+        str(scores),
+    ]
     assert main(arguments) == 0
     assert "ARI-FG" in capsys.readouterr().out
     (found,) = json.loads(scores.read_text())["sets"]
-    assert set(found["scores"]) >= {"ari_fg", "ari", "miou", "mse", "cut_ari_fg", "cut_ari", "cut_miou"}
+    assert set(found["scores"]) >= {
+        "ari_fg",
+        "ari",
+        "miou",
+        "mse",
+        "cut_ari_fg",
+        "cut_ari",
+        "cut_miou",
+    }
     assert found["scores"]["num_images"] == 5
 
     client, run = MlflowClient(default_uri()), logged("scenes")
@@ -87,8 +104,17 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     assert run.data.params["model.cut.gamma"] == "0.5"
     assert {"signature", "commit", "dataset", "model"} <= set(run.data.tags)
     assert run.data.metrics["scenes/test/ari_fg"] == pytest.approx(found["scores"]["ari_fg"])
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/ari_fg")] == [5, 10]
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2, 4, 6, 8, 10]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/ari_fg")] == [
+        5,
+        10,
+    ]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [
+        2,
+        4,
+        6,
+        8,
+        10,
+    ]
     assert any(name.startswith("system/") for name in run.data.metrics)
     assert run.inputs is not None
     (data,) = run.inputs.dataset_inputs
@@ -100,14 +126,18 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     figures = [file.path for file in client.list_artifacts(run.info.run_id, "figures")]
     assert figures == ["figures/step-00000005.png", "figures/step-00000010.png"]
     best = f"examples/step-{run.data.metrics['best/step']:08.0f}.png"
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "examples")] == [best], "of the best evaluation alone"
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "examples")] == [best], (
+        "of the best evaluation alone"
+    )
 
     images = np.asarray(Image.new("RGB", (32, 32), "red"))[None]
     mlflow.set_tracking_uri(default_uri())
     segmenter = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
     masks = segmenter.predict(images)
     assert masks.shape == (1, 32, 32)
-    assert segmenter.predict(np.asarray(Image.new("RGB", (64, 64), "red"))[None].repeat(2, axis=0)).shape == (2, 32, 32)
+    assert segmenter.predict(
+        np.asarray(Image.new("RGB", (64, 64), "red"))[None].repeat(2, axis=0)
+    ).shape == (2, 32, 32)
     # The run's folder, the exported folder and MLflow hold the same model.
     for path in (home() / "runs" / "first", home() / "runs" / "first" / "model"):
         np.testing.assert_array_equal(predict(load_model(path), images)["masks"], masks)
@@ -181,7 +211,11 @@ def test_debug_stays_in_one_process_and_thread(scenes):
         f"sys.exit(main(['train', 'scenes', '--data', {str(scenes)!r}, '--debug', '--steps', '1', *{SMALLEST!r}]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], input="p outputs.alpha.shape\nc\n", capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        input="p outputs.alpha.shape\nc\n",
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "torch.Size([8, 4, 32, 32])" in done.stdout
@@ -200,8 +234,14 @@ def test_debug_stays_in_one_process_and_thread(scenes):
         (["train", "scenes", "--data", "{missing}"], "missing"),
         (["train", "scenes", "--resume", "no-such-run"], "no run 'no-such-run'"),
         (["train", "scenes", "--set", "optim.batch_size=999"], "batch_size is 999"),
-        (["train", "scenes", "--preset", "paper-clevr", "--set", "batch_size=8"], "32 x 32 and the model takes 128 x 128"),
-        (["evaluate", "no-such-run", "--data", "{scenes}"], "no run, checkpoint or model 'no-such-run'"),
+        (
+            ["train", "scenes", "--preset", "paper-clevr", "--set", "batch_size=8"],
+            "32 x 32 and the model takes 128 x 128",
+        ),
+        (
+            ["evaluate", "no-such-run", "--data", "{scenes}"],
+            "no run, checkpoint or model 'no-such-run'",
+        ),
         (["check", "{missing}"], "missing"),
         (["prepare", "clevr", "{missing}", "{out}"], "does not exist"),
         (["prepare", "scenes", "{out}", "--style", "plane"], "Did you mean 'plain'"),
@@ -209,12 +249,21 @@ def test_debug_stays_in_one_process_and_thread(scenes):
         (["prepare", "clever", "a", "b"], "invalid choice"),
         (["prepare", "scenes", "{scenes}", "--seed", "5"], "seed"),
         (["sync", "{missing}"], "no run log"),
-        (["train", "scenes", "--stepz", "3"], "cutslots train: error: unrecognized arguments: --stepz 3. Did you mean '--steps'?"),
+        (
+            ["train", "scenes", "--stepz", "3"],
+            "cutslots train: error: unrecognized arguments: --stepz 3. Did you mean '--steps'?",
+        ),
         (["sync", "one", "two"], "usage: cutslots sync"),
         (["check", "{missing}"], "does not exist. Make it with: cutslots prepare SOURCE"),
         (["check", "{scenes}/manifest.json"], "manifest.json is a file. Give a folder"),
-        (["evaluate", "x", "--data", "{scenes}", "--json", "{scenes}"], "is a folder. Give the name of a file."),
-        (["evaluate", "x", "--data", "{scenes}", "--figure", "a.xyz"], "--figure a.xyz: give a name that ends in .png"),
+        (
+            ["evaluate", "x", "--data", "{scenes}", "--json", "{scenes}"],
+            "is a folder. Give the name of a file.",
+        ),
+        (
+            ["evaluate", "x", "--data", "{scenes}", "--figure", "a.xyz"],
+            "--figure a.xyz: give a name that ends in .png",
+        ),
         (["evaluate", "x", "--data", "{scenes}", "--images", "0"], "--images is 0"),
         (["ui"], "no tracking store"),
     ],
@@ -229,16 +278,24 @@ def test_a_checkpoint_of_another_model_is_refused(scenes, tmp_path, capsys):
     from cutslots.train import checkpoint
     from cutslots.train.config import preset, to_json
 
-    state = {"config": to_json(preset("small")), "model": preset("paper-clevr").model.build().state_dict(), "step": 1}
+    state = {
+        "config": to_json(preset("small")),
+        "model": preset("paper-clevr").model.build().state_dict(),
+        "step": 1,
+    }
     checkpoint.save(tmp_path / "step-00000001.pt", state, 1)
-    assert "do not fit" in refused(["evaluate", str(tmp_path / "step-00000001.pt"), "--data", str(scenes)], capsys)
+    assert "do not fit" in refused(
+        ["evaluate", str(tmp_path / "step-00000001.pt"), "--data", str(scenes)], capsys
+    )
 
 
 @pytest.mark.slow
 def test_a_dead_tracking_server_does_not_stop_training(scenes, monkeypatch, capsys):
     """Nothing listens on that port; the run ends well, says so once, and is delivered when there is a store again."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr("cutslots.launch.local.DELIVERY_SECONDS", 6)  # an outage is said at the second failure
+    monkeypatch.setattr(
+        "cutslots.launch.local.DELIVERY_SECONDS", 6
+    )  # an outage is said at the second failure
     assert main(["train", "scenes", "--steps", "10", "--name", "alone", *SMALLEST]) == 0
     said = capsys.readouterr().err
     assert said.count("unreachable") == 1
@@ -252,13 +309,24 @@ def test_a_dead_tracking_server_does_not_stop_training(scenes, monkeypatch, caps
     assert sync(home() / "runs" / "alone", tracking_uri=default_uri()) == 0
     client, run = MlflowClient(default_uri()), logged("scenes")
     assert run.info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2, 4, 6, 8, 10]
-    assert "model/MLmodel" in [file.path for file in client.list_artifacts(run.info.run_id, "model")]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [
+        2,
+        4,
+        6,
+        8,
+        10,
+    ]
+    assert "model/MLmodel" in [
+        file.path for file in client.list_artifacts(run.info.run_id, "model")
+    ]
 
 
 def test_what_needs_no_torch_does_not_wait_for_it():
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "cutslots", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "cutslots", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith("cutslots ")
     assert "torch" not in done.stderr
@@ -275,7 +343,13 @@ def test_help_lists_options_with_types_and_ranges(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = capsys.readouterr().out
-    for word in ("model.cut.gamma_terminal", "optim.learning_rate", "paper-clevrtex", "cnn | resnet", ">= 1"):
+    for word in (
+        "model.cut.gamma_terminal",
+        "optim.learning_rate",
+        "paper-clevrtex",
+        "cnn | resnet",
+        ">= 1",
+    ):
         assert word in text
 
 
@@ -315,11 +389,21 @@ def test_a_command_imports_nothing_for_the_others():
         "parser().parse_args(['sync', 'name'])\n"
         "print([name for name in ('cutslots.data', 'cutslots.train', 'mlflow', 'ray', 'pyarrow') if name in sys.modules])\n"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 def test_the_module_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "cutslots", "sync", "nothing"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "cutslots", "sync", "nothing"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
 

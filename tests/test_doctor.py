@@ -38,7 +38,16 @@ def only(facts: list[Fact]) -> Fact:
 def test_a_fresh_machine_has_no_problem_and_stays_fresh(capsys):
     assert main(["doctor", "--json"]) == 0
     facts = {fact["name"]: fact for fact in json.loads(capsys.readouterr().out)}
-    for name in ("Python", "torch", "pyarrow", "ray", "optuna", "mlflow", "CUTSLOTS_HOME", "Ray cluster"):
+    for name in (
+        "Python",
+        "torch",
+        "pyarrow",
+        "ray",
+        "optuna",
+        "mlflow",
+        "CUTSLOTS_HOME",
+        "Ray cluster",
+    ):
         assert facts[name]["mark"] == "ok"
     for name in ("tracking store", "datasets"):
         assert facts[name]["mark"] == "missing"
@@ -51,7 +60,9 @@ def test_a_fresh_machine_has_no_problem_and_stays_fresh(capsys):
 def test_a_damaged_manifest_is_a_problem_that_its_remedy_mends(scenes, capsys):
     assert "8 train" in only(_facts.datasets()).text
     content = (scenes / "manifest.json").read_text()
-    (scenes / "manifest.json").write_text(re.sub(r'"frame_shape": \[[^]]*\]', '"frame_shape": []', content))
+    (scenes / "manifest.json").write_text(
+        re.sub(r'"frame_shape": \[[^]]*\]', '"frame_shape": []', content)
+    )
     assert only(_facts.datasets()).mark == "problem"
     (scenes / "manifest.json").write_text(content[:30])
     assert main(["doctor"]) == 1
@@ -67,7 +78,9 @@ def test_a_damaged_manifest_is_a_problem_that_its_remedy_mends(scenes, capsys):
 def test_a_half_prepared_set_is_not_broken(scenes):
     (scenes / "manifest.json").rename(scenes / "progress.json")
     fact = only(_facts.datasets())
-    assert fact == Fact("missing", "data scenes", f"{scenes} is half prepared", f"cutslots prepare scenes {scenes}")
+    assert fact == Fact(
+        "missing", "data scenes", f"{scenes} is half prepared", f"cutslots prepare scenes {scenes}"
+    )
 
 
 def test_the_remedy_for_a_set_names_its_raw_data():
@@ -75,18 +88,26 @@ def test_the_remedy_for_a_set_names_its_raw_data():
     write_text(folder / "manifest.json", "[]")
     assert _facts.dataset(folder).remedy == f"cutslots prepare clevr RAW {folder} --overwrite"
     write_text(home() / "data" / "mine" / "manifest.json", "{}")
-    assert _facts.dataset(home() / "data" / "mine").remedy == f"cutslots prepare SOURCE RAW {home() / 'data' / 'mine'} --overwrite"
+    assert (
+        _facts.dataset(home() / "data" / "mine").remedy
+        == f"cutslots prepare SOURCE RAW {home() / 'data' / 'mine'} --overwrite"
+    )
 
 
 def test_instances_of_cora_are_told_too(tmp_path):
     raw = write_arrays(tmp_path / "raw", *graph())
-    assert main(["prepare", "cora", str(raw), "--instances", "6", "--side", "5", "--starts", "1"]) == 0
+    assert (
+        main(["prepare", "cora", str(raw), "--instances", "6", "--side", "5", "--starts", "1"]) == 0
+    )
     fact = only(_facts.datasets())
     assert fact.mark == "ok"
     assert fact.text.startswith("cora, 6 instances, digest ")
     (home() / "data" / "cora" / "instances.npz").write_bytes(b"")
     fact = only(_facts.datasets())
-    assert (fact.mark, fact.remedy) == ("problem", f"cutslots prepare cora RAW {home() / 'data' / 'cora'} --overwrite")
+    assert (fact.mark, fact.remedy) == (
+        "problem",
+        f"cutslots prepare cora RAW {home() / 'data' / 'cora'} --overwrite",
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +130,9 @@ def test_what_hangs_is_given_up(monkeypatch):
 def test_cusparse_says_why_it_cannot_be_used():
     if torch.cuda.is_available():
         pytest.skip("a GPU is there")
-    works, said = _facts.probe("from cutslots.cli._facts import solve_with_cusparse; print(solve_with_cusparse())")
+    works, said = _facts.probe(
+        "from cutslots.cli._facts import solve_with_cusparse; print(solve_with_cusparse())"
+    )
     assert not works
     assert "CuPy" in said
     assert only(_facts.cusparse()).mark == "missing"
@@ -141,7 +164,9 @@ def test_a_missing_package_leaves_the_other_facts():
         "parser().parse_args(['doctor'])\n"
         "print([_facts._guarded(look)[0].mark for look in (_facts.python, _facts.home_folder, _facts.datasets)])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "['ok', 'ok', 'problem']\n"
 
 
@@ -190,7 +215,13 @@ def test_a_cluster_is_asked_what_it_has(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert "not set" in only(_facts.ray_cluster()).text
     ray = pytest.importorskip("ray")
-    running = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    running = ray.init(
+        address="local",
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 << 20,
+    )
     try:
         monkeypatch.setenv("RAY_ADDRESS", running.address_info["gcs_address"])
         fact = only(_facts.ray_cluster())
@@ -220,11 +251,15 @@ def test_sets_are_told_where_sweeps_look_for_them(scenes, tmp_path, monkeypatch)
 
 def test_damaged_factors_are_problems_that_their_remedy_mends(capsys):
     for name in ("whole", "altered", "old"):
-        factors.get(name, f"the {name} matrix", lambda: factorise(scipy.sparse.diags_array([2.0, 3.0, 4.0])))
+        factors.get(
+            name, f"the {name} matrix", lambda: factorise(scipy.sparse.diags_array([2.0, 3.0, 4.0]))
+        )
     content = bytearray((factors.folder() / "altered.safetensors").read_bytes())
     content[-1] ^= 1
     (factors.folder() / "altered.safetensors").write_bytes(content)
-    save_file({"values": torch.ones(1)}, factors.folder() / "old.safetensors", {"cutslots_factor": "0"})
+    save_file(
+        {"values": torch.ones(1)}, factors.folder() / "old.safetensors", {"cutslots_factor": "0"}
+    )
     cache, *problems = _facts.factor_cache()
     assert ", 3 factors, " in cache.text
     assert [fact.mark for fact in (cache, *problems)] == ["ok", "problem", "problem"]

@@ -28,8 +28,16 @@ def test_what_a_command_returns():
     [
         (InputError("k is 0; give at least 1."), 2, "error: k is 0; give at least 1.\n"),
         (NonFiniteLossError("the loss is nan"), 2, "error: the loss is nan\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "here"), 2, "error: No space left on device: here. Make room"),
-        (RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: of 9 bytes\nmore"), 2, "error: not enough memory: [x]"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "here"),
+            2,
+            "error: No space left on device: here. Make room",
+        ),
+        (
+            RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: of 9 bytes\nmore"),
+            2,
+            "error: not enough memory: [x]",
+        ),
         (MemoryError(), 2, "error: not enough memory. A smaller batch"),
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],
@@ -41,7 +49,9 @@ def test_what_is_said_of_an_error(error, status, said, capsys):
 
 def test_without_standard_output():
     code = "from cutslots.exit_status import exit_status; raise SystemExit(exit_status(lambda: print('lost')))"
-    done = subprocess.run(["sh", "-c", f'"{sys.executable}" -c "{code}" >&-'], capture_output=True, check=False)
+    done = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -c "{code}" >&-'], capture_output=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -57,7 +67,12 @@ def test_faults_of_the_program_keep_their_traceback():
 def test_a_reader_that_leaves_is_no_error(unbuffered):
     code = "from cutslots.exit_status import exit_status; raise SystemExit(exit_status(lambda: print('line')))"
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
     assert process.stdout
     process.stdout.close()
     _, said = process.communicate(timeout=60)

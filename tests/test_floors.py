@@ -23,7 +23,8 @@ ALLOWED = {
     "report": BASE | {"train", "runlog", "metrics", "data"},
     "cora": BASE | {"qp", "report", "runlog"},
     "launch": BASE | {"train", "runlog", "report", "data", "models"},
-    "bench": BASE | {"launch", "train", "runlog", "report", "data", "models", "metrics", "nn", "qp"},
+    "bench": BASE
+    | {"launch", "train", "runlog", "report", "data", "models", "metrics", "nn", "qp"},
     "cli": BASE | {"cora", "launch", "bench", "train", "runlog", "report", "data", "models", "qp"},
     "__main__": {"cli"},
     "__init__": {"qp"},
@@ -39,7 +40,11 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cutslots":
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "cutslots"
+        ):
             found.add(f"cutslots.{node.attr}")
     return found
 
@@ -48,19 +53,29 @@ def inner(names: set[str]) -> set[str]:
     """The parts of cutslots among imported names. What the package itself offers, `cutslots.MinCut`, is of qp."""
     modules = {child.stem for child in PACKAGE.iterdir()}
     heads = {name.split(".")[1] for name in names if name.startswith("cutslots.")}
-    return {head if head in modules else "qp" for head in heads if head in modules or not head.startswith("__")}
+    return {
+        head if head in modules else "qp"
+        for head in heads
+        if head in modules or not head.startswith("__")
+    }
 
 
 def test_what_the_package_offers_counts_as_qp(tmp_path):
     file = tmp_path / "module.py"
-    for text in ("from cutslots import MinCut", "import cutslots\ncutslots.MinCut()", "from cutslots.qp import MinCut"):
+    for text in (
+        "from cutslots import MinCut",
+        "import cutslots\ncutslots.MinCut()",
+        "from cutslots.qp import MinCut",
+    ):
         file.write_text(text)
         assert inner(imports(file)) == {"qp"}, text
     file.write_text("import cutslots\nfrom cutslots import data\nprint(cutslots.__version__)")
     assert inner(imports(file)) == {"data"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_imports_go_down_only(path):
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     names = imports(path)

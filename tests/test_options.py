@@ -9,7 +9,12 @@ from cutslots.train.config import PRESETS, from_json, preset, signature, to_json
 
 def test_shortened_paths_and_types():
     config = preset("small")
-    for assignment in ("cut.gamma=0.3", "optim.clip_norm=none", "train.steps=7", "encoder.kind=resnet"):
+    for assignment in (
+        "cut.gamma=0.3",
+        "optim.clip_norm=none",
+        "train.steps=7",
+        "encoder.kind=resnet",
+    ):
         config = options.override(config, assignment)
     assert config.model.cut.gamma == 0.3
     assert config.optim.clip_norm is None
@@ -60,7 +65,10 @@ def test_signature_is_of_what_changes_numbers():
     same = options.override(config, "train.log_every=7")
     other = options.override(config, "cut.gamma=0.3")
     assert signature(config, "data") == signature(same, "data")
-    assert len({signature(config, "data"), signature(other, "data"), signature(config, "other data")}) == 3
+    assert (
+        len({signature(config, "data"), signature(other, "data"), signature(config, "other data")})
+        == 3
+    )
 
 
 def test_every_option_says_what_it_is():

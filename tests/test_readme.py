@@ -17,7 +17,11 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python"], ids=lambda code: code.splitlines()[0])
+@pytest.mark.parametrize(
+    "code",
+    [code for language, code in BLOCKS if language == "python"],
+    ids=lambda code: code.splitlines()[0],
+)
 def test_python_blocks_run(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
@@ -25,7 +29,12 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
 
 def lines() -> list[str]:
     """The commands of all shell blocks, without their comments."""
-    return [line.split("#")[0].strip() for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+    return [
+        line.split("#")[0].strip()
+        for language, code in BLOCKS
+        if language == "sh"
+        for line in code.splitlines()
+    ]
 
 
 def commands() -> list[str]:
@@ -49,22 +58,32 @@ def test_sweep_commands_parse(command):
 def test_links_into_the_project_exist():
     links = re.findall(r'src="([^"]+)"', README) + re.findall(r"\]\(([^)]+)\)", README)
     for link in links:
-        assert link.startswith("http") or (ROOT / link).exists(), f"README points at {link}, which is not there"
+        assert link.startswith("http") or (ROOT / link).exists(), (
+            f"README points at {link}, which is not there"
+        )
 
 
 def test_the_parameter_counts_are_the_models():
     for name, function in PRESETS.items():
         count = sum(parameter.numel() for parameter in function().model.build().parameters())
-        assert f"{count:,}" in next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"{count:,}" in next(
+            line for line in README.splitlines() if line.startswith(f"| `{name}`")
+        )
 
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)`", README)) | set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE)) <= targets
+    assert (
+        set(re.findall(r"`make ([a-z-]+)`", README))
+        | set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
+        <= targets
+    )
 
 
 def test_the_table_of_results_is_drawn_from_results():
-    assert put_table(README, results_table(ROOT / "results")) == README, "python -m cutslots.report.results README.md"
+    assert put_table(README, results_table(ROOT / "results")) == README, (
+        "python -m cutslots.report.results README.md"
+    )
 
 
 def test_the_table_needs_a_text_with_its_marks(tmp_path, capsys):
@@ -80,12 +99,16 @@ def test_the_table_needs_a_text_with_its_marks(tmp_path, capsys):
 
 
 def test_the_tree_is_the_tree():
-    tree = next(code for language, code in BLOCKS if language == "text" and code.startswith("cutslots/"))
+    tree = next(
+        code for language, code in BLOCKS if language == "text" and code.startswith("cutslots/")
+    )
     folders: list[str] = []
     for line in tree.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
         folders[depth:] = [name.rstrip("/")]
-        assert (ROOT / Path(*folders)).exists(), f"README names {'/'.join(folders)}, which is not there"
+        assert (ROOT / Path(*folders)).exists(), (
+            f"README names {'/'.join(folders)}, which is not there"
+        )
     named = set(re.findall(r"^  (\w+)", tree, re.MULTILINE))
     there = {path.stem for path in (ROOT / "cutslots").iterdir() if not path.name.startswith("_")}
     assert there <= named, f"the README's tree lacks {sorted(there - named)}"

@@ -31,9 +31,15 @@ RAW = {"clevr": "clevr_with_masks", "clevrtex": "clevrtex_full", "movi_a": "movi
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 # What `make demo` does after its sweep.
-DEMO = re.findall(r"^\t\$\(BIN\)/(cutslots .*)", (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0], re.MULTILINE)
+DEMO = re.findall(
+    r"^\t\$\(BIN\)/(cutslots .*)",
+    (ROOT / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0],
+    re.MULTILINE,
+)
 COMMANDS = list(dict.fromkeys(COMMANDS))
-COMMANDS += [command.replace("$${CUTSLOTS_HOME:-cutslots-home}", "cutslots-home") for command in DEMO]
+COMMANDS += [
+    command.replace("$${CUTSLOTS_HOME:-cutslots-home}", "cutslots-home") for command in DEMO
+]
 
 STEPS = "train.steps=4 train.eval_every=2 checkpoint_every=2 log_every=2 eval_images=8 batch_size=4"
 SIZES = "image_size=32 encoder.channels=8 decoder.channels=8"
@@ -44,7 +50,10 @@ SUBMIT = "tests/cluster/test_submit.py::test_ray_submit_over_ssh"
 ELSEWHERE = {  # commands that do not run here: why, and the test that runs them or the same on less
     "make demo": ("a sweep on Ray, minutes; what follows it runs here", SUBMIT),
     "make test": ("what runs this test", "tests/test_readme.py::test_make_targets_exist"),
-    "cutslots ui": ("serves until it is told to end", "tests/cli/test_ui.py::test_serves_until_it_is_told_to_end"),
+    "cutslots ui": (
+        "serves until it is told to end",
+        "tests/cli/test_ui.py::test_serves_until_it_is_told_to_end",
+    ),
     "python sweeps/demo.py": ("a sweep on Ray, minutes", SUBMIT),
     "python sweeps/clevrtex.py --smoke": ("a sweep on Ray, minutes", SUBMIT),
     "python sweeps/clevrtex.py": ("a sweep on Ray, weeks", SWEEP),
@@ -57,7 +66,10 @@ ELSEWHERE = {  # commands that do not run here: why, and the test that runs them
         "needs a sweep's runs",
         "tests/cli/test_best.py::test_published_rows_stand_beside_ours",
     ),
-    "cutslots report clevrtex": ("needs a sweep's runs", "tests/cli/test_report.py::test_all_sweeps_or_those_that_are_named"),
+    "cutslots report clevrtex": (
+        "needs a sweep's runs",
+        "tests/cli/test_report.py::test_all_sweeps_or_those_that_are_named",
+    ),
     "python sweeps/reach.py --only reach-plain": (
         "a sweep on Ray, minutes",
         "tests/launch/test_command.py::test_a_file_with_several_sweeps",
@@ -66,10 +78,22 @@ ELSEWHERE = {  # commands that do not run here: why, and the test that runs them
         "needs the runs of two sweeps",
         "tests/report/test_compare.py::test_the_command_writes_it",
     ),
-    "cutslots bench solvers": ("an hour", "tests/bench/test_bench_solvers.py::test_the_quick_benchmark"),
-    "cutslots bench model": ("steps of the paper's models, minutes", "tests/bench/test_bench_model.py::test_the_command"),
-    "cutslots bench tracking": ("makes tracking stores of its own", "tests/bench/test_bench_tracking.py::test_figures"),
-    "cutslots bench orchestration --sweep sweeps/demo.py": ("hundreds of trials on Ray, as one sweep starts them", SWEEP),
+    "cutslots bench solvers": (
+        "an hour",
+        "tests/bench/test_bench_solvers.py::test_the_quick_benchmark",
+    ),
+    "cutslots bench model": (
+        "steps of the paper's models, minutes",
+        "tests/bench/test_bench_model.py::test_the_command",
+    ),
+    "cutslots bench tracking": (
+        "makes tracking stores of its own",
+        "tests/bench/test_bench_tracking.py::test_figures",
+    ),
+    "cutslots bench orchestration --sweep sweeps/demo.py": (
+        "hundreds of trials on Ray, as one sweep starts them",
+        SWEEP,
+    ),
 }
 
 
@@ -83,12 +107,21 @@ class Done:
 
     def given(self, option: str) -> list[str]:
         """The values of an option."""
-        return [value for name, value in zip(self.words, self.words[1:], strict=False) if name == option]
+        return [
+            value for name, value in zip(self.words, self.words[1:], strict=False) if name == option
+        ]
 
 
 def is_prepared(done: Done) -> None:
-    names = {"train", "val", "test"} if "outd" not in done.words and "camo" not in done.words else {"test"}
-    out = next((Path(word) for word in done.words[4:] if word.startswith("data/")), home() / "data" / done.words[2])
+    names = (
+        {"train", "val", "test"}
+        if "outd" not in done.words and "camo" not in done.words
+        else {"test"}
+    )
+    out = next(
+        (Path(word) for word in done.words[4:] if word.startswith("data/")),
+        home() / "data" / done.words[2],
+    )
     manifest = Manifest.load(out)
     assert set(manifest.splits) == names
     assert manifest.source == done.words[2]
@@ -117,14 +150,20 @@ def is_trained(done: Done) -> None:
     stored = _leaves(json.loads((folder / "config.json").read_text()))
     for assignment in done.given("--set"):  # those of the README among them
         option, value = assignment.split("=")
-        assert float(value) in [found for path, found in stored if path.endswith(f".{option}")], assignment
+        assert float(value) in [found for path, found in stored if path.endswith(f".{option}")], (
+            assignment
+        )
     assert (folder / "checkpoints" / "step-00000004.pt").exists()
     assert list((folder / "figures").iterdir())
 
 
 def _leaves(tree: dict, above: str = "") -> list[tuple[str, object]]:
     pairs = [(f"{above}.{name}", value) for name, value in tree.items()]
-    return [leaf for path, value in pairs for leaf in (_leaves(value, path) if isinstance(value, dict) else [(path, value)])]
+    return [
+        leaf
+        for path, value in pairs
+        for leaf in (_leaves(value, path) if isinstance(value, dict) else [(path, value)])
+    ]
 
 
 def is_evaluated(done: Done) -> None:
@@ -139,7 +178,9 @@ def is_evaluated(done: Done) -> None:
         assert path.read_text() in done.out
         for where in map(Path, done.given("--data")):
             assert re.search(
-                rf"^\| {where.name} .*\n\| fixed tiles: {where.name} .*\n\| published: {where.name} ", done.out, re.MULTILINE
+                rf"^\| {where.name} .*\n\| fixed tiles: {where.name} .*\n\| published: {where.name} ",
+                done.out,
+                re.MULTILINE,
             )
     for key in done.given("--by"):
         assert key in done.out
@@ -161,7 +202,11 @@ def is_exported(done: Done) -> None:
     from cutslots.train import load_model, predict
 
     folder = Path(done.words[3])
-    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "weights.safetensors",
+    }
     found = predict(load_model(folder), np.zeros((2, 32, 32, 3), np.uint8))
     assert found["masks"].shape == (2, 32, 32)
 
@@ -191,7 +236,9 @@ def has_table(done: Done) -> None:
     from cutslots.runlog import find_runs
 
     folder = home() / "results" / ("cora-smoke" if "--smoke" in done.words else "cora")
-    methods = {row["method"] for row in csv.DictReader((folder / "runs.csv").read_text().splitlines())}
+    methods = {
+        row["method"] for row in csv.DictReader((folder / "runs.csv").read_text().splitlines())
+    }
     assert {"program", "two-stage", "random", "optimum"} <= methods
     assert ("inequality program" in methods) == ("--peer" in done.words)
     assert (folder / "table.md").read_text() in done.out + "\n"
@@ -200,14 +247,22 @@ def has_table(done: Done) -> None:
 
 def _run(done: Done) -> tuple[str, Path]:
     """Name and folder of the run that a command trained."""
-    found = re.search(r"^run (\S+) (?:is finished already, )?in ([^\s;]+)", done.err + done.out, re.MULTILINE)
+    found = re.search(
+        r"^run (\S+) (?:is finished already, )?in ([^\s;]+)", done.err + done.out, re.MULTILINE
+    )
     assert found, done.err + done.out
     return found[1], Path(found[2])
 
 
-HERE: list[tuple[str, str, Callable[[Done], None]]] = [  # how a command begins, words that make it cheap, and what it must do
+HERE: list[
+    tuple[str, str, Callable[[Done], None]]
+] = [  # how a command begins, words that make it cheap, and what it must do
     ("cutslots prepare scenes", "--count 60 --size 32", is_prepared),
-    ("cutslots prepare clevr raw data/clevr6", "--splits train=0:12,val=12:18,test=18:24 --size 32", is_prepared),
+    (
+        "cutslots prepare clevr raw data/clevr6",
+        "--splits train=0:12,val=12:18,test=18:24 --size 32",
+        is_prepared,
+    ),
     ("cutslots prepare clevr ", "--splits train=0:8,val=8:12,test=12:16 --size 32", is_prepared),
     (r"cutslots prepare clevrtex .*--variant", "--splits test=0:4 --size 32", is_prepared),
     ("cutslots prepare clevrtex ", "--splits train=0:8,val=8:12,test=12:16 --size 32", is_prepared),
@@ -225,7 +280,11 @@ HERE: list[tuple[str, str, Callable[[Done], None]]] = [  # how a command begins,
     (r"python sweeps/\w+\.py --debug-trial", f"--smoke {SMALLEST}", is_debugged),
     (r"python sweeps/cora\.py --peer", "--smoke --workers 1", has_table),
     (r"python sweeps/cora\.py", "--splits 1 --workers 1", has_table),
-    ("cutslots bench layer", "--size 8 --cuts 4 --preset small", says("layer (closed form)", "of which the cuts")),
+    (
+        "cutslots bench layer",
+        "--size 8 --cuts 4 --preset small",
+        says("layer (closed form)", "of which the cuts"),
+    ),
     ("cutslots bench prepare", "--splits train=0:4", says("images/s")),
     ("cutslots bench transform", "--numbers 4096", says("FFT")),
     ("cutslots bench metrics", "--images 3 --size 20 --masks 5", says("ARI-FG")),
@@ -258,7 +317,9 @@ class Place:
         last = self.runs[-1] if self.runs else "none"
         stands_for = {"RUN": last, "NAME": last}
         if "DIR" in words:
-            stands_for["DIR"] = json.loads((home() / "runs" / last / "run.json").read_text())["data"]
+            stands_for["DIR"] = json.loads((home() / "runs" / last / "run.json").read_text())[
+                "data"
+            ]
         if "raw" in words:
             source = words[words.index("raw") - 1]
             variant = words[words.index("--variant") + 1] if "--variant" in words else ""
@@ -266,7 +327,9 @@ class Place:
         for word in words:
             if named := re.fullmatch(r"(\S+-)0123456789ab", word):
                 stands_for[word] = next(run for run in self.runs if run.startswith(named[1]))
-        return [stands_for.get(word, word) for word in words if word != "--torch"]  # tests/cli/test_export.py makes programs
+        return [
+            stands_for.get(word, word) for word in words if word != "--torch"
+        ]  # tests/cli/test_export.py makes programs
 
     def run(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         """Run one of the README's commands, cheaply, and check what it did."""
@@ -287,14 +350,19 @@ class Place:
         """What the README only says in passing, or takes from a sweep, which does not run here."""
         from cutslots.runlog import find_runs, register
 
-        if command.startswith("cutslots train scenes") and not (home() / "data" / "scenes").exists():
+        if (
+            command.startswith("cutslots train scenes")
+            and not (home() / "data" / "scenes").exists()
+        ):
             self.run("cutslots prepare scenes", capsys)  # training makes them itself, 4,000 of them
         if "--data data/clevrtex_camo" in command:  # "also camo"
             self.run("cutslots prepare clevrtex raw data/clevrtex_camo --variant camo", capsys)
         if command.startswith("cutslots predict"):
             (self.folder / "photos").mkdir()
             for number, size in enumerate(((48, 40), (30, 64))):
-                Image.effect_noise(size, 50).convert("RGB").save(self.folder / "photos" / f"{number}.png")
+                Image.effect_noise(size, 50).convert("RGB").save(
+                    self.folder / "photos" / f"{number}.png"
+                )
             (run,) = (run for run in find_runs() if run.name == "g03")
             register("cutslots-scenes", run.run_id, "ari_fg", run.metrics["best/ari_fg"])
 
@@ -324,9 +392,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture
 def there(place: Place, own_home: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """The new folder, where nothing is set: everything lies in ./cutslots-home."""
-    for name in [name for name in os.environ if name.startswith(("CUTSLOTS_", "MLFLOW_TRACKING", "RAY_ADDRESS"))]:
+    for name in [
+        name
+        for name in os.environ
+        if name.startswith(("CUTSLOTS_", "MLFLOW_TRACKING", "RAY_ADDRESS"))
+    ]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("CUTSLOTS_FACTORS", str(place.folder / "factors"))  # else in the cache of who runs this
+    monkeypatch.setenv(
+        "CUTSLOTS_FACTORS", str(place.folder / "factors")
+    )  # else in the cache of who runs this
     monkeypatch.chdir(place.folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps this small gain from no more
@@ -340,7 +414,9 @@ WANTED = [command for command in COMMANDS if command not in ELSEWHERE]
 @pytest.mark.slow
 @pytest.mark.xdist_group("readme")
 @pytest.mark.parametrize("number", range(len(WANTED)), ids=WANTED)
-def test_a_command_does_what_the_readme_says(number: int, there: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_does_what_the_readme_says(
+    number: int, there: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     there.tried, first = max(number + 1, there.tried), there.tried
     for command in WANTED[first : number + 1]:  # one test alone runs what comes before it too
         left_out = re.search(r" raw\b| data/|sweeps/cora", command) and not RENDERED.is_dir()
@@ -353,7 +429,9 @@ def test_a_command_does_what_the_readme_says(number: int, there: Place, capsys: 
 @pytest.mark.slow
 @pytest.mark.xdist_group("readme")
 @pytest.mark.skipif(not RENDERED.is_dir(), reason=f"no {RENDERED}")
-def test_sweeps_find_what_was_prepared(there: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeps_find_what_was_prepared(
+    there: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not Path("data/clevrtex").exists():
         there.run("cutslots prepare clevrtex raw data/clevrtex", capsys)
     monkeypatch.setenv("CUTSLOTS_DATA", "data")
@@ -365,7 +443,10 @@ def test_sweeps_find_what_was_prepared(there: Place, capsys: pytest.CaptureFixtu
         monkeypatch.setenv("CUTSLOTS_DATA", data)
         capsys.readouterr()
         assert started(["python", "sweeps/clevrtex.py", "--dry-run"]) == 0
-        assert f"data: {(Path(data) if data else home() / 'data').absolute() / 'clevrtex'}" in capsys.readouterr().out
+        assert (
+            f"data: {(Path(data) if data else home() / 'data').absolute() / 'clevrtex'}"
+            in capsys.readouterr().out
+        )
 
 
 def test_every_command_runs_here_or_elsewhere() -> None:
@@ -375,7 +456,9 @@ def test_every_command_runs_here_or_elsewhere() -> None:
         assert command in COMMANDS, f"the README has no {command!r} any more"
         file, _, name = test.partition("::")
         assert f"\ndef {name}(" in (ROOT / file).read_text(), test
-    unused = [begin for begin, *_ in HERE if not any(re.match(begin, command) for command in WANTED)]
+    unused = [
+        begin for begin, *_ in HERE if not any(re.match(begin, command) for command in WANTED)
+    ]
     assert not unused, f"the README has no such commands any more: {unused}"
 
 

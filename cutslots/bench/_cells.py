@@ -30,15 +30,23 @@ class Cells:
     "not run": it would have; missing: a package is not installed. All but the first have a `reason`.
     """
 
-    def __init__(self, device: torch.device, limit: float, setup_limit: float, memory: float) -> None:
+    def __init__(
+        self, device: torch.device, limit: float, setup_limit: float, memory: float
+    ) -> None:
         self.device, self.limit, self.setup_limit, self.memory = device, limit, setup_limit, memory
         self.done: list[Cell] = []
         self.console = Console(stderr=True)
 
     def measure(self, names: list[str], size: int, batches: list[int]) -> None:
         """Every method at one size, its process alive until its last batch is done."""
-        cells = [{name: self._cell(name, size, batch) for name in names} for batch in sorted(batches)]
-        workers = {name: Worker(name, size, cell["device"], self.memory) for name, cell in cells[0].items() if "status" not in cell}
+        cells = [
+            {name: self._cell(name, size, batch) for name in names} for batch in sorted(batches)
+        ]
+        workers = {
+            name: Worker(name, size, cell["device"], self.memory)
+            for name, cell in cells[0].items()
+            if "status" not in cell
+        }
         try:
             with self.console.status(f"{size} x {size}") as status:
                 for name, worker in workers.items():
@@ -53,7 +61,12 @@ class Cells:
                 worker.close()
 
     def _cell(self, name: str, size: int, batch: int) -> Cell:
-        cell = {"method": name, "size": size, "batch": batch, "device": str(self.device) if METHODS[name].cuda else "cpu"}
+        cell = {
+            "method": name,
+            "size": size,
+            "batch": batch,
+            "device": str(self.device) if METHODS[name].cuda else "cpu",
+        }
         return cell | self._why_not(name, size, batch)
 
     def _batch(self, cells: dict[str, Cell], workers: dict[str, Worker], status: Status) -> None:
@@ -74,9 +87,15 @@ class Cells:
                     cell |= answer
         for cell in cells.values():
             _settle(cell)
-        measured = [f"{name} {1e3 * cell['seconds']:.3g} ms" for name, cell in cells.items() if cell["status"] == "measured"]
+        measured = [
+            f"{name} {1e3 * cell['seconds']:.3g} ms"
+            for name, cell in cells.items()
+            if cell["status"] == "measured"
+        ]
         self.console.print(
-            f"{_where(next(iter(cells.values())))}: {', '.join(measured) or 'nothing'}", highlight=False, soft_wrap=True
+            f"{_where(next(iter(cells.values())))}: {', '.join(measured) or 'nothing'}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     def _why_not(self, name: str, size: int, batch: int) -> Cell:
@@ -88,30 +107,49 @@ class Cells:
         reason = refusal(name, size)
         if not reason and needed > self.memory:
             gigabytes = f"{needed / 1e9:,.{1 if needed < 1e11 else 0}f} GB"
-            reason = f"needs about {gigabytes}, more than {self.memory / 1e9:.1f}: {method.why(pixels)}"
-        return {"status": "not run", "reason": reason} if reason else self._from_before(name, size, batch)
+            reason = (
+                f"needs about {gigabytes}, more than {self.memory / 1e9:.1f}: {method.why(pixels)}"
+            )
+        return (
+            {"status": "not run", "reason": reason}
+            if reason
+            else self._from_before(name, size, batch)
+        )
 
     def _from_before(self, name: str, size: int, batch: int) -> Cell:
         """The same from what smaller cells of this method took; the nearest tells most."""
         method = METHODS[name]
-        smaller = [cell for cell in self.done if cell["method"] == name and cell["size"] <= size and cell["batch"] <= batch]
+        smaller = [
+            cell
+            for cell in self.done
+            if cell["method"] == name and cell["size"] <= size and cell["batch"] <= batch
+        ]
         for cell in smaller:
             if cell["status"] in ("stopped", "unequal"):
-                return {"status": "not run", "reason": f"{cell['status']} at {_where(cell)} already ({cell['reason']})"}
+                return {
+                    "status": "not run",
+                    "reason": f"{cell['status']} at {_where(cell)} already ({cell['reason']})",
+                }
         measured = sorted(
-            (cell for cell in smaller if cell["status"] == "measured"), key=lambda cell: (cell["size"], cell["batch"])
+            (cell for cell in smaller if cell["status"] == "measured"),
+            key=lambda cell: (cell["size"], cell["batch"]),
         )
         for cell in measured[-1:]:
             growth = (size / cell["size"]) ** (2 * method.growth)
             # A small batch is mostly overhead for what solves all cuts at once.
-            more = batch / cell["batch"] if method.one_by_one or cell["batch"] >= TELLING_BATCH else 1
+            more = (
+                batch / cell["batch"] if method.one_by_one or cell["batch"] >= TELLING_BATCH else 1
+            )
             setup = cell["setup_seconds"] * growth * (not cell["factor_from_disk"])
             for what, seconds, limit in (
                 ("preparing", setup, self.setup_limit),
                 ("a step", cell["seconds"] * growth * more, self.limit),
             ):
                 if seconds > limit:
-                    return {"status": "not run", "reason": f"{what} would take about {seconds:,.0f} s, by what {_where(cell)} took"}
+                    return {
+                        "status": "not run",
+                        "reason": f"{what} would take about {seconds:,.0f} s, by what {_where(cell)} took",
+                    }
         return {}
 
 
@@ -127,15 +165,25 @@ def _asked(worker: Worker, request: str, limit: float, **arguments: float) -> Ce
     try:
         return worker.ask(request, limit, **arguments)
     except StoppedError as stopped:
-        return {"status": "stopped", "reason": ("preparing: " if request == "build" else "") + str(stopped)}
+        return {
+            "status": "stopped",
+            "reason": ("preparing: " if request == "build" else "") + str(stopped),
+        }
 
 
 def _verdict(cell: Cell) -> Cell:
     tolerance = METHODS[cell["method"]].tolerance
-    wrong = {key: value for key, value in cell.items() if key in ("potentials_error", "gradient_error")}
-    if tolerance is None or all(value <= tolerance for value in wrong.values()):  # a NaN is no such value
+    wrong = {
+        key: value for key, value in cell.items() if key in ("potentials_error", "gradient_error")
+    }
+    if tolerance is None or all(
+        value <= tolerance for value in wrong.values()
+    ):  # a NaN is no such value
         return {"status": "measured"}
-    return {"status": "unequal", "reason": f"relative error {max(wrong.values()):.1e} against the closed form in float64"}
+    return {
+        "status": "unequal",
+        "reason": f"relative error {max(wrong.values()):.1e} against the closed form in float64",
+    }
 
 
 def _wants_more(cell: Cell) -> bool:

@@ -38,10 +38,14 @@ class KktCholmod:
         edges = weights.flatten(1)[:, self.slot].double() / GAMMA
         last = edges.new_full((len(edges), 1), BETA)
         multipliers = self._solve(torch.cat([edges, last], dim=1))
-        return -self.grid.divergence(_layout(multipliers, self.slot, self.grid))[0].to(weights.dtype)
+        return -self.grid.divergence(_layout(multipliers, self.slot, self.grid))[0].to(
+            weights.dtype
+        )
 
     def backward(self, upstream: Tensor) -> Tensor:
-        drops = self.grid.gradient(upstream.double(), upstream.new_zeros(len(upstream), 2, dtype=torch.float64))
+        drops = self.grid.gradient(
+            upstream.double(), upstream.new_zeros(len(upstream), 2, dtype=torch.float64)
+        )
         rows = torch.cat([-drops.flatten(1)[:, self.slot], drops.new_zeros(len(drops), 1)], dim=1)
         return _layout(self._solve(rows) / GAMMA, self.slot, self.grid).to(upstream.dtype)
 
@@ -60,7 +64,9 @@ class Reduced:
         to_p = program.A[:, program.blocks["p"]]  # (-B; q^T)
         weight = sp.diags_array(np.append(np.full(len(program.b) - 1, GAMMA / 2), GAMMA))
         self.num_potentials = self.grid.num_vertices + 2
-        self.factorise(sp.csc_array(to_p.T @ weight @ to_p + GAMMA * sp.eye_array(self.num_potentials)))
+        self.factorise(
+            sp.csc_array(to_p.T @ weight @ to_p + GAMMA * sp.eye_array(self.num_potentials))
+        )
 
     def forward(self, weights: Tensor) -> Tensor:
         potentials, terminals = self.grid.divergence(weights.to(self.dtype))
@@ -149,7 +155,11 @@ class _ByAutograd:
     def forward(self, weights: Tensor) -> Tensor:
         self.weights = weights.detach().requires_grad_()
         z = self.layer(self.weights.flatten(1)[:, self.slot].double())
-        self.potentials = z[:, self.program.blocks["p"]][:, :-2].reshape(len(weights), *self.grid.shape).to(weights.dtype)
+        self.potentials = (
+            z[:, self.program.blocks["p"]][:, :-2]
+            .reshape(len(weights), *self.grid.shape)
+            .to(weights.dtype)
+        )
         return self.potentials.detach()
 
     def backward(self, upstream: Tensor) -> Tensor:
@@ -167,7 +177,10 @@ class Qpth(_ByAutograd):
 
         n = len(program.G)
         Q = torch.diag(torch.from_numpy(program.G)).to(device)
-        A, b = torch.from_numpy(program.A.toarray()).to(device), torch.from_numpy(program.b).to(device)
+        A, b = (
+            torch.from_numpy(program.A.toarray()).to(device),
+            torch.from_numpy(program.b).to(device),
+        )
         G, h = A.new_zeros(1, n), A.new_ones(1)
         solve = QPFunction(verbose=-1)
 
@@ -206,12 +219,21 @@ class Osqp:
         to_p = sp.csc_array(program.A[:, program.blocks["p"]])
         num_edges, num_p = len(program.b) - 1, self.grid.num_vertices + 2
         d_at_least = sp.eye_array(num_edges + 1, num_edges)  # d - B p, and the row p_s - p_t below
-        self.A = sp.csc_matrix(sp.block_array([[d_at_least, to_p], [sp.eye_array(num_edges), None]]))
+        self.A = sp.csc_matrix(
+            sp.block_array([[d_at_least, to_p], [sp.eye_array(num_edges), None]])
+        )
         self.lower = np.concatenate([program.b, np.zeros(num_edges)])
         self.num_edges, self.rest = num_edges, np.zeros(num_p)
         self.solver = osqp.OSQP()
         no_quadratic, nothing = sp.csc_matrix((num_edges + num_p,) * 2), np.zeros(num_edges + num_p)
-        self.solver.setup(no_quadratic, nothing, self.A, self.lower, np.full(len(self.lower), np.inf), verbose=False)
+        self.solver.setup(
+            no_quadratic,
+            nothing,
+            self.A,
+            self.lower,
+            np.full(len(self.lower), np.inf),
+            verbose=False,
+        )
 
     def forward(self, weights: Tensor) -> Tensor:
         self.results = []
@@ -228,7 +250,8 @@ class Osqp:
         return {
             "objective_gap": float(costs @ x[: self.num_edges] / least - 1),
             "violation": float(np.maximum(self.lower - self.A @ x, 0).max()),
-            "solved": sum(result.info.status == "solved" for result in self.results) / len(self.results),
+            "solved": sum(result.info.status == "solved" for result in self.results)
+            / len(self.results),
         }
 
 

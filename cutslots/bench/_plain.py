@@ -36,20 +36,32 @@ class PlainSlots(nn.Module):
         content = self.encoder(images)
         features = self.position(content)
         object_weights = self.object_weights(config.object_content * content + (features - content))
-        foreground_weights = self.foreground_weights(features if config.foreground_position else content)
+        foreground_weights = self.foreground_weights(
+            features if config.foreground_position else content
+        )
 
-        potentials = self.cut(object_weights.reshape(-1, 6, grid, grid)).potentials.reshape(batch, -1, grid, grid)
+        potentials = self.cut(object_weights.reshape(-1, 6, grid, grid)).potentials.reshape(
+            batch, -1, grid, grid
+        )
         objects = torch.softmax(potentials / temperature.object, dim=1)
         edges = self.cut(foreground_weights.reshape(-1, 6, grid, grid)).edges()
-        sides = torch.stack([edges[:, 5], edges[:, 4]], dim=1)  # pixel -> t is cut on the source's side
+        sides = torch.stack(
+            [edges[:, 5], edges[:, 4]], dim=1
+        )  # pixel -> t is cut on the source's side
         foreground = torch.softmax(sides / temperature.foreground, dim=1)[:, :1]
-        masks = torch.softmax(torch.cat([1 - foreground, foreground * objects], dim=1) / temperature.combined, dim=1)
+        masks = torch.softmax(
+            torch.cat([1 - foreground, foreground * objects], dim=1) / temperature.combined, dim=1
+        )
 
         slots = self.slot_heads(features, masks)
         painted = self.decoder(slots.reshape(batch * config.num_slots, -1))
         painted = painted.reshape(batch, config.num_slots, 4, config.image_size, config.image_size)
         pictures, alpha = torch.tanh(painted[:, :, :3]), torch.softmax(painted[:, :, 3:], dim=1)
-        return {"masks": masks, "alpha": alpha[:, :, 0], "reconstruction": (alpha * pictures).sum(dim=1)}
+        return {
+            "masks": masks,
+            "alpha": alpha[:, :, 0],
+            "reconstruction": (alpha * pictures).sum(dim=1),
+        }
 
     @staticmethod
     def loss(outputs: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -71,23 +83,39 @@ def _encoder(config: EncoderConfig) -> nn.Sequential:
             nn.Conv2d(3, stem, config.kernel, stride=2, padding=config.kernel // 2, bias=False),
             nn.BatchNorm2d(stem),
             nn.ReLU(),
-            *[Block(stem if block == 0 else config.channels, config.channels) for block in range(config.num_layers)],
+            *[
+                Block(stem if block == 0 else config.channels, config.channels)
+                for block in range(config.num_layers)
+            ],
         )
     layers: list[nn.Module] = []
     for layer in range(config.num_layers):
         inputs, stride = (3, 2) if layer == 0 else (config.channels, 1)
-        layers += [nn.Conv2d(inputs, config.channels, config.kernel, stride=stride, padding=config.kernel // 2), nn.ReLU()]
+        layers += [
+            nn.Conv2d(
+                inputs, config.channels, config.kernel, stride=stride, padding=config.kernel // 2
+            ),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers)
 
 
 class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
-        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv1, self.norm1 = (
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.conv2, self.norm2 = (
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norm1(self.conv1(x)))
@@ -111,7 +139,10 @@ class Weights(nn.Module):
         layers: list[nn.Module] = []
         for layer in range(config.num_layers - 1):
             inputs = channels if layer == 0 else config.hidden
-            layers += [nn.Conv2d(inputs, config.hidden, config.kernel, padding=config.kernel // 2), nn.LeakyReLU()]
+            layers += [
+                nn.Conv2d(inputs, config.hidden, config.kernel, padding=config.kernel // 2),
+                nn.LeakyReLU(),
+            ]
         if config.norm:
             layers.append(nn.InstanceNorm2d(config.hidden))
         self.layers = nn.Sequential(*layers)
@@ -130,7 +161,8 @@ class Heads(nn.Module):
         self.before = nn.Linear(channels, config.num_heads * hidden)
         self.project = nn.ModuleList(nn.Linear(hidden, size) for _ in range(config.num_heads))
         self.after = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size)) for _ in range(config.num_heads)
+            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size))
+            for _ in range(config.num_heads)
         )
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
@@ -138,7 +170,10 @@ class Heads(nn.Module):
         x = self.norm(features.flatten(2).transpose(1, 2))
         hidden = torch.relu(self.before(x)).chunk(len(self.project), dim=-1)
         masks = masks.flatten(2)
-        slots = [torch.bmm(masks, head(part)) / masks.shape[-1] for head, part in zip(self.project, hidden, strict=True)]
+        slots = [
+            torch.bmm(masks, head(part)) / masks.shape[-1]
+            for head, part in zip(self.project, hidden, strict=True)
+        ]
         total = slots[0]
         for mlp, slot in zip(self.after, slots, strict=True):
             total = total + mlp(slot)
@@ -154,15 +189,22 @@ class Decoder(nn.Module):
         inputs, pad, side = slot_size, config.kernel // 2, config.start
         while side < image_size:
             layers += [
-                nn.ConvTranspose2d(inputs, config.channels, config.kernel, stride=2, padding=pad, output_padding=1),
+                nn.ConvTranspose2d(
+                    inputs, config.channels, config.kernel, stride=2, padding=pad, output_padding=1
+                ),
                 nn.LeakyReLU(),
             ]
             inputs, side = config.channels, 2 * side
         for _ in range(config.num_refine):
-            layers += [nn.Conv2d(inputs, config.channels, config.kernel, padding=pad), nn.LeakyReLU()]
+            layers += [
+                nn.Conv2d(inputs, config.channels, config.kernel, padding=pad),
+                nn.LeakyReLU(),
+            ]
             inputs = config.channels
         self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 4, 3, padding=1))
 
     def forward(self, slots: Tensor) -> Tensor:
         """`(n, size)` to `(n, 4, H, W)`: colours before tanh and opacity."""
-        return self.layers(self.position(slots[:, :, None, None].repeat(1, 1, self.start, self.start)))
+        return self.layers(
+            self.position(slots[:, :, None, None].repeat(1, 1, self.start, self.start))
+        )

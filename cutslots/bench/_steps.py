@@ -85,7 +85,10 @@ class Worker:
             answer, error = self.connection.recv()
         except (EOFError, ConnectionError):
             self.process.join(10)
-            answer, error = None, f"the process died with status {self.process.exitcode}, out of memory if -9"
+            answer, error = (
+                None,
+                f"the process died with status {self.process.exitcode}, out of memory if -9",
+            )
         if error:
             self.close()
             raise StoppedError(error)
@@ -98,7 +101,9 @@ class Worker:
         self.process.join()
 
 
-def _serve(connection: Connection, way: Way, config: RunConfig, device: str, data: Path, threads: int) -> None:
+def _serve(
+    connection: Connection, way: Way, config: RunConfig, device: str, data: Path, threads: int
+) -> None:
     sys.stdout = sys.stderr
     torch.set_num_threads(threads)
     side = _Side(way, config, torch.device(device), data)
@@ -137,7 +142,9 @@ class _Side:
     def check(self, images: Tensor, truth: dict[str, Any]) -> dict[str, float]:
         """How far a step's loss and its gradients, clipped, are from the truth, relative; float32 without TF32."""
         torch.backends.cudnn.allow_tf32 = False
-        step = self._prepared(len(images), rate=0.0)  # Adam moves nothing: a captured graph is warmed up by steps
+        step = self._prepared(
+            len(images), rate=0.0
+        )  # Adam moves nothing: a captured graph is warmed up by steps
         loss = step(self._to_model(images)).item()
         gradients = {name: parameter.grad for name, parameter in self.model.named_parameters()}
         wrong = whole = 0.0
@@ -146,7 +153,10 @@ class _Side:
             assert found is not None, name
             wrong += float((found.detach().cpu().double() - true).square().sum())
             whole += float(true.square().sum())
-        return {"loss_error": abs(loss - truth["loss"]) / truth["loss"], "gradient_error": (wrong / whole) ** 0.5}
+        return {
+            "loss_error": abs(loss - truth["loss"]) / truth["loss"],
+            "gradient_error": (wrong / whole) ** 0.5,
+        }
 
     def build(self) -> float:
         """Make everything for steps on the training batches; seconds of the first two steps, with all that is compiled in them."""
@@ -223,7 +233,9 @@ class _Side:
         """A new model with the weights of seed 0, and its step."""
         way, config = self.way, self.config
         torch.manual_seed(0)
-        self.model: Any = (_plain.build(config.model) if way.plain else config.model.build()).to(self.device)
+        self.model: Any = (_plain.build(config.model) if way.plain else config.model.build()).to(
+            self.device
+        )
         if way.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         options: dict[str, Any] = {} if way.plain else {"fused": True, "capturable": way.graph}
@@ -264,7 +276,12 @@ class _Side:
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         # Inside a graph a cast that was cached before it would be read from memory that is no longer the weight's.
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=not self.way.graph)
+        return torch.autocast(
+            self.device.type,
+            self.dtype,
+            enabled=self.dtype != torch.float32,
+            cache_enabled=not self.way.graph,
+        )
 
     def _step(self, images: Tensor) -> Tensor:
         if self.way.mode:
@@ -348,7 +365,10 @@ def _mark(module: nn.Module, part: str, marks: Callable[[], _Marks]) -> nn.Modul
             marks().add(part, "backward")
 
         inputs = tuple(
-            _Passage.apply(each, arrived) if isinstance(each, Tensor) and each.requires_grad else each for each in inputs
+            _Passage.apply(each, arrived)
+            if isinstance(each, Tensor) and each.requires_grad
+            else each
+            for each in inputs
         )
         marks().add(part, "forward")
         found = inner(*inputs)
@@ -357,7 +377,10 @@ def _mark(module: nn.Module, part: str, marks: Callable[[], _Marks]) -> nn.Modul
             return _Passage.apply(found, begins)
         if isinstance(found, tuple):
             return tuple(_Passage.apply(each, begins) for each in found)
-        passed = {name: _Passage.apply(getattr(found, name), begins) for name in ("potentials", "terminals")}
+        passed = {
+            name: _Passage.apply(getattr(found, name), begins)
+            for name in ("potentials", "terminals")
+        }
         return dataclasses.replace(found, **passed)  # the solution of a cut
 
     module.forward = forward

@@ -15,10 +15,14 @@ def show(figures: dict[str, Any]) -> None:
     console.width = max(console.width, WIDTH)
     about, truth = figures["machine"], figures["truth"]
     load = f"load {about['load_before']:.1f} before, {about['load_after']:.1f} after"
-    console.print(f"{about['processor']}, {about['threads']} threads, {about['gpu'] or 'no GPU'}; {load}")
+    console.print(
+        f"{about['processor']}, {about['threads']} threads, {about['gpu'] or 'no GPU'}; {load}"
+    )
     error = max(truth["potentials_error"], truth["gradient_error"])
     at = f"{truth['size']} x {truth['size']}"
-    console.print(f"Truth: the closed form in float64, {error:.0e} from SciPy's LU of the whole KKT matrix at {at}.")
+    console.print(
+        f"Truth: the closed form in float64, {error:.0e} from SciPy's LU of the whole KKT matrix at {at}."
+    )
     console.print(
         "Forward, both (with backward): milliseconds, medians. Once: seconds for what is made once, * a factor found on disk.\n"
         "Error: relative, the larger of potentials and gradient. Memory: of a step with its inputs, in units of the weights.\n"
@@ -38,13 +42,18 @@ def _table(size: int, cells: list[dict[str, Any]]) -> Table:
     for name in ("cuts", "method", "once", "forward", "both", "x dct", "error", "memory", "in all"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for batch in sorted({cell["batch"] for cell in cells}):
-        done = sorted((cell for cell in cells if cell["batch"] == batch and cell["status"] == "measured"), key=_seconds)
+        done = sorted(
+            (cell for cell in cells if cell["batch"] == batch and cell["status"] == "measured"),
+            key=_seconds,
+        )
         dct = next((cell for cell in done if cell["method"] == "dct"), None)
         for cell in done:
             equal = "gradient_error" in cell
             compared = "seconds" if equal else "forward_seconds"
             error = (
-                f"{max(cell['potentials_error'], cell['gradient_error']):.0e}" if equal else f"{100 * cell['solved']:.0f} % solved"
+                f"{max(cell['potentials_error'], cell['gradient_error']):.0e}"
+                if equal
+                else f"{100 * cell['solved']:.0f} % solved"
             )
             table.add_row(
                 str(batch),
@@ -54,7 +63,9 @@ def _table(size: int, cells: list[dict[str, Any]]) -> Table:
                 _number(1e3 * cell["seconds"]) if equal else "-",
                 _number(cell[compared] / dct[compared]) if dct else "-",
                 error,
-                _number(cell["step_bytes"] / cell["weights_bytes"]) if cell["weights_bytes"] > 1e6 else "-",
+                _number(cell["step_bytes"] / cell["weights_bytes"])
+                if cell["weights_bytes"] > 1e6
+                else "-",
                 _number(cell["memory_bytes"] / 1e6),
             )
         table.add_section()
@@ -79,9 +90,19 @@ def _headline(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         value, least, most = row["value"], row["at_least"], row["at_most"]
         fastest = "" if row["fastest"] is None else _number(row["fastest"])
-        target = f">= {least:,}" if least is not None else f"<= {most:,}" if most is not None else ""
-        met = "" if not target or value is None else "yes" if (value >= least if least is not None else value <= most) else "no"
-        table.add_row(row["what"], "not measured" if value is None else _number(value), fastest, target, met)
+        target = (
+            f">= {least:,}" if least is not None else f"<= {most:,}" if most is not None else ""
+        )
+        met = (
+            ""
+            if not target or value is None
+            else "yes"
+            if (value >= least if least is not None else value <= most)
+            else "no"
+        )
+        table.add_row(
+            row["what"], "not measured" if value is None else _number(value), fastest, target, met
+        )
     return table
 
 

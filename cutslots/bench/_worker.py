@@ -44,7 +44,9 @@ class Worker:
         context.set_forkserver_preload([__name__])
         self.connection, theirs = context.Pipe()
         self.memory = memory
-        self.process = context.Process(target=_serve, args=(theirs, name, size, device, memory), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(theirs, name, size, device, memory), daemon=True
+        )
         self.process.start()
         theirs.close()
 
@@ -61,7 +63,9 @@ class Worker:
             answer = json.loads(self.connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
             self.process.join(10)
-            raise StoppedError(f"the process died with status {self.process.exitcode}, out of memory if -9") from error
+            raise StoppedError(
+                f"the process died with status {self.process.exitcode}, out of memory if -9"
+            ) from error
         except StoppedError:
             self.close()
             raise
@@ -85,7 +89,9 @@ def inputs(size: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor]
     return weights.to(device), upstream.to(device)
 
 
-def errors(weights: Tensor, upstream: Tensor, potentials: Tensor, gradient: Tensor | None) -> dict[str, float]:
+def errors(
+    weights: Tensor, upstream: Tensor, potentials: Tensor, gradient: Tensor | None
+) -> dict[str, float]:
     """Relative errors against the closed form in float64, over the whole batch."""
     cut = MinCut(weights.shape[2], weights.shape[3], GAMMA, beta=BETA, solver="dct")
     sums: dict[str, tuple[float, float]] = {}
@@ -96,10 +102,16 @@ def errors(weights: Tensor, upstream: Tensor, potentials: Tensor, gradient: Tens
         exact = cut(exact_weights).potentials
         pairs = {"potentials": (potentials[part], exact.detach())}
         if gradient is not None:
-            pairs["gradient"] = gradient[part], torch.autograd.grad(exact, exact_weights, upstream[part].double())[0]
+            pairs["gradient"] = (
+                gradient[part],
+                torch.autograd.grad(exact, exact_weights, upstream[part].double())[0],
+            )
         for name, (found, true) in pairs.items():
             wrong, whole = sums.get(name, (0.0, 0.0))
-            sums[name] = wrong + float((found - true).square().sum()), whole + float(true.square().sum())
+            sums[name] = (
+                wrong + float((found - true).square().sum()),
+                whole + float(true.square().sum()),
+            )
     return {f"{name}_error": (wrong / whole) ** 0.5 for name, (wrong, whole) in sums.items()}
 
 
@@ -108,7 +120,9 @@ def _serve(connection: Connection, name: str, size: int, device: str, memory: fl
     side = _Side(name, size, torch.device(device))
     side.warm_up()
     if side.device.type == "cpu" and sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_DATA, (_resident("VmData") + int(memory), resource.RLIM_INFINITY))
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (_resident("VmData") + int(memory), resource.RLIM_INFINITY)
+        )
     while True:
         try:
             request, arguments = json.loads(connection.recv_bytes())
@@ -117,7 +131,12 @@ def _serve(connection: Connection, name: str, size: int, device: str, memory: fl
         try:
             answer = getattr(side, request)(**arguments)
         except Exception as error:
-            text = f"{type(error).__name__}: {error}".strip().splitlines()[0].replace("{", "(").replace("}", ")")
+            text = (
+                f"{type(error).__name__}: {error}".strip()
+                .splitlines()[0]
+                .replace("{", "(")
+                .replace("}", ")")
+            )
             out = isinstance(error, MemoryError) or "memory" in text.lower()
             answer = {"error": "more than its limit of {memory}" if out else text}
         try:
@@ -136,8 +155,12 @@ class _Side:
         """Load what every method needs, so that none is charged for it."""
         if self.method.module:
             importlib.import_module(self.method.module)
-        for side, dtype in itertools.product((4, FFT_FROM), (torch.float32, torch.float64)):  # as products, then by FFT
-            weights = torch.rand(2, 6, side, side, dtype=dtype, device=self.device, requires_grad=True)
+        for side, dtype in itertools.product(
+            (4, FFT_FROM), (torch.float32, torch.float64)
+        ):  # as products, then by FFT
+            weights = torch.rand(
+                2, 6, side, side, dtype=dtype, device=self.device, requires_grad=True
+            )
             MinCut(side, side)(weights).potentials.sum().backward()
 
     def build(self) -> dict[str, Any]:
@@ -148,7 +171,9 @@ class _Side:
         self.solver = self.method.build(self.size, self.device)
         self._wait()
         seconds = time.perf_counter() - start
-        from_disk = self.method.cached and stored == len(list(factors.folder().glob("*.safetensors")))
+        from_disk = self.method.cached and stored == len(
+            list(factors.folder().glob("*.safetensors"))
+        )
         return {"setup_seconds": seconds, "factor_from_disk": from_disk}
 
     def check(self, batch: int) -> dict[str, Any]:
@@ -162,12 +187,21 @@ class _Side:
         else:
             found = errors(self.weights, self.upstream, potentials, gradient)
         del potentials, gradient
-        if sum(seconds) <= SLOW_SECONDS:  # now without what the first steps make for good, nor what malloc keeps
+        if (
+            sum(seconds) <= SLOW_SECONDS
+        ):  # now without what the first steps make for good, nor what malloc keeps
             with _malloc_returns_what_is_freed():
                 peaks = [self._peak(self._step) for _ in range(4 if sum(seconds) < 1 else 1)]
             peak, before = min(peaks, key=lambda each: each[0] - each[1])
-        memory = {"memory_bytes": peak - self.before, "step_bytes": peak - before + self.weights.nbytes + self.upstream.nbytes}
-        return found | memory | {"weights_bytes": weights_bytes(self.size**2, batch), "times": [seconds]}
+        memory = {
+            "memory_bytes": peak - self.before,
+            "step_bytes": peak - before + self.weights.nbytes + self.upstream.nbytes,
+        }
+        return (
+            found
+            | memory
+            | {"weights_bytes": weights_bytes(self.size**2, batch), "times": [seconds]}
+        )
 
     def time(self, seconds: float) -> dict[str, Any]:
         """Steps for about so many seconds, each as its forward and its backward time."""
@@ -182,7 +216,9 @@ class _Side:
         potentials = self.solver.forward(self.weights)
         self._wait()
         middle = time.perf_counter()
-        gradient = self.solver.backward(self.upstream) if self.method.tolerance is not None else None
+        gradient = (
+            self.solver.backward(self.upstream) if self.method.tolerance is not None else None
+        )
         self._wait()
         return (middle - start, time.perf_counter() - middle), potentials, gradient
 
@@ -198,13 +234,17 @@ class _Side:
         elif sys.platform == "linux":
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
         call()
-        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _resident("VmHWM"), before
+        return torch.cuda.max_memory_allocated(
+            self.device
+        ) if self.device.type == "cuda" else _resident("VmHWM"), before
 
     def _now(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device)
         if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # freed memory that malloc holds on to would hide what a step takes
+            ctypes.CDLL(None).malloc_trim(
+                0
+            )  # freed memory that malloc holds on to would hide what a step takes
         return _resident("VmRSS")
 
 

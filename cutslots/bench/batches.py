@@ -15,10 +15,15 @@ from cutslots.data.shards import Info, write
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", metavar="DIR", help="a prepared set to read (its train split) in place of two made of random bytes"
+        "--data",
+        metavar="DIR",
+        help="a prepared set to read (its train split) in place of two made of random bytes",
     )
     parser.add_argument(
-        "--count", type=int, default=20_000, help="scenes of the larger made set, 128 x 128 (default 20000, 1.3 GB)"
+        "--count",
+        type=int,
+        default=20_000,
+        help="scenes of the larger made set, 128 x 128 (default 20000, 1.3 GB)",
     )
     parser.add_argument("--epochs", type=int, default=2, help="times through each set (default 2)")
 
@@ -41,7 +46,15 @@ def _random_scenes(count: int):
     generator = np.random.default_rng(0)
     mask = np.repeat(np.arange(4, dtype=np.uint8), 4096).reshape(128, 128)
     for index in range(count):
-        yield "train", Scene(str(index), generator.integers(0, 256, (128, 128, 3), dtype=np.uint8), mask, ({},) * 3)
+        yield (
+            "train",
+            Scene(
+                str(index),
+                generator.integers(0, 256, (128, 128, 3), dtype=np.uint8),
+                mask,
+                ({},) * 3,
+            ),
+        )
     return count
 
 
@@ -58,4 +71,9 @@ def _measure(directory: Path, epochs: int) -> dict[str, float]:
     rate = images / (time.perf_counter() - start)
     memory = f"resident {before:.0f} MB before, {peak:.0f} MB at most over {images:,} images"
     print(f"set of {size / 1e9:.2f} GB: {rate:,.0f} images/s; {memory}")
-    return {"set_bytes": size, "images_per_second": rate, "resident_before_megabytes": before, "resident_peak_megabytes": peak}
+    return {
+        "set_bytes": size,
+        "images_per_second": rate,
+        "resident_before_megabytes": before,
+        "resident_peak_megabytes": peak,
+    }

@@ -21,7 +21,10 @@ SHARES = ("images_per_second", "model_share", "data_wait_share")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="small", help="whose step (default small)")
     parser.add_argument(
-        "--steps", type=int, default=1000, help="steps to time (default 1000); the preset's checkpoints fall among them"
+        "--steps",
+        type=int,
+        default=1000,
+        help="steps to time (default 1000); the preset's checkpoints fall among them",
     )
 
 
@@ -38,11 +41,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         logged = [event["values"] for event in events(run_dir) if event["kind"] == "metrics"]
     readings = [values for values in logged if "train/model_share" in values]
     if len(readings) < 4:
-        raise InputError(f"--steps is {arguments.steps}; give at least {4 * config.train.log_every} for a reading.")
+        raise InputError(
+            f"--steps is {arguments.steps}; give at least {4 * config.train.log_every} for a reading."
+        )
     kept = readings[len(readings) // 2 :]  # the first half holds the warm-up of the process
     mean = {name: sum(values[f"train/{name}"] for values in kept) / len(kept) for name in SHARES}
-    outside, waiting, threads = 1 - mean["model_share"], mean["data_wait_share"], machine()["threads"]
-    print(f"{arguments.preset}, batch {config.optim.batch_size}, {threads} threads: {mean['images_per_second']:.0f} images/s")
-    print(f"outside forward, backward and optimiser: {100 * outside:.2f} % of the steps, evaluation and checkpoints apart")
-    print(f"waiting for data: {100 * waiting:.2f} %; the whole run with evaluation, figures and MLflow: {seconds:.1f} s")
+    outside, waiting, threads = (
+        1 - mean["model_share"],
+        mean["data_wait_share"],
+        machine()["threads"],
+    )
+    print(
+        f"{arguments.preset}, batch {config.optim.batch_size}, {threads} threads: {mean['images_per_second']:.0f} images/s"
+    )
+    print(
+        f"outside forward, backward and optimiser: {100 * outside:.2f} % of the steps, evaluation and checkpoints apart"
+    )
+    print(
+        f"waiting for data: {100 * waiting:.2f} %; the whole run with evaluation, figures and MLflow: {seconds:.1f} s"
+    )
     return {"machine": machine(), **mean, "share_outside_model": outside, "seconds": seconds}

@@ -51,26 +51,38 @@ WAYS = {
         "channels_last": Way("and weights channels-last", channels_last=True),
         "bfloat16": _BFLOAT16,
         "searched": dataclasses.replace(_BFLOAT16, title="and cuDNN searches", search=True),
-        "compiled": dataclasses.replace(_BFLOAT16, title="bfloat16, networks compiled", mode="default"),
-        "reduced": dataclasses.replace(_BFLOAT16, title="bfloat16, networks compiled with CUDA graphs", mode="reduce-overhead"),
-        "graph": dataclasses.replace(_BFLOAT16, title="bfloat16, the whole step one CUDA graph", graph=True),
+        "compiled": dataclasses.replace(
+            _BFLOAT16, title="bfloat16, networks compiled", mode="default"
+        ),
+        "reduced": dataclasses.replace(
+            _BFLOAT16, title="bfloat16, networks compiled with CUDA graphs", mode="reduce-overhead"
+        ),
+        "graph": dataclasses.replace(
+            _BFLOAT16, title="bfloat16, the whole step one CUDA graph", graph=True
+        ),
     },
 }
 FIT = {"cpu": "float32", "cuda": "bfloat16"}  # what `fit` does there
 CHECKED_IMAGES = 2
-EXACT, CLOSE = 1e-8, 0.02  # of gradients, relative: in float64, and in float32, where a ReLU near 0 may go either way
+EXACT, CLOSE = (
+    1e-8,
+    0.02,
+)  # of gradients, relative: in float64, and in float32, where a ReLU near 0 may go either way
 AT_LEAST = {"ratio": 3.0, "decoder_share": 0.3}  # on a GPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--preset", help=f"whose step: {', '.join(layer.IMAGE_PRESETS)} (default small on a CPU, paper-clevr on a GPU)"
+        "--preset",
+        help=f"whose step: {', '.join(layer.IMAGE_PRESETS)} (default small on a CPU, paper-clevr on a GPU)",
     )
     parser.add_argument("--device", help="cpu, cuda, ...; default the first GPU, else the CPU")
     parser.add_argument("--batch", type=int, help="images a step (default the preset's)")
     parser.add_argument("--steps", type=int, default=10, help="steps of a turn (default 10)")
     parser.add_argument("--turns", type=int, default=9, help="turns of each way (default 9)")
-    parser.add_argument("--ways", metavar="NAME,...", help="some of them, plain in any case (default all)")
+    parser.add_argument(
+        "--ways", metavar="NAME,...", help="some of them, plain in any case (default all)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +100,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["cutslots", *sys.argv[1:]]),
         "commit": git_commit(Path(__file__).parent),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"load_before": os.getloadavg()[0], "omp_wait_policy": os.environ["OMP_WAIT_POLICY"]},
+        "machine": machine()
+        | {"load_before": os.getloadavg()[0], "omp_wait_policy": os.environ["OMP_WAIT_POLICY"]},
         "device": str(device),
         "preset": arguments.preset,
         "batch": config.optim.batch_size,
@@ -102,9 +115,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     figures["decoder_flops"] = flops
     with tempfile.TemporaryDirectory(prefix="cutslots-bench-") as folder:
         _write_images(Path(folder) / "set", config)
-        figures["ways"] = _measured(ways, config, str(device), Path(folder) / "set", images, truth, arguments)
+        figures["ways"] = _measured(
+            ways, config, str(device), Path(folder) / "set", images, truth, arguments
+        )
     rates = figures["matrix_rate"] = {}
-    for row in figures["ways"]:  # the largest of a precision: other work on the machine only lessens it
+    for row in figures[
+        "ways"
+    ]:  # the largest of a precision: other work on the machine only lessens it
         rates[row["precision"]] = max(rates.get(row["precision"], 0.0), row.get("matrix_rate", 0.0))
     for row in figures["ways"]:
         if row["status"] == "measured":
@@ -142,7 +159,9 @@ def decoder_flops(config: RunConfig) -> float:
 def _config(arguments: argparse.Namespace, device: torch.device) -> RunConfig:
     arguments.preset = arguments.preset or ("small" if device.type == "cpu" else "paper-clevr")
     if arguments.preset not in layer.IMAGE_PRESETS:
-        raise InputError(f"--preset is {arguments.preset!r}; for images with cuts there are: {', '.join(layer.IMAGE_PRESETS)}.")
+        raise InputError(
+            f"--preset is {arguments.preset!r}; for images with cuts there are: {', '.join(layer.IMAGE_PRESETS)}."
+        )
     config = preset(arguments.preset)
     batch = config.optim.batch_size if arguments.batch is None else arguments.batch
     for name, number in (("batch", batch), ("steps", arguments.steps), ("turns", arguments.turns)):
@@ -167,7 +186,9 @@ def _truth(config: RunConfig) -> tuple[Tensor, dict[str, Any]]:
         ArithmeticError: it has not.
     """
     size = config.model.image_size
-    images = torch.randint(0, 256, (CHECKED_IMAGES, size, size, 3), generator=torch.Generator().manual_seed(0)).byte()
+    images = torch.randint(
+        0, 256, (CHECKED_IMAGES, size, size, 3), generator=torch.Generator().manual_seed(0)
+    ).byte()
     found = []
     for build in (_plain.build, lambda sizes: sizes.build()):
         torch.manual_seed(0)
@@ -179,21 +200,40 @@ def _truth(config: RunConfig) -> tuple[Tensor, dict[str, Any]]:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        found.append((loss.item(), {name: outputs[name].detach() for name in ("masks", "alpha", "reconstruction")}, gradients))
+        found.append(
+            (
+                loss.item(),
+                {name: outputs[name].detach() for name in ("masks", "alpha", "reconstruction")},
+                gradients,
+            )
+        )
     (loss, plain, gradients), (_, ours, our_gradients) = found
-    outputs_error = max(float((ours[name] - plain[name]).norm() / plain[name].norm()) for name in plain)
-    wrong = sum(float((our_gradients[name] - gradients[name]).square().sum()) for name in gradients) ** 0.5
+    outputs_error = max(
+        float((ours[name] - plain[name]).norm() / plain[name].norm()) for name in plain
+    )
+    wrong = (
+        sum(float((our_gradients[name] - gradients[name]).square().sum()) for name in gradients)
+        ** 0.5
+    )
     gradient_error = wrong / sum(float(each.square().sum()) for each in gradients.values()) ** 0.5
     if not max(outputs_error, gradient_error) < EXACT:
         raise ArithmeticError(
             f"in float64 the package differs from the plain model by {outputs_error:.1e}, in gradients by {gradient_error:.1e}"
         )
-    return images, {"loss": loss, "gradients": gradients, "outputs_error": outputs_error, "gradient_error": gradient_error}
+    return images, {
+        "loss": loss,
+        "gradients": gradients,
+        "outputs_error": outputs_error,
+        "gradient_error": gradient_error,
+    }
 
 
 def _write_images(folder: Path, config: RunConfig) -> None:
     size, generator = config.model.image_size, np.random.default_rng(0)
-    count, mask = max(4 * config.optim.batch_size, 64), np.repeat(np.arange(4, dtype=np.uint8), size * size // 4)
+    count, mask = (
+        max(4 * config.optim.batch_size, 64),
+        np.repeat(np.arange(4, dtype=np.uint8), size * size // 4),
+    )
 
     def scenes(done: object):
         for index in range(count):
@@ -215,7 +255,8 @@ def _measured(
 ) -> list[dict[str, Any]]:
     """A row a way, in their order. What fails has its reason; without the plain one there is nothing to compare with."""
     rows: dict[str, dict[str, Any]] = {
-        name: {"name": name, "title": way.title, "precision": way.precision, "status": "measured"} for name, way in ways.items()
+        name: {"name": name, "title": way.title, "precision": way.precision, "status": "measured"}
+        for name, way in ways.items()
     }
     workers: dict[str, Worker] = {}
 
@@ -230,8 +271,18 @@ def _measured(
     try:
         for name, way in ways.items():
             workers[name] = Worker(way, config, device, data)
-            ask(name, "errors", "check", images=images, truth={key: truth[key] for key in ("loss", "gradients")})
-            if rows[name]["status"] == "measured" and way.precision == "float32" and not _close(rows[name]["errors"]):
+            ask(
+                name,
+                "errors",
+                "check",
+                images=images,
+                truth={key: truth[key] for key in ("loss", "gradients")},
+            )
+            if (
+                rows[name]["status"] == "measured"
+                and way.precision == "float32"
+                and not _close(rows[name]["errors"])
+            ):
                 rows[name] |= {
                     "status": "unequal",
                     "reason": f"its gradient is wrong by {rows[name]['errors']['gradient_error']:.1e}",
@@ -248,10 +299,19 @@ def _measured(
                 times[name].append(rows[name].get("seconds", float("nan")))
         for name in ways:
             if rows[name]["status"] == "measured":
-                ratios = [plain / own for plain, own in zip(times["plain"], times[name], strict=True)]
-                rows[name] |= {"seconds": statistics.median(times[name]), "fastest_seconds": min(times[name])}
+                ratios = [
+                    plain / own for plain, own in zip(times["plain"], times[name], strict=True)
+                ]
+                rows[name] |= {
+                    "seconds": statistics.median(times[name]),
+                    "fastest_seconds": min(times[name]),
+                }
                 rows[name] |= {"ratio": statistics.median(ratios), "ratios": ratios}
-            if ways[name].mode is None and not ways[name].graph and name in ("plain", FIT[torch.device(device).type]):
+            if (
+                ways[name].mode is None
+                and not ways[name].graph
+                and name in ("plain", FIT[torch.device(device).type])
+            ):
                 ask(name, "parts", "parts", steps=3 * arguments.steps)
             if not ways[name].graph and not ways[name].solver:
                 ask(name, "matrix_rate", "matrix_rate")
@@ -269,9 +329,14 @@ def _close(errors: dict[str, float]) -> bool:
 def _headline(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
     """The ratio of what `fit` does and of the fastest way, and the best share of the matrix rate on the decoder."""
     done = {row["name"]: row for row in rows if row["status"] == "measured"}
-    fit, best = done.get(FIT[device.type]), max(done.values(), key=lambda row: row["ratio"], default=None)
+    fit, best = (
+        done.get(FIT[device.type]),
+        max(done.values(), key=lambda row: row["ratio"], default=None),
+    )
     shares = [
-        row["decoder_share"] for row in done.values() if "decoder_share" in row and row["precision"] == (fit or row)["precision"]
+        row["decoder_share"]
+        for row in done.values()
+        if "decoder_share" in row and row["precision"] == (fit or row)["precision"]
     ]
     found = {
         "ratio_of_fit": fit and fit["ratio"],
@@ -279,7 +344,11 @@ def _headline(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any
         "ratio_of_fastest": best and best["ratio"],
         "decoder_share": max(shares, default=None),
     }
-    return found | ({f"{name}_at_least": value for name, value in AT_LEAST.items()} if device.type == "cuda" else {})
+    return found | (
+        {f"{name}_at_least": value for name, value in AT_LEAST.items()}
+        if device.type == "cuda"
+        else {}
+    )
 
 
 def _show(figures: dict[str, Any]) -> None:
@@ -287,11 +356,19 @@ def _show(figures: dict[str, Any]) -> None:
     console.width = max(console.width, 118)
     about = figures["machine"]
     load = f"load {about['load_before']:.1f} before, {about['load_after']:.1f} after"
-    console.print(f"{about['processor']}, {about['threads']} threads, {about['gpu'] or 'no GPU'}; {load}")
-    rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in figures["matrix_rate"].items())
-    console.print(f"Matrix products: {rates}. Decoder: {figures['decoder_flops'] / 1e9:,.3g} GFLOP a step, by its convolutions.")
+    console.print(
+        f"{about['processor']}, {about['threads']} threads, {about['gpu'] or 'no GPU'}; {load}"
+    )
+    rates = ", ".join(
+        f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in figures["matrix_rate"].items()
+    )
+    console.print(
+        f"Matrix products: {rates}. Decoder: {figures['decoder_flops'] / 1e9:,.3g} GFLOP a step, by its convolutions."
+    )
     error = max(figures["same_model"].values())
-    console.print(f"Plain model and package agree to {error:.0e} in float64. Error: of the gradient, against that.")
+    console.print(
+        f"Plain model and package agree to {error:.0e} in float64. Error: of the gradient, against that."
+    )
     console.print(
         f"{figures['preset']}, batch {figures['batch']}; medians of {figures['turns']} turns of {figures['steps']} steps."
     )
@@ -303,12 +380,19 @@ def _show(figures: dict[str, Any]) -> None:
             continue
         name = f"{row['title']}{' (fit)' if row['name'] == figures['fit'] else ''}"
         share = f"{100 * row['decoder_share']:.0f} %" if "decoder_share" in row else "-"
-        numbers = (f"{row['images_per_second']:.4g}", f"{row['ratio']:.2f}", f"{row['first_seconds']:.2g}", share)
+        numbers = (
+            f"{row['images_per_second']:.4g}",
+            f"{row['ratio']:.2f}",
+            f"{row['first_seconds']:.2g}",
+            share,
+        )
         table.add_row(name, *numbers, f"{row['errors']['gradient_error']:.0e}")
     console.print(table)
     for row in figures["ways"]:
         if row["status"] != "measured":
-            console.print(f"  {row['title']}, {row['status']}: {row['reason']}", soft_wrap=True, markup=False)
+            console.print(
+                f"  {row['title']}, {row['status']}: {row['reason']}", soft_wrap=True, markup=False
+            )
     console.print(
         "First: seconds to the second step, with what is compiled. Decoder: share of the matrix rate, alone, with backward."
     )
@@ -320,5 +404,8 @@ def _show(figures: dict[str, Any]) -> None:
 def _parts_line(row: dict[str, Any]) -> str:
     seconds = {part: sum(ways.values()) for part, ways in row["parts"].items()}
     whole = sum(seconds.values())
-    parts = ", ".join(f"{part} {100 * each / whole:.1f} %" for part, each in sorted(seconds.items(), key=lambda pair: -pair[1]))
+    parts = ", ".join(
+        f"{part} {100 * each / whole:.1f} %"
+        for part, each in sorted(seconds.items(), key=lambda pair: -pair[1])
+    )
     return f"Time of {row['name']}: {parts}"

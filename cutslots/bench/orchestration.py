@@ -30,29 +30,51 @@ IDLE_SECONDS = 6.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 500], help="trials of one worker (default 10 100 500)")
-    parser.add_argument("--worker-trials", type=int, default=5, help="trials of two Ray Train workers, 0 for none (default 5)")
-    parser.add_argument("--sweep", type=Path, help="a sweep file whose seconds to the first step are measured too")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        nargs="+",
+        default=[10, 100, 500],
+        help="trials of one worker (default 10 100 500)",
+    )
+    parser.add_argument(
+        "--worker-trials",
+        type=int,
+        default=5,
+        help="trials of two Ray Train workers, 0 for none (default 5)",
+    )
+    parser.add_argument(
+        "--sweep", type=Path, help="a sweep file whose seconds to the first step are measured too"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run sweeps of trials that do nothing on a Ray cluster of this machine."""
     if min(arguments.trials) < 1 or arguments.worker_trials < 0:
-        raise InputError(f"--trials {arguments.trials}, --worker-trials {arguments.worker_trials}: give at least 1 and 0.")
+        raise InputError(
+            f"--trials {arguments.trials}, --worker-trials {arguments.worker_trials}: give at least 1 and 0."
+        )
     figures: dict[str, Any] = {"machine": machine(), "cells": []}
     with tempfile.TemporaryDirectory(prefix="cutslots-bench-") as folder:
         os.environ["CUTSLOTS_HOME"] = folder
         data = Path(folder) / "data" / "scenes"
         prepare("scenes", None, data, sources.load("scenes").Options())
-        for workers, counts in ((1, arguments.trials), (2, [arguments.worker_trials] if arguments.worker_trials else [])):
+        for workers, counts in (
+            (1, arguments.trials),
+            (2, [arguments.worker_trials] if arguments.worker_trials else []),
+        ):
             figures["cells"] += _sweeps(Resources(workers, cpus=1), counts, data, Path(folder))
         if arguments.sweep:
             figures["first_step_seconds"] = _first_step(arguments.sweep)
-            print(f"{arguments.sweep}: {figures['first_step_seconds']:.1f} s to the first step of a training")
+            print(
+                f"{arguments.sweep}: {figures['first_step_seconds']:.1f} s to the first step of a training"
+            )
     return figures
 
 
-def _sweeps(need: Resources, counts: list[int], data: Path, folder: Path) -> Iterator[dict[str, Any]]:
+def _sweeps(
+    need: Resources, counts: list[int], data: Path, folder: Path
+) -> Iterator[dict[str, Any]]:
     """Figures of sweeps with so many trials each, on one cluster."""
     from cutslots.launch import tune
 
@@ -63,7 +85,12 @@ def _sweeps(need: Resources, counts: list[int], data: Path, folder: Path) -> Ite
             # A first trial pays for the actors' start.
             first, _ = _timed(tune, need, data, folder, 1, room, _nothing)
             seconds, _ = _timed(tune, need, data, folder, count, room, _nothing)
-            cell = {"workers": need.workers, "trials": count, "seconds_a_trial": seconds / count, "first_trial_seconds": first}
+            cell = {
+                "workers": need.workers,
+                "trials": count,
+                "seconds_a_trial": seconds / count,
+                "first_trial_seconds": first,
+            }
             yield cell | {"ray_seconds": ready, "at_a_time": room}
             _tell(
                 f"{count:>4} trials of {need}, {room} at a time: {seconds / count:.2f} s a trial; the first alone {first:.1f} s; "
@@ -72,21 +99,37 @@ def _sweeps(need: Resources, counts: list[int], data: Path, folder: Path) -> Ite
         if counts:
             _, memory = _timed(tune, need, data, folder, 1, room, _idle)
             yield {"workers": need.workers, "idle_trial_megabytes": memory}
-            _tell(f"memory of an idle trial of {need}: {memory:.0f} MB over all its processes (shared pages by their share)")
+            _tell(
+                f"memory of an idle trial of {need}: {memory:.0f} MB over all its processes (shared pages by their share)"
+            )
 
 
-def _timed(tune: Any, need: Resources, data: Path, folder: Path, count: int, room: int, body: Any) -> tuple[float, float]:
+def _timed(
+    tune: Any, need: Resources, data: Path, folder: Path, count: int, room: int, body: Any
+) -> tuple[float, float]:
     """Seconds of a sweep, and the most memory its trials' processes had, in MB."""
-    sweep = Sweep(f"bench-{time.time_ns()}", "scenes", "small", SPACE, trials=count, halving=None, search="random")
+    sweep = Sweep(
+        f"bench-{time.time_ns()}",
+        "scenes",
+        "small",
+        SPACE,
+        trials=count,
+        halving=None,
+        search="random",
+    )
     home = folder / "sweeps" / sweep.name
-    driver = Driver(Study(sweep, home), Plan(data, "scenes", "bench"), home, None, lambda text: None)
+    driver = Driver(
+        Study(sweep, home), Plan(data, "scenes", "bench"), home, None, lambda text: None
+    )
     with _Memory() as memory:
         start = time.perf_counter()
         tune.run(driver, need, room, 0, body)
         seconds = time.perf_counter() - start
     states = [row.state for row in driver.rows()]
     if states != ["finished"] * count:
-        raise RuntimeError(f"{count} trials ended as {states}: {[row.cause for row in driver.rows() if row.cause][:1]}")
+        raise RuntimeError(
+            f"{count} trials ended as {states}: {[row.cause for row in driver.rows() if row.cause][:1]}"
+        )
     return seconds, memory.most
 
 
@@ -132,13 +175,20 @@ def _first_step(sweep: Path) -> float:
     runs = Path(os.environ["CUTSLOTS_HOME"]) / "runs"
     start = time.time()
     process = subprocess.Popen(
-        [sys.executable, str(sweep), "--name", "first-step"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, str(sweep), "--name", "first-step"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         while process.poll() is None:
             journals = [path.parent for path in runs.glob("*/journal.jsonl")]
             # A trial logs its parameters when it has its model, right before its first step.
-            begun = [event["time"] / 1000 for run_dir in journals for event in events(run_dir) if event["kind"] == "params"]
+            begun = [
+                event["time"] / 1000
+                for run_dir in journals
+                for event in events(run_dir)
+                if event["kind"] == "params"
+            ]
             if begun:
                 return min(begun) - start
             time.sleep(0.1)

@@ -22,17 +22,52 @@ from cutslots.runlog.store import Store
 from cutslots.train.config import RunConfig, preset
 
 # What `cutslots train` logs: of a reading of the training, of an evaluation, and of the machine.
-TRAIN = ("loss", "grad_norm", "learning_rate", "epoch", "images_per_second", "model_share", "data_wait_share")
-SCORES = ("ari_fg", "ari", "miou", "cut_ari_fg", "cut_ari", "cut_miou", "mse", "mse_mean", "num_images")
+TRAIN = (
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "epoch",
+    "images_per_second",
+    "model_share",
+    "data_wait_share",
+)
+SCORES = (
+    "ari_fg",
+    "ari",
+    "miou",
+    "cut_ari_fg",
+    "cut_ari",
+    "cut_miou",
+    "mse",
+    "mse_mean",
+    "num_images",
+)
 SYSTEM = tuple(f"number_{number}" for number in range(10))
-TAGS = ("dataset", "model", "commit", "label", "signature", "rank", "cause", "checkpoints", "cutslots.version", "cutslots.device")
+TAGS = (
+    "dataset",
+    "model",
+    "commit",
+    "label",
+    "signature",
+    "rank",
+    "cause",
+    "checkpoints",
+    "cutslots.version",
+    "cutslots.device",
+)
 READINGS, EVALUATIONS = 20, 5
 STEPS = 150
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trials", type=int, default=1000, help="trials of the sweep that is read (default 1000)")
-    parser.add_argument("--preset", default="small", help="whose training step logging is compared with (default small)")
+    parser.add_argument(
+        "--trials", type=int, default=1000, help="trials of the sweep that is read (default 1000)"
+    )
+    parser.add_argument(
+        "--preset",
+        default="small",
+        help="whose training step logging is compared with (default small)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -48,16 +83,28 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         os.environ["CUTSLOTS_HOME"] = folder
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         ready()
-        figures = {"machine": machine(), **_logging(config, Path(folder) / "run"), **_reading(config, arguments.trials)}
+        figures = {
+            "machine": machine(),
+            **_logging(config, Path(folder) / "run"),
+            **_reading(config, arguments.trials),
+        }
     threads, batch = figures["machine"]["threads"], config.optim.batch_size
     each, step = figures["metrics_call_seconds"], figures["step_seconds"]
-    print(f"{arguments.trials} trials in SQLite, {figures['log_trial_seconds']:.3f} s to write each:")
+    print(
+        f"{arguments.trials} trials in SQLite, {figures['log_trial_seconds']:.3f} s to write each:"
+    )
     print(f"  children                           {figures['children_seconds']:8.2f} s")
     print(f"  a table of the best 100            {figures['table_seconds']:8.2f} s")
-    print(f"training step of {arguments.preset}, batch {batch}, {threads} threads: {step * 1e3:.1f} ms")
-    print(f"  RunLog.metrics in its thread       {each * 1e6:8.0f} us = {100 * figures['metrics_call_share']:.3f} % of a step")
+    print(
+        f"training step of {arguments.preset}, batch {batch}, {threads} threads: {step * 1e3:.1f} ms"
+    )
+    print(
+        f"  RunLog.metrics in its thread       {each * 1e6:8.0f} us = {100 * figures['metrics_call_share']:.3f} % of a step"
+    )
     print(f"  the mean of all calls              {100 * figures['metrics_mean_share']:8.3f} %")
-    print(f"  the delivery beside it, a call a step {100 * figures['delivery_share']:5.2f} % of a processor")
+    print(
+        f"  the delivery beside it, a call a step {100 * figures['delivery_share']:5.2f} % of a processor"
+    )
     print(f"  a look at the run's journal        {figures['latest_seconds'] * 1e3:8.2f} ms")
     return figures
 
@@ -66,7 +113,10 @@ def _logging(config: RunConfig, run_dir: Path) -> dict[str, float]:
     """Steps with a call after each; a training calls once in `log_every` steps."""
     model = config.model.build()
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    images = torch.rand(config.optim.batch_size, 3, config.model.image_size, config.model.image_size) * 2 - 1
+    images = (
+        torch.rand(config.optim.batch_size, 3, config.model.image_size, config.model.image_size) * 2
+        - 1
+    )
 
     def step() -> None:
         loss = model.loss(model(images), images)
@@ -103,8 +153,16 @@ def _logging(config: RunConfig, run_dir: Path) -> dict[str, float]:
 
 def _delivering(run_dir: Path) -> float:
     """Seconds of a processor that the thread of a run log has taken."""
-    (number,) = [thread.native_id for thread in threading.enumerate() if thread.name == f"run log of {run_dir.name}"]
-    return sum(thread.user_time + thread.system_time for thread in psutil.Process().threads() if thread.id == number)
+    (number,) = [
+        thread.native_id
+        for thread in threading.enumerate()
+        if thread.name == f"run log of {run_dir.name}"
+    ]
+    return sum(
+        thread.user_time + thread.system_time
+        for thread in psutil.Process().threads()
+        if thread.id == number
+    )
 
 
 def _reading(config: RunConfig, trials: int) -> dict[str, float]:
@@ -118,7 +176,9 @@ def _reading(config: RunConfig, trials: int) -> dict[str, float]:
         "log_trial_seconds": writing / trials,
         "children_seconds": median_seconds(lambda: children(parent), repeats=3, warmup=0),
         "table_seconds": median_seconds(
-            lambda: find_runs("tags.sweep = 'bench' and tags.state = 'finished'", order, limit=100), repeats=3, warmup=1
+            lambda: find_runs("tags.sweep = 'bench' and tags.state = 'finished'", order, limit=100),
+            repeats=3,
+            warmup=1,
         ),
     }
 
@@ -129,17 +189,32 @@ def _written(config: RunConfig, trials: int) -> str:
     params = {name: str(value) for name, value in options.flat(config).items()}
 
     def opened(name: str, parent: str | None) -> str:
-        about = {"experiment": "bench", "run_name": name, "run_dir": f"/runs/{name}", "user": "bench", "parent_run_id": parent}
+        about = {
+            "experiment": "bench",
+            "run_name": name,
+            "run_dir": f"/runs/{name}",
+            "user": "bench",
+            "parent_run_id": parent,
+        }
         return store.find_or_create({**about, "log_id": name, "time": now})[1]
 
     sweep = opened("sweep", None)
     for number in range(trials):
         run_id = opened(f"trial-{number}", sweep)
-        tags = {**dict.fromkeys(TAGS, str(number)), "sweep": "bench", "sweep.bench": str(number), "state": "finished"}
+        tags = {
+            **dict.fromkeys(TAGS, str(number)),
+            "sweep": "bench",
+            "sweep.bench": str(number),
+            "state": "finished",
+        }
         for kind, values in (("params", params), ("tags", tags)):
             store.send(run_id, [{"kind": kind, "values": values}], Path())
         store.send(run_id, list(_curves(number, now)), Path())
-        store.send(run_id, [{"kind": "status", "status": "FINISHED", "time": now + 1000 * READINGS}], Path())
+        store.send(
+            run_id,
+            [{"kind": "status", "status": "FINISHED", "time": now + 1000 * READINGS}],
+            Path(),
+        )
     return sweep
 
 

@@ -47,7 +47,9 @@ class Command(Protocol):
 
 def names() -> list[str]:
     """The names of all commands, in the order of the help."""
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    found = sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+    )
     return sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
 
@@ -66,7 +68,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="CUTSLOTS_HOME names the folder of runs, tracking store and built-in data; default ./cutslots-home.",
     )
     top.add_argument("--version", action="version", version=f"cutslots {cutslots.__version__}")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser)
+    commands = top.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser
+    )
     for name in names():
         command = cast(Command, importlib.import_module(f"{__name__}.{name}"))
         help_line, _, description = (command.__doc__ or name).partition("\n")
@@ -81,7 +85,9 @@ class _Help(argparse.HelpFormatter):
 
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
-        self._action_max_length = max([self._action_max_length, *(len(name) + 4 for name in names())])
+        self._action_max_length = max(
+            [self._action_max_length, *(len(name) + 4 for name in names())]
+        )
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -95,7 +101,16 @@ class _CommandParser(argparse.ArgumentParser):
             command.add_arguments(self)
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:  # said here, the usage is the command's own
-            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            hint = nearest(unknown[0].partition("=")[0], options) if unknown[0].startswith("--") else ""
+            options = [
+                name
+                for action in self._actions
+                for name in action.option_strings
+                if name.startswith("--")
+            ]
+            hint = (
+                nearest(unknown[0].partition("=")[0], options)
+                if unknown[0].startswith("--")
+                else ""
+            )
             self.error(f"unrecognized arguments: {' '.join(unknown)}. {hint}".strip())
         return namespace, unknown

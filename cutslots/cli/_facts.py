@@ -48,7 +48,19 @@ class Fact:
 def collect() -> list[Fact]:
     """All facts, in the order of the report."""
     packages = [partial(package, name) for name in ("pyarrow", "ray", "optuna", "mlflow")]
-    looks = [python, torch, *packages, gpu, cusparse, cholmod, ray_cluster, home_folder, tracking_store, datasets, factor_cache]
+    looks = [
+        python,
+        torch,
+        *packages,
+        gpu,
+        cusparse,
+        cholmod,
+        ray_cluster,
+        home_folder,
+        tracking_store,
+        datasets,
+        factor_cache,
+    ]
     with ThreadPoolExecutor() as pool:  # the time goes into imports, each in a process of its own
         return [fact for found in pool.map(_guarded, looks) for fact in found]
 
@@ -56,7 +68,10 @@ def collect() -> list[Fact]:
 def _guarded(look: Callable[[], list[Fact]]) -> list[Fact]:
     try:
         return look()
-    except (ImportError, OSError) as error:  # a package that does not load has a line of its own, with the remedy
+    except (
+        ImportError,
+        OSError,
+    ) as error:  # a package that does not load has a line of its own, with the remedy
         return [Fact("problem", "cutslots", f"cannot look further: {error}")]
 
 
@@ -73,7 +88,9 @@ def torch() -> list[Fact]:
     import torch
 
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    return [_too_old("torch", torch.__version__) or Fact("ok", "torch", f"{torch.__version__}, {built}")]
+    return [
+        _too_old("torch", torch.__version__) or Fact("ok", "torch", f"{torch.__version__}, {built}")
+    ]
 
 
 def package(name: str) -> list[Fact]:
@@ -82,7 +99,14 @@ def package(name: str) -> list[Fact]:
         return [Fact("problem", name, "not installed", f"pip install '{name}{_floor(name)}'")]
     works, said = probe(f"import {name}; print({name}.__version__)")
     if not works:
-        return [Fact("problem", name, f"cannot be imported: {said}", f"pip install --force-reinstall '{name}{_floor(name)}'")]
+        return [
+            Fact(
+                "problem",
+                name,
+                f"cannot be imported: {said}",
+                f"pip install --force-reinstall '{name}{_floor(name)}'",
+            )
+        ]
     return [_too_old(name, said) or Fact("ok", name, said)]
 
 
@@ -93,10 +117,20 @@ def probe(code: str) -> tuple[bool, str]:
     """
     command = [sys.executable, "-P", "-c", code]
     # It imports from where this process does, and from nowhere else: -P leaves out the working directory.
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL, env=env, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            stdin=subprocess.DEVNULL,
+            env=env,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return False, f"no answer within {PROBE_SECONDS} s"
@@ -112,16 +146,26 @@ def _floor(distribution: str) -> str:
         required = importlib.metadata.requires("cutslots") or []
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
         return ""
-    found = (re.match(rf"{re.escape(distribution)}(?:\[.*?\])?(>=[\d.]+)", line) for line in required)
+    found = (
+        re.match(rf"{re.escape(distribution)}(?:\[.*?\])?(>=[\d.]+)", line) for line in required
+    )
     return next((match[1] for match in found if match), "")
 
 
 def _too_old(distribution: str, version: str) -> Fact | None:
     floor = _floor(distribution)
-    there, least = ([int(number) for number in re.findall(r"\d+", text.split("+")[0])] for text in (version, floor))
+    there, least = (
+        [int(number) for number in re.findall(r"\d+", text.split("+")[0])]
+        for text in (version, floor)
+    )
     if there >= least:
         return None
-    return Fact("problem", distribution, f"{version}; cutslots needs {floor}", f"pip install --upgrade '{distribution}{floor}'")
+    return Fact(
+        "problem",
+        distribution,
+        f"{version}; cutslots needs {floor}",
+        f"pip install --upgrade '{distribution}{floor}'",
+    )
 
 
 # ---- what solves and trains
@@ -137,7 +181,9 @@ def gpu() -> list[Fact]:
     try:
         torch.cuda.init()
     except (AssertionError, RuntimeError) as error:
-        return [Fact("missing", "GPU", f"{_first_line(error)}; the CPU does everything, slower", remedy)]
+        return [
+            Fact("missing", "GPU", f"{_first_line(error)}; the CPU does everything, slower", remedy)
+        ]
     facts = []
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
@@ -146,7 +192,9 @@ def gpu() -> list[Fact]:
             torch.ones(2, device=f"cuda:{index}").sum().item()
             facts.append(Fact("ok", "GPU", text))
         except RuntimeError as error:
-            facts.append(Fact("problem", "GPU", f"{text}, does not compute: {_first_line(error)}", remedy))
+            facts.append(
+                Fact("problem", "GPU", f"{text}, does not compute: {_first_line(error)}", remedy)
+            )
     return facts
 
 
@@ -157,10 +205,21 @@ def cusparse() -> list[Fact]:
     install = f"pip install 'cupy-cuda{(torch.version.cuda or '12').split('.')[0]}x[ctk]'"
     there = importlib.util.find_spec("cupy") is not None
     if not torch.cuda.is_available():
-        return [Fact("missing", "cuSPARSE", f"needs a GPU; CuPy is {'' if there else 'not '}installed")]
+        return [
+            Fact("missing", "cuSPARSE", f"needs a GPU; CuPy is {'' if there else 'not '}installed")
+        ]
     if not there:
-        return [Fact("missing", "cuSPARSE", "CuPy is not installed; large factors are applied as dense panels, slower", install)]
-    works, said = probe("from cutslots.cli._facts import solve_with_cusparse; print(solve_with_cusparse())")
+        return [
+            Fact(
+                "missing",
+                "cuSPARSE",
+                "CuPy is not installed; large factors are applied as dense panels, slower",
+                install,
+            )
+        ]
+    works, said = probe(
+        "from cutslots.cli._facts import solve_with_cusparse; print(solve_with_cusparse())"
+    )
     return [Fact("ok", "cuSPARSE", said) if works else Fact("problem", "cuSPARSE", said, install)]
 
 
@@ -176,7 +235,9 @@ def solve_with_cusparse() -> str:
     if reason:
         sys.exit(" ".join(reason.split()))
     rhs = torch.ones(1, 2, device="cuda")
-    solved = cusparse.Substitution(factorise(diags_array([1.0, 4.0])), rhs.device, rhs.dtype).solve(rhs)
+    solved = cusparse.Substitution(factorise(diags_array([1.0, 4.0])), rhs.device, rhs.dtype).solve(
+        rhs
+    )
     if not solved.allclose(rhs / rhs.new_tensor([1, 4])):
         sys.exit(f"cuSPARSE solves wrongly: {solved.tolist()} in place of [[1, 0.25]]")
     import cupy
@@ -189,7 +250,14 @@ def cholmod() -> list[Fact]:
     """CHOLMOD through scikit-sparse."""
     install = "apt-get install libsuitesparse-dev && pip install 'cutslots[cholmod]'"
     if importlib.util.find_spec("sksparse") is None:
-        return [Fact("missing", "CHOLMOD", "scikit-sparse is not installed; SciPy's SuperLU factors instead", install)]
+        return [
+            Fact(
+                "missing",
+                "CHOLMOD",
+                "scikit-sparse is not installed; SciPy's SuperLU factors instead",
+                install,
+            )
+        ]
     works, said = probe("import sksparse, sksparse.cholmod; print(sksparse.__version__)")
     if not works:
         return [Fact("problem", "CHOLMOD", f"scikit-sparse cannot be imported: {said}", install)]
@@ -215,10 +283,19 @@ def home_folder() -> list[Fact]:
     """The home folder and the room on its disk."""
     folder = home()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    text = f"{folder}, {size(shutil.disk_usage(there).free)} free" + ("" if there == folder else "; made when it is needed")
+    text = f"{folder}, {size(shutil.disk_usage(there).free)} free" + (
+        "" if there == folder else "; made when it is needed"
+    )
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return [Fact("ok", "CUTSLOTS_HOME", text)]
-    return [Fact("problem", "CUTSLOTS_HOME", f"{text}; {there} is no folder you may write to", "export CUTSLOTS_HOME=FOLDER")]
+    return [
+        Fact(
+            "problem",
+            "CUTSLOTS_HOME",
+            f"{text}; {there} is no folder you may write to",
+            "export CUTSLOTS_HOME=FOLDER",
+        )
+    ]
 
 
 def tracking_store() -> list[Fact]:
@@ -241,16 +318,26 @@ def tracking_store() -> list[Fact]:
     if database is None:
         return [Fact("ok", name, shown)]
     if not database.exists():
-        return [Fact("missing", name, f"{database} is made by the first run", "cutslots train scenes")]
+        return [
+            Fact("missing", name, f"{database} is made by the first run", "cutslots train scenes")
+        ]
     try:
-        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=SERVER_SECONDS)) as connection:
-            (count,) = connection.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()
+        with closing(
+            sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=SERVER_SECONDS)
+        ) as connection:
+            (count,) = connection.execute(
+                "SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'"
+            ).fetchone()
         return [Fact("ok", name, f"{database}, {size(database.stat().st_size)}, runs: {count:,}")]
     except sqlite3.OperationalError as error:  # locked, no permission, or not MLflow's yet
         return [Fact("missing", name, f"{database} cannot be read now: {error}")]
     except sqlite3.DatabaseError as error:
-        text = f"{database} is damaged: {error}; without it, `cutslots sync RUN` delivers a run anew"
-        return [Fact("problem", name, text, f"mv {quote(str(database))} {quote(str(database))}.damaged")]
+        text = (
+            f"{database} is damaged: {error}; without it, `cutslots sync RUN` delivers a run anew"
+        )
+        return [
+            Fact("problem", name, text, f"mv {quote(str(database))} {quote(str(database))}.damaged")
+        ]
 
 
 def datasets() -> list[Fact]:
@@ -268,8 +355,14 @@ def datasets() -> list[Fact]:
         else:
             facts.append(Fact("problem", DATA, f"{base} is no folder", f"export {DATA}=FOLDER"))
     for folder in folders:
-        found = [path for path in sorted(folder.glob("*")) if (path / MANIFEST).exists() or (path / PROGRESS).exists()]
-        facts += [dataset(path) for path in found] or [Fact("missing", "datasets", f"none in {folder}", "cutslots prepare scenes")]
+        found = [
+            path
+            for path in sorted(folder.glob("*"))
+            if (path / MANIFEST).exists() or (path / PROGRESS).exists()
+        ]
+        facts += [dataset(path) for path in found] or [
+            Fact("missing", "datasets", f"none in {folder}", "cutslots prepare scenes")
+        ]
     return facts
 
 
@@ -318,7 +411,11 @@ def factor_cache() -> list[Fact]:
 
     found, name = factors.stored(), "factor cache"
     text = f"{factors.folder()}, {len(found)} factors, {size(sum(each.bytes for each in found))}"
-    problems = [Fact("problem", name, each.problem, "cutslots doctor --clear-factors") for each in found if each.problem]
+    problems = [
+        Fact("problem", name, each.problem, "cutslots doctor --clear-factors")
+        for each in found
+        if each.problem
+    ]
     return [Fact("ok", name, text), *problems]
 
 
@@ -328,7 +425,10 @@ def cleared_factors() -> list[Fact]:
 
     deleted = factors.clear()
     text = f"{factors.folder()}, {len(deleted)} factors, {size(sum(each.bytes for each in deleted))} freed"
-    return [Fact("ok", "factor cache", text), *(Fact("ok", "freed", f"{each.about}, {size(each.bytes)}") for each in deleted)]
+    return [
+        Fact("ok", "factor cache", text),
+        *(Fact("ok", "freed", f"{each.about}, {size(each.bytes)}") for each in deleted),
+    ]
 
 
 # ---- in words

@@ -16,7 +16,11 @@ from PIL import Image, ImageOps
 from cutslots.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-FORMATS = ("PNG", "JPEG", "MPO")  # the last is what cameras write that put several JPEGs into one file
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+)  # the last is what cameras write that put several JPEGs into one file
 ORIENTATION = 0x0112  # of EXIF; from 5 on the camera was held upright
 
 
@@ -74,18 +78,28 @@ def find(arguments: Sequence[str], besides: Path) -> Found:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir() and path.resolve() == besides.resolve():
-            raise InputError(f"--out {besides} is also a folder of pictures. Give another one for the results.")
+            raise InputError(
+                f"--out {besides} is also a folder of pictures. Give another one for the results."
+            )
         if path.is_dir():
             below = list(_below(path, besides.resolve()))
-            inside = [Picture(file, file.relative_to(path).with_suffix("").as_posix()) for file in below if _is_picture(file)]
+            inside = [
+                Picture(file, file.relative_to(path).with_suffix("").as_posix())
+                for file in below
+                if _is_picture(file)
+            ]
             if not inside:
-                raise InputError(f"{argument} has no PNG or JPEG images in it. Give a folder that has some, or the files.")
+                raise InputError(
+                    f"{argument} has no PNG or JPEG images in it. Give a folder that has some, or the files."
+                )
             others += [file for file in below if not _is_picture(file)]
             found += inside
         elif path.exists():
             found.append(Picture(path, path.stem))
         else:
-            raise InputError(f"{argument} does not exist. Give PNG or JPEG files, or folders of them.")
+            raise InputError(
+                f"{argument} does not exist. Give PNG or JPEG files, or folders of them."
+            )
     named: dict[str, Path] = {}
     for picture in found:
         if picture.name in named and not os.path.samefile(named[picture.name], picture.path):
@@ -97,7 +111,9 @@ def find(arguments: Sequence[str], besides: Path) -> Found:
     for path in named.values():
         _check(path)
     pictures = [Picture(path, name) for name, path in named.items()]
-    return Found(sorted(pictures, key=lambda each: (_natural(each.clip), _natural(each.name))), others)
+    return Found(
+        sorted(pictures, key=lambda each: (_natural(each.clip), _natural(each.name))), others
+    )
 
 
 def load(picture: Picture, size: int, tile: int) -> Square:
@@ -111,7 +127,9 @@ def load(picture: Picture, size: int, tile: int) -> Square:
     with reading(picture.path), Image.open(picture.path) as image:
         turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         width, height = reversed(image.size) if turned else image.size
-        image.draft(None, (4 * tile, 4 * tile))  # JPEGs are decoded at a fraction of their size where that is more than enough
+        image.draft(
+            None, (4 * tile, 4 * tile)
+        )  # JPEGs are decoded at a fraction of their size where that is more than enough
         upright = _rgb(ImageOps.exif_transpose(image))
     square = upright.crop(_middle(*upright.size))
     box = _middle(width, height)
@@ -134,7 +152,9 @@ def _middle(width: int, height: int) -> tuple[int, int, int, int]:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion clips
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(
+            (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        ).convert("RGB")
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -143,7 +163,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _below(folder: Path, besides: Path) -> Iterator[Path]:
     for path, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and (Path(path) / name).resolve() != besides]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and (Path(path) / name).resolve() != besides
+        ]
         yield from (Path(path) / name for name in files if not name.startswith("."))
 
 
@@ -153,7 +177,10 @@ def _is_picture(path: Path) -> bool:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """A key by which frame_2 comes before frame_10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+    ]
 
 
 def _check(path: Path) -> None:
@@ -169,5 +196,14 @@ def reading(path: Path) -> Iterator[None]:
     """What Pillow raises for a file, as the user's to mend."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable PNG or JPEG image ({error}). Leave it out, or mend it.") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise InputError(
+            f"{path} is not a readable PNG or JPEG image ({error}). Leave it out, or mend it."
+        ) from None

@@ -32,18 +32,27 @@ class Predictions:
         self._entries: dict[str, dict[str, Any]] = {}
         self._saved = time.monotonic()
         if out.exists() and not out.is_dir():
-            raise InputError(f"--out {out} is a file. Give a folder, which is made when it is missing.")
+            raise InputError(
+                f"--out {out} is a file. Give a folder, which is made when it is missing."
+            )
         if (out / LIST).exists() and not overwrite:
             self._entries = self._earlier()
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
         try:
             found = json.loads((self.out / LIST).read_text(encoding="utf-8"))
-            weights, entries = found["model"]["weights"], {each["name"]: each for each in found["images"]}
+            weights, entries = (
+                found["model"]["weights"],
+                {each["name"]: each for each in found["images"]},
+            )
         except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(f"{self.out / LIST} is no list of predictions. Give another --out, or --overwrite.") from None
+            raise InputError(
+                f"{self.out / LIST} is no list of predictions. Give another --out, or --overwrite."
+            ) from None
         if weights != self.model["weights"]:
-            raise InputError(f"{self.out} has predictions of another model ({weights}). Give another --out, or --overwrite.")
+            raise InputError(
+                f"{self.out} has predictions of another model ({weights}). Give another --out, or --overwrite."
+            )
         return entries
 
     def has(self, picture: Picture) -> bool:
@@ -57,12 +66,17 @@ class Predictions:
             return False
         return os.stat(picture.path).st_mtime_ns <= made
 
-    def write(self, picture: Picture, square: Square, labels: np.ndarray, reconstruction: np.ndarray) -> None:
+    def write(
+        self, picture: Picture, square: Square, labels: np.ndarray, reconstruction: np.ndarray
+    ) -> None:
         """Write one picture's files and put it on the list."""
         from cutslots.report.overlays import mask_image, overlay, slots
 
         files = {"mask": f"{MASKS}/{picture.name}.png", "overlay": f"{OVERLAYS}/{picture.name}.png"}
-        images = {"mask": mask_image(labels), "overlay": overlay(square.shown, labels, reconstruction)}
+        images = {
+            "mask": mask_image(labels),
+            "overlay": overlay(square.shown, labels, reconstruction),
+        }
         for name, image in images.items():
             with atomic(self.out / files[name]) as temporary:
                 image.save(temporary, format="PNG")
@@ -82,5 +96,8 @@ class Predictions:
         images = ",\n  ".join(
             json.dumps(self._entries[name]) for name in sorted(self._entries)
         )  # a line each, to be read and compared
-        write_text(self.out / LIST, f'{{\n "model": {json.dumps(self.model)},\n "images": [\n  {images}\n ]\n}}\n')
+        write_text(
+            self.out / LIST,
+            f'{{\n "model": {json.dumps(self.model)},\n "images": [\n  {images}\n ]\n}}\n',
+        )
         self._saved = time.monotonic()

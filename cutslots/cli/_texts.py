@@ -28,9 +28,17 @@ def options_table() -> str:
         columns = {name: options.flat(config) for name, config in presets.items()}
         margin = 2 + max(len(option.path) for option in described)
         widths = {name: max(15, len(name) + 2) for name in columns}
-        lines += ["", f"  {model:<{margin}}" + "".join(f"{name:<{width}}" for name, width in widths.items())]
+        lines += [
+            "",
+            f"  {model:<{margin}}" + "".join(f"{name:<{width}}" for name, width in widths.items()),
+        ]
         for option in described:
-            values = "".join(f"{options.text(columns[name][option.path]):<{width}}" for name, width in widths.items())
-            kind = ", ".join(part for part in (options.type_name(option.type), option.range) if part)
+            values = "".join(
+                f"{options.text(columns[name][option.path]):<{width}}"
+                for name, width in widths.items()
+            )
+            kind = ", ".join(
+                part for part in (options.type_name(option.type), option.range) if part
+            )
             lines.append(f"  {option.path:<{margin}}{values}{option.help} ({kind})")
     return "\n".join(lines)

@@ -17,8 +17,13 @@ EXPERIMENT = "published"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which of the two."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    importing = what.add_parser("import", help="log them to MLflow as runs tagged published=true; what is there stays as it is")
-    importing.add_argument("--experiment", default=EXPERIMENT, help=f"the MLflow experiment (default {EXPERIMENT})")
+    importing = what.add_parser(
+        "import",
+        help="log them to MLflow as runs tagged published=true; what is there stays as it is",
+    )
+    importing.add_argument(
+        "--experiment", default=EXPERIMENT, help=f"the MLflow experiment (default {EXPERIMENT})"
+    )
     listing = what.add_parser("list", help="print them with their sources and protocols")
     listing.add_argument("--dataset", help="of this set only, such as clevrtex_camo")
     listing.add_argument("--json", action="store_true", help="print them as JSON")
@@ -50,7 +55,9 @@ def _list(dataset: str | None, as_json: bool) -> None:
 
     known = list(dict.fromkeys(row.dataset for row in ROWS))
     if dataset not in (None, *known):
-        raise InputError(f"--dataset {dataset}: nothing published is known of it. {nearest(dataset, known)}")
+        raise InputError(
+            f"--dataset {dataset}: nothing published is known of it. {nearest(dataset, known)}"
+        )
     found = rows(dataset)
     if as_json:
         print(json.dumps([asdict(row) for row in found], indent=2))
@@ -60,7 +67,9 @@ def _list(dataset: str | None, as_json: bool) -> None:
         of_set = [row for row in found if row.dataset == name]
         width = max(len(row.method) for row in of_set)
         for row in of_set:
-            figures = "  ".join(_figure(score, value, row.spread.get(score)) for score, value in row.scores.items())
+            figures = "  ".join(
+                _figure(score, value, row.spread.get(score)) for score, value in row.scores.items()
+            )
             print(f"  {row.method:<{width}}  {figures}  [{row.source}; {row.protocol}]")
 
 

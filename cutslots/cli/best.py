@@ -20,8 +20,16 @@ GAP = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which runs, and by what."""
-    parser.add_argument("--dataset", metavar="SET", help="the set that was scored, such as clevrtex_camo; default a board for each")
-    parser.add_argument("--metric", default="ari_fg", help="ari_fg (default), ari, miou, mse, cut_ari_fg, video_ari_fg, ...")
+    parser.add_argument(
+        "--dataset",
+        metavar="SET",
+        help="the set that was scored, such as clevrtex_camo; default a board for each",
+    )
+    parser.add_argument(
+        "--metric",
+        default="ari_fg",
+        help="ari_fg (default), ari, miou, mse, cut_ari_fg, video_ari_fg, ...",
+    )
     parser.add_argument(
         "--split",
         default="val",
@@ -70,7 +78,9 @@ def _plain(board: "Board") -> None:
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     print(_title(board))
     for line in [header, *lines]:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
     for note in notes(board):
         print(note)
 
@@ -88,26 +98,50 @@ def _drawn(board: "Board") -> None:
     shown, left_out = _fitting(header, lines, console.width)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     for title in shown:
-        table.add_column(title, no_wrap=True, justify="left" if title in ("model", "trained on", "sweep") else "right")
+        table.add_column(
+            title,
+            no_wrap=True,
+            justify="left" if title in ("model", "trained on", "sweep") else "right",
+        )
     table.add_column("run, settings, id", overflow="fold")
     for line in lines:
         cell = dict(zip(header, (escape(text) for text in line), strict=True))
         below = [f"[dim]{cell[title]}[/dim]" for title in BELOW if cell.get(title)]
         style = "dim" if cell["rank"] == "-" else "bold" if cell["rank"] == "1" else None
-        table.add_row(*(cell[title] for title in shown), "\n".join([cell["run"], *below]), style=style)
+        table.add_row(
+            *(cell[title] for title in shown), "\n".join([cell["run"], *below]), style=style
+        )
     console.print(_title(board), style="bold", markup=False)
     console.print(table)
-    for note in [*([f"For want of width without {', '.join(left_out)}: --json has all."] if left_out else []), *notes(board)]:
+    for note in [
+        *(
+            [f"For want of width without {', '.join(left_out)}: --json has all."]
+            if left_out
+            else []
+        ),
+        *notes(board),
+    ]:
         console.print(note, markup=False)
 
 
 def _fitting(header: list[str], lines: list[list[str]], width: int) -> tuple[list[str], list[str]]:
     """The columns besides the last that leave it room, and those that do not."""
     columns = {cells[0]: cells for cells in zip(header, *lines, strict=True)}
-    widths = {title: GAP + max(map(len, cells)) for title, cells in columns.items() if title not in ("run", *BELOW)}
+    widths = {
+        title: GAP + max(map(len, cells))
+        for title, cells in columns.items()
+        if title not in ("run", *BELOW)
+    }
     left_out: list[str] = []
     # The score that orders the board is the second column, and stays.
-    for title in ("sweep", "time", *reversed(header[2 : header.index("model")]), "seed", "step", "model"):
+    for title in (
+        "sweep",
+        "time",
+        *reversed(header[2 : header.index("model")]),
+        "seed",
+        "step",
+        "model",
+    ):
         if sum(widths.values()) + RUN_WIDTH > width and title in widths:
             del widths[title]
             left_out.append(title)

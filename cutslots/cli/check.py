@@ -10,7 +10,9 @@ from cutslots.cli._texts import summary
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The folder."""
     parser.add_argument(
-        "directory", metavar="DIR", help="a folder that `cutslots prepare` wrote, its name in CUTSLOTS_HOME/data, or a URI"
+        "directory",
+        metavar="DIR",
+        help="a folder that `cutslots prepare` wrote, its name in CUTSLOTS_HOME/data, or a URI",
     )
 
 
@@ -24,7 +26,10 @@ def run(chosen: argparse.Namespace) -> int:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-        print(f"{count}. Run the same `cutslots prepare` with --overwrite to write the set anew.", file=sys.stderr)
+        print(
+            f"{count}. Run the same `cutslots prepare` with --overwrite to write the set anew.",
+            file=sys.stderr,
+        )
         return 1
     print(f"{where}: complete and undamaged; {summary(Manifest.load(local(where)))}")
     return 0

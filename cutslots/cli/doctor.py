@@ -10,7 +10,11 @@ from dataclasses import asdict
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How to print, and what to clear."""
-    parser.add_argument("--clear-factors", action="store_true", help="empty the factor cache, and tell what that freed")
+    parser.add_argument(
+        "--clear-factors",
+        action="store_true",
+        help="empty the factor cache, and tell what that freed",
+    )
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
 
 

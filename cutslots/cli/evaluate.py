@@ -26,8 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run's name or folder (its best checkpoint), a checkpoint, an exported folder, an MLflow run id, or "
         "models:/NAME@champion",
     )
-    parser.add_argument("--data", metavar="DIR", action="append", required=True, help="a prepared dataset; repeatable")
-    parser.add_argument("--split", help="which split of each; default test, where there is none the only one but train")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        action="append",
+        required=True,
+        help="a prepared dataset; repeatable",
+    )
+    parser.add_argument(
+        "--split",
+        help="which split of each; default test, where there is none the only one but train",
+    )
     parser.add_argument(
         "--by",
         metavar="KEY",
@@ -35,11 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="also the IoU of objects by this key of their metadata, such as material, shape or size; repeatable",
     )
-    parser.add_argument("--images", type=int, help="at most this many images of each; of clips rounded up to whole ones")
+    parser.add_argument(
+        "--images",
+        type=int,
+        help="at most this many images of each; of clips rounded up to whole ones",
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, ...; default the first GPU, else the CPU")
     parser.add_argument(
-        "--figure", metavar="PNG", help="draw images with their masks to this file, clips to a .gif; of several sets one file each"
+        "--figure",
+        metavar="PNG",
+        help="draw images with their masks to this file, clips to a .gif; of several sets one file each",
     )
     parser.add_argument("--table", metavar="FILE", help="write the table to this file, as markdown")
     parser.add_argument("--json", metavar="FILE", help="write all of it to this file")
@@ -84,7 +99,9 @@ def run(chosen: argparse.Namespace) -> None:
     }
     # What can be refused is refused here, before the first set has taken its time.
     sets = _open(chosen, model)
-    found["sets"] = [_score(chosen, path, model, device, each, found, alone=len(sets) == 1) for each in sets]
+    found["sets"] = [
+        _score(chosen, path, model, device, each, found, alone=len(sets) == 1) for each in sets
+    ]
     table = scores_table(found)
     print(table, end="")
     if chosen.table:
@@ -96,7 +113,9 @@ def run(chosen: argparse.Namespace) -> None:
 def _check_arguments(chosen: argparse.Namespace) -> None:
     """What can be refused before anything is loaded."""
     if chosen.images is not None and chosen.images < 1:
-        raise InputError(f"--images is {chosen.images}; give at least 1, or leave it out for all images.")
+        raise InputError(
+            f"--images is {chosen.images}; give at least 1, or leave it out for all images."
+        )
     if chosen.batch_size < 1:
         raise InputError(f"--batch-size is {chosen.batch_size}; give at least 1.")
     for option in ("figure", "table", "json"):
@@ -104,11 +123,19 @@ def _check_arguments(chosen: argparse.Namespace) -> None:
         if path is not None and Path(path).is_dir():
             raise InputError(f"--{option} {path} is a folder. Give the name of a file.")
     if chosen.figure and Path(chosen.figure).suffix.lower() not in (".png", ".gif"):
-        raise InputError(f"--figure {chosen.figure}: give a name that ends in .png, or for clips in .gif.")
+        raise InputError(
+            f"--figure {chosen.figure}: give a name that ends in .png, or for clips in .gif."
+        )
 
 
 def _score(
-    chosen: argparse.Namespace, path: Path, model: Any, device: Any, each: _Set, about: dict[str, Any], alone: bool
+    chosen: argparse.Namespace,
+    path: Path,
+    model: Any,
+    device: Any,
+    each: _Set,
+    about: dict[str, Any],
+    alone: bool,
 ) -> dict[str, Any]:
     """Score the model on one set, log that, and draw it if that was asked for."""
     from cutslots.launch.local import log_scores
@@ -126,11 +153,20 @@ def _score(
     limit = min(total, chosen.images or total)
     with Counting("images") as progress:
         scores, sample = evaluate(
-            model, batches, device, chosen.images, lambda done: progress(f"{each.name} {split}", done, limit), breakdown
+            model,
+            batches,
+            device,
+            chosen.images,
+            lambda done: progress(f"{each.name} {split}", done, limit),
+            breakdown,
         )
     count = int(scores["num_images"])
     log_scores(path, each.name, split, scores, partial=count < total)
-    notes = [*each.notes, f"The first {count:,} of its {total:,} images"] if count < total else each.notes
+    notes = (
+        [*each.notes, f"The first {count:,} of its {total:,} images"]
+        if count < total
+        else each.notes
+    )
     if chosen.figure:
         figure = Path(chosen.figure)
         figure = figure if alone else figure.with_stem(f"{figure.stem}-{each.name}")
@@ -185,16 +221,23 @@ def _split(manifest: "Manifest", asked: str | None) -> tuple[str, list[str]]:
         return "test", []
     others = [name for name in there if name != "train"]
     if len(others) != 1:
-        raise InputError(f"there is no split 'test'. Choose with --split one of: {', '.join(there)}.")
+        raise InputError(
+            f"there is no split 'test'. Choose with --split one of: {', '.join(there)}."
+        )
     return others[0], [f"It has no test split; {others[0]} is the only one for evaluation"]
 
 
 def _tell_apart(sets: list[_Set]) -> None:
     """Put the digests behind names that several sets have."""
     digests = [each.batches.manifest.digest for each in sets]
-    twice = next((each for each, digest in zip(sets, digests, strict=True) if digests.count(digest) > 1), None)
+    twice = next(
+        (each for each, digest in zip(sets, digests, strict=True) if digests.count(digest) > 1),
+        None,
+    )
     if twice:
-        raise InputError(f"--data names {twice.name}, digest {twice.batches.manifest.digest}, more than once. Give every set once.")
+        raise InputError(
+            f"--data names {twice.name}, digest {twice.batches.manifest.digest}, more than once. Give every set once."
+        )
     names = [each.name for each in sets]
     for each, digest in zip(sets, digests, strict=True):
         if names.count(each.name) > 1:
@@ -217,4 +260,6 @@ def _choose_keys(sets: list[_Set], asked: list[str]) -> None:
     unknown = [key for key in asked if key not in known]
     if unknown:
         have = f"Known: {', '.join(known)}." if known else "They have none; leave out --by."
-        raise InputError(f"--by {unknown[0]}: there is no such key in the metadata of the sets. {have}")
+        raise InputError(
+            f"--by {unknown[0]}: there is no such key in the metadata of the sets. {have}"
+        )

@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run's name or folder, a checkpoint, an exported folder, an MLflow run id, or models:/NAME@champion",
     )
     parser.add_argument("out", metavar="OUT", help="the folder to write")
-    parser.add_argument("--torch", action="store_true", help="also a program of torch.export, where the model can be traced")
+    parser.add_argument(
+        "--torch",
+        action="store_true",
+        help="also a program of torch.export, where the model can be traced",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
 
 
@@ -60,10 +64,15 @@ def run(chosen: argparse.Namespace) -> int:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         name = out.resolve().name
         write_text(folder / CARD, model_card(name, config, parameters, known, any_number))
-        files = ", ".join(f"{file.name} {file.stat().st_size:,} bytes" for file in sorted(folder.iterdir()))
+        files = ", ".join(
+            f"{file.name} {file.stat().st_size:,} bytes" for file in sorted(folder.iterdir())
+        )
     print(f"{out}: {files}")
     images = {None: "", True: "any number of images", False: "one image"}[any_number]
-    print("loaded back, it gives the same masks" + (f"; so does {PROGRAM}, which takes {images} a call" if images else ""))
+    print(
+        "loaded back, it gives the same masks"
+        + (f"; so does {PROGRAM}, which takes {images} a call" if images else "")
+    )
     if refused:
         print(f"{PROGRAM} is left out: {refused}", file=sys.stderr)
     return int(refused is not None)
@@ -75,10 +84,14 @@ def _check(out: Path, overwrite: bool, ours: tuple[str, ...]) -> None:
         raise InputError(f"OUT {out} is a file. Give a folder, which is made when it is missing.")
     there = sorted(path.name for path in out.iterdir()) if out.exists() else []
     if there and not overwrite:
-        raise InputError(f"OUT {out} is not empty. Give another folder, or --overwrite to replace an earlier export.")
+        raise InputError(
+            f"OUT {out} is not empty. Give another folder, or --overwrite to replace an earlier export."
+        )
     others = [name for name in there if name not in ours]
     if others:
-        raise InputError(f"OUT {out} holds {', '.join(others[:3])}, which no export has. Give another folder.")
+        raise InputError(
+            f"OUT {out} holds {', '.join(others[:3])}, which no export has. Give another folder."
+        )
 
 
 @contextmanager

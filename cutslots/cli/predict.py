@@ -33,9 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a run's name or folder, a checkpoint, an exported folder, an MLflow run id, or models:/NAME@champion",
     )
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="PNG and JPEG files, and folders of them")
+    parser.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="PNG and JPEG files, and folders of them"
+    )
     parser.add_argument("--out", metavar="OUT", required=True, help="the folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="do all of it anew, whatever is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="do all of it anew, whatever is there"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, ...; default the first GPU, else the CPU")
 
@@ -56,11 +60,20 @@ def run(chosen: argparse.Namespace) -> None:
     found = find(chosen.images, out)
     if found.others:
         names = ", ".join(other.name for other in found.others[:3])
-        print(f"left aside, being no PNG or JPEG: {len(found.others)}, such as {names}", file=sys.stderr)
+        print(
+            f"left aside, being no PNG or JPEG: {len(found.others)}, such as {names}",
+            file=sys.stderr,
+        )
     predictions = Predictions(out, _about(chosen.model, path, model), chosen.overwrite)
-    groups = _clips(found.pictures) if is_video(model) else [[picture] for picture in found.pictures]
+    groups = (
+        _clips(found.pictures) if is_video(model) else [[picture] for picture in found.pictures]
+    )
     missing = [group for group in groups if not all(predictions.has(picture) for picture in group)]
-    batches = missing if is_video(model) else _batches([picture for group in missing for picture in group], chosen.batch_size)
+    batches = (
+        missing
+        if is_video(model)
+        else _batches([picture for group in missing for picture in group], chosen.batch_size)
+    )
     count = sum(map(len, missing))
     with Counting("pictures") as progress, ThreadPoolExecutor(THREADS) as threads:
         done = 0
@@ -74,7 +87,11 @@ def run(chosen: argparse.Namespace) -> None:
             if done:
                 predictions.save()
     there = len(found.pictures) - count
-    print(f"{count} picture{'s' * (count != 1)} predicted" + (f", {there} were there already" if there else "") + f": {out}")
+    print(
+        f"{count} picture{'s' * (count != 1)} predicted"
+        + (f", {there} were there already" if there else "")
+        + f": {out}"
+    )
 
 
 def _about(reference: str, path: Path, model: Any) -> dict[str, Any]:
@@ -83,7 +100,12 @@ def _about(reference: str, path: Path, model: Any) -> dict[str, Any]:
     from cutslots.train.inputs import image_size
 
     known = {name: value for name, value in origin(path).items() if name != "scores"}
-    return {"reference": reference, "weights": weights_digest(model), "image_size": image_size(model), **known}
+    return {
+        "reference": reference,
+        "weights": weights_digest(model),
+        "image_size": image_size(model),
+        **known,
+    }
 
 
 def _clips(pictures: Sequence["Picture"]) -> list[list["Picture"]]:
@@ -99,7 +121,11 @@ def _batches(pictures: list["Picture"], size: int) -> Iterator[list["Picture"]]:
 
 
 def _predict(
-    model: Any, pictures: Sequence["Picture"], batch_size: int, predictions: "Predictions", threads: ThreadPoolExecutor
+    model: Any,
+    pictures: Sequence["Picture"],
+    batch_size: int,
+    predictions: "Predictions",
+    threads: ThreadPoolExecutor,
 ) -> None:
     """Read, predict and write some pictures."""
     from cutslots.cli._pictures import load
@@ -110,4 +136,6 @@ def _predict(
     size = image_size(model)
     squares = list(threads.map(lambda picture: load(picture, size, tile_side(size)), pictures))
     found = predict(model, np.stack([square.pixels for square in squares]), batch_size)
-    list(threads.map(predictions.write, pictures, squares, found["masks"], found["reconstructions"]))
+    list(
+        threads.map(predictions.write, pictures, squares, found["masks"], found["reconstructions"])
+    )

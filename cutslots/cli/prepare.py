@@ -33,11 +33,24 @@ def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
 
     source = sources.load(name)
     if source.NEEDS_RAW:
-        parser.add_argument("raw", metavar="RAW", help="the raw dataset: its folder or file, or a URI")
+        parser.add_argument(
+            "raw", metavar="RAW", help="the raw dataset: its folder or file, or a URI"
+        )
     where = f"the folder to write, or a URI; default CUTSLOTS_HOME/data/{name}, of a variant {name}_VARIANT"
-    parser.add_argument("out", metavar="OUT", nargs="?", help=where if source.NEEDS_RAW else where.partition(", of")[0])
-    parser.add_argument("--splits", help="records of each split, e.g. train=0:320,val=320:360,test=360:400")
-    parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds if it was prepared otherwise")
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        nargs="?",
+        help=where if source.NEEDS_RAW else where.partition(", of")[0],
+    )
+    parser.add_argument(
+        "--splits", help="records of each split, e.g. train=0:320,val=320:360,test=360:400"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what OUT holds if it was prepared otherwise",
+    )
     workers = "processes (default: the Ray cluster that RAY_ADDRESS names, else every core)"
     parser.add_argument("--workers", metavar="INT", type=int, help=workers)
     _add_options(parser, source.Options())
@@ -50,7 +63,9 @@ def _add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
         parser.add_argument(
             f"--{option.path.replace('_', '-').replace('.', '-')}",
             dest=f"option:{option.path}",
-            metavar=option.range.replace(" ", "") if "|" in option.range else options.type_name(option.type).upper(),
+            metavar=option.range.replace(" ", "")
+            if "|" in option.range
+            else options.type_name(option.type).upper(),
             help=help_text.replace("%", "%%"),  # argparse formats help with %
         )
 
@@ -88,16 +103,28 @@ def _name(source: str, settings: Any) -> str:
 
     loaded = sources.load(source)
     described = zip(options.describe(settings), options.describe(loaded.Options()), strict=True)
-    words = [str(ours.value) for ours, default in described if "|" in ours.range and ours.value != default.value]
+    words = [
+        str(ours.value)
+        for ours, default in described
+        if "|" in ours.range and ours.value != default.value
+    ]
     return "_".join([source, *words]) if loaded.NEEDS_RAW else source
 
 
 def _add_cora(parser: argparse.ArgumentParser) -> None:
     from cutslots import cora
 
-    parser.add_argument("raw", metavar="RAW", help="the folder of cora.npz, or of cora.content and cora.cites")
-    parser.add_argument("out", metavar="OUT", nargs="?", help="the folder to write; default CUTSLOTS_HOME/data/cora")
-    parser.add_argument("--overwrite", action="store_true", help="replace what OUT holds if it was prepared otherwise")
+    parser.add_argument(
+        "raw", metavar="RAW", help="the folder of cora.npz, or of cora.content and cora.cites"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", nargs="?", help="the folder to write; default CUTSLOTS_HOME/data/cora"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what OUT holds if it was prepared otherwise",
+    )
     _add_options(parser, cora.Options())
     parser.set_defaults(prepare=_prepare_cora)
 
@@ -108,9 +135,20 @@ def _prepare_cora(chosen: argparse.Namespace) -> None:
     out = Path(chosen.out) if chosen.out else home() / "data" / "cora"
     with Counting("parts") as progress:
         manifest = cora.prepare(
-            chosen.raw, out, _chosen_options(chosen, cora.Options()), overwrite=chosen.overwrite, progress=progress
+            chosen.raw,
+            out,
+            _chosen_options(chosen, cora.Options()),
+            overwrite=chosen.overwrite,
+            progress=progress,
         )
     counts, settings = manifest["counts"], manifest["options"]
-    print(f"{out}: {settings['instances']} instances of {settings['side']} x {settings['side']}, digest {manifest['digest']}")
-    print(f"{counts['citations_crossing']:,} of {counts['citations']:,} citations cross from side to side;", end=" ")
-    print(f"the best matching holds {manifest['optimum_mean']:.2f} in the mean, a random one {manifest['random_mean']:.2f}")
+    print(
+        f"{out}: {settings['instances']} instances of {settings['side']} x {settings['side']}, digest {manifest['digest']}"
+    )
+    print(
+        f"{counts['citations_crossing']:,} of {counts['citations']:,} citations cross from side to side;",
+        end=" ",
+    )
+    print(
+        f"the best matching holds {manifest['optimum_mean']:.2f} in the mean, a random one {manifest['random_mean']:.2f}"
+    )

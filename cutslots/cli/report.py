@@ -11,10 +11,20 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which sweeps, and where to."""
-    parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help="default: all sweeps of the tracking store")
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="folder of the reports (default results)")
     parser.add_argument(
-        "--compare", metavar="SETTING", help="also OUT/compare-SETTING.md and .png: the sweeps beside each other over this setting"
+        "sweeps", nargs="*", metavar="SWEEP", help="default: all sweeps of the tracking store"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder of the reports (default results)",
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="SETTING",
+        help="also OUT/compare-SETTING.md and .png: the sweeps beside each other over this setting",
     )
 
 

@@ -17,5 +17,9 @@ def run(chosen: argparse.Namespace) -> int:
 
     folder = Path(chosen.run_dir)
     left = sync(folder if (folder / FILE).exists() else runs_dir() / chosen.run_dir)
-    print("everything is in the tracking store" if not left else f"{left} events are still undelivered")
+    print(
+        "everything is in the tracking store"
+        if not left
+        else f"{left} events are still undelivered"
+    )
     return 1 if left else 0

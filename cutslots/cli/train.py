@@ -23,14 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.epilog = options_table()
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", metavar="SOURCE", help=f"which dataset: {', '.join(sources.names())}")
+    parser.add_argument(
+        "source", metavar="SOURCE", help=f"which dataset: {', '.join(sources.names())}"
+    )
     parser.add_argument(
         "--data",
         metavar="DIR",
         help="its prepared folder, the name of one in CUTSLOTS_HOME/data, or the URI of one; default SOURCE, and the built-in "
         "`scenes` are made when they are missing",
     )
-    parser.add_argument("--preset", help=f"the settings to start from: {', '.join(PRESETS)} (default small)")
+    parser.add_argument(
+        "--preset", help=f"the settings to start from: {', '.join(PRESETS)} (default small)"
+    )
     parser.add_argument(
         "--set",
         metavar="NAME=VALUE",
@@ -41,9 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="short for --set train.steps=N")
     parser.add_argument("--seed", type=int, help="short for --set train.seed=N")
-    parser.add_argument("--name", help="the run's name and folder under CUTSLOTS_HOME/runs; default SOURCE-PRESET-SIGNATURE")
+    parser.add_argument(
+        "--name",
+        help="the run's name and folder under CUTSLOTS_HOME/runs; default SOURCE-PRESET-SIGNATURE",
+    )
     parser.add_argument("--experiment", help="the MLflow experiment; default SOURCE")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1...; default the first GPU, else the CPU")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1...; default the first GPU, else the CPU"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -51,7 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="continue this run if it was begun; with RUN, that run with its own settings",
     )
-    parser.add_argument("--debug", action="store_true", help="no data threads, no live bar, anomaly detection, tracebacks in full")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="no data threads, no live bar, anomaly detection, tracebacks in full",
+    )
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -65,11 +78,17 @@ def run(chosen: argparse.Namespace) -> None:
         run_dir, config, about = stored_run(chosen.resume)
         data, experiment = place(chosen.data or about["data"]), about["experiment"]
         if chosen.preset or chosen.name or chosen.experiment:
-            raise InputError("--resume RUN takes RUN's own settings; leave out --preset, --name and --experiment.")
+            raise InputError(
+                "--resume RUN takes RUN's own settings; leave out --preset, --name and --experiment."
+            )
     else:
         config = preset(chosen.preset or "small")
         data, experiment, run_dir = _data(chosen), chosen.experiment or chosen.source, None
-    for assignment in [*chosen.sets, *_short("train.steps", chosen.steps), *_short("train.seed", chosen.seed)]:
+    for assignment in [
+        *chosen.sets,
+        *_short("train.steps", chosen.steps),
+        *_short("train.seed", chosen.seed),
+    ]:
         config = options.override(config, assignment)
     options.check(config)
     manifest = Manifest.load(local(data))
@@ -79,21 +98,37 @@ def run(chosen: argparse.Namespace) -> None:
         )
     if run_dir is None:
         if chosen.name and (Path(chosen.name).name != chosen.name or chosen.name.startswith(".")):
-            raise InputError(f"--name is {chosen.name!r}; give the name of a folder, without / and not beginning with a dot.")
-        name = chosen.name or f"{chosen.source}-{chosen.preset or 'small'}-{signature(config, manifest.digest)}"
+            raise InputError(
+                f"--name is {chosen.name!r}; give the name of a folder, without / and not beginning with a dot."
+            )
+        name = (
+            chosen.name
+            or f"{chosen.source}-{chosen.preset or 'small'}-{signature(config, manifest.digest)}"
+        )
         run_dir = runs_dir() / name
     best = finished(run_dir, config, manifest.digest)
     if best:
-        print(f"run {run_dir.name} is finished already, in {run_dir}; --name or --seed makes another")
+        print(
+            f"run {run_dir.name} is finished already, in {run_dir}; --name or --seed makes another"
+        )
     else:
         resume = chosen.resume is not None
         try:
             best = train_here(
-                config, data, run_dir, experiment=experiment, device=chosen.device, resume=resume, debug=chosen.debug
+                config,
+                data,
+                run_dir,
+                experiment=experiment,
+                device=chosen.device,
+                resume=resume,
+                debug=chosen.debug,
             ).best
         except KeyboardInterrupt:
             if (run_dir / ABOUT).is_file():
-                print(f"go on: cutslots train {manifest.source} --resume {shlex.quote(run_dir.name)}", file=sys.stderr)
+                print(
+                    f"go on: cutslots train {manifest.source} --resume {shlex.quote(run_dir.name)}",
+                    file=sys.stderr,
+                )
             raise
     metric = config.train.best_metric
     print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")
@@ -117,5 +152,7 @@ def _data(chosen: argparse.Namespace) -> Path | str:
         with Counting("scenes") as progress:
             prepare(chosen.source, None, default, progress=progress)
     if not default.exists():
-        raise InputError(f"--data is missing. Prepare the set first: cutslots prepare {chosen.source} RAW {default}")
+        raise InputError(
+            f"--data is missing. Prepare the set first: cutslots prepare {chosen.source} RAW {default}"
+        )
     return default

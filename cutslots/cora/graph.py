@@ -48,7 +48,9 @@ def read(raw: Path | str) -> Graph:
     """
     raw = Path(raw)
     if not raw.exists():
-        raise InputError(f"raw {raw} does not exist. Give the folder of {ARRAYS}, or of {CONTENT} and {CITES}.")
+        raise InputError(
+            f"raw {raw} does not exist. Give the folder of {ARRAYS}, or of {CONTENT} and {CITES}."
+        )
     folder = raw if raw.is_dir() else raw.parent
     if raw.suffix == ".npz" or (raw.is_dir() and (raw / ARRAYS).exists()):
         path = raw / ARRAYS if raw.is_dir() else raw
@@ -57,7 +59,9 @@ def read(raw: Path | str) -> Graph:
     content, cites = folder / CONTENT, folder / CITES
     missing = [path.name for path in (content, cites) if not path.is_file()]
     if missing or not (raw.is_dir() or raw in (content, cites)):
-        raise InputError(f"raw {raw} has no {ARRAYS}, and no {' and no '.join(missing or [CONTENT])}. Give the folder of either.")
+        raise InputError(
+            f"raw {raw} has no {ARRAYS}, and no {' and no '.join(missing or [CONTENT])}. Give the folder of either."
+        )
     papers, words = _read_content(content)
     edges = _read_cites(cites, papers)
     return Graph(words, _undirected(edges), {path.name: sha256(path) for path in (content, cites)})
@@ -83,13 +87,27 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     indices, starts, width, edges = (found[name].astype(np.int64) for name in names)
     if width.ndim or width < 1:
         raise InputError(f"{path}, field num_features: {width} instead of one number above 0.")
-    if starts.ndim != 1 or len(starts) < 2 or starts[0] != 0 or starts[-1] != indices.size or (np.diff(starts) < 0).any():
-        raise InputError(f"{path}, field feature_indptr: no row starts from 0 up to the {indices.size} feature_indices.")
+    if (
+        starts.ndim != 1
+        or len(starts) < 2
+        or starts[0] != 0
+        or starts[-1] != indices.size
+        or (np.diff(starts) < 0).any()
+    ):
+        raise InputError(
+            f"{path}, field feature_indptr: no row starts from 0 up to the {indices.size} feature_indices."
+        )
     if indices.ndim != 1 or (indices.size and not 0 <= indices.min() <= indices.max() < width):
         raise InputError(f"{path}, field feature_indices: must lie in 0 to {width - 1}.")
     papers = len(starts) - 1
-    if edges.ndim != 2 or edges.shape[1] != 2 or (edges.size and not 0 <= edges.min() <= edges.max() < papers):
-        raise InputError(f"{path}, field edges: must be pairs (n, 2) of paper numbers 0 to {papers - 1}; shape {edges.shape}.")
+    if (
+        edges.ndim != 2
+        or edges.shape[1] != 2
+        or (edges.size and not 0 <= edges.min() <= edges.max() < papers)
+    ):
+        raise InputError(
+            f"{path}, field edges: must be pairs (n, 2) of paper numbers 0 to {papers - 1}; shape {edges.shape}."
+        )
     words = np.zeros((papers, int(width)), bool)
     words[np.repeat(np.arange(papers), np.diff(starts)), indices] = True
     return words, edges
@@ -103,9 +121,13 @@ def _read_content(path: Path) -> tuple[dict[str, int], np.ndarray]:
         where = f"{path} line {number}"
         words = fields[1:-1]
         if not words or (rows and len(words) != len(rows[0])):
-            raise InputError(f"{where}: {len(words)} words, where {len(rows[0]) if rows else 'at least 1'} are due.")
+            raise InputError(
+                f"{where}: {len(words)} words, where {len(rows[0]) if rows else 'at least 1'} are due."
+            )
         if not {"0", "1"}.issuperset(words):
-            raise InputError(f"{where}: words must be 0 or 1, found {next(word for word in words if word not in '01')!r}.")
+            raise InputError(
+                f"{where}: words must be 0 or 1, found {next(word for word in words if word not in '01')!r}."
+            )
         if fields[0] in papers:
             raise InputError(f"{where}: paper {fields[0]} stands there a second time.")
         papers[fields[0]] = len(rows)
@@ -120,7 +142,9 @@ def _read_cites(path: Path, papers: dict[str, int]) -> np.ndarray:
     edges: list[tuple[int, int]] = []
     for number, fields in _lines(path):
         if len(fields) != 2:
-            raise InputError(f"{path} line {number}: {len(fields)} fields, where 2 paper ids are due.")
+            raise InputError(
+                f"{path} line {number}: {len(fields)} fields, where 2 paper ids are due."
+            )
         unknown = [paper for paper in fields if paper not in papers]
         if unknown:
             raise InputError(f"{path} line {number}: paper {unknown[0]} is not in {CONTENT}.")
@@ -133,7 +157,11 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path} is no text file. Give the unpacked file.") from None
-    return [(number, line.split()) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    return [
+        (number, line.split())
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip()
+    ]
 
 
 def digest(*arrays: np.ndarray) -> str:

@@ -105,7 +105,9 @@ def prepare(
         "optimum_mean": float(made.optimum().mean()),
         "random_mean": float(made.edges.sum((1, 2)).mean() / settings.side),
         "files": {INSTANCES: files.sha256(out / INSTANCES)},
-        "versions": {name: importlib.metadata.version(name) for name in ("cutslots", "pymetis", "numpy")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("cutslots", "pymetis", "numpy")
+        },
     }
     files.write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
@@ -124,7 +126,9 @@ def load(directory: Path | str) -> Instances:
         raise InputError(f"data folder {directory} has no {MANIFEST}. {again}")
     path = directory / INSTANCES
     if not path.is_file() or files.sha256(path) != manifest["files"].get(INSTANCES):
-        raise InputError(f"{path} is {'damaged: its SHA-256 is not the manifest’s' if path.is_file() else 'missing'}. {again}")
+        raise InputError(
+            f"{path} is {'damaged: its SHA-256 is not the manifest’s' if path.is_file() else 'missing'}. {again}"
+        )
     try:
         with np.load(path, allow_pickle=False) as stored:
             return Instances(stored["words"], stored["edges"], stored["papers"])
@@ -140,9 +144,13 @@ def _manifest(directory: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         source, version, _ = found["source"], found["schema_version"], found["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}). Name another folder, or remove it.") from None
+        raise InputError(
+            f"{path} is damaged ({error!r}). Name another folder, or remove it."
+        ) from None
     if (source, version) != ("cora", SCHEMA_VERSION):
-        raise InputError(f"{path} is of {source}, version {version}, not of cora, version {SCHEMA_VERSION}. Name another folder.")
+        raise InputError(
+            f"{path} is of {source}, version {version}, not of cora, version {SCHEMA_VERSION}. Name another folder."
+        )
     return found
 
 
@@ -152,10 +160,18 @@ def _refuse(out: Path, content: str, overwrite: bool) -> None:
         raise InputError(f"out {out} is a file. Name a folder.")
     there = _manifest(out)
     if there is not None and there.get("digest") != content and not overwrite:
-        raise InputError(f"{out} already holds other instances, digest {there.get('digest')}, now {content}. Use --overwrite.")
-    strangers = sorted(path.name for path in out.glob("*") if path.name not in (INSTANCES, MANIFEST) and path.name[0] != ".")
+        raise InputError(
+            f"{out} already holds other instances, digest {there.get('digest')}, now {content}. Use --overwrite."
+        )
+    strangers = sorted(
+        path.name
+        for path in out.glob("*")
+        if path.name not in (INSTANCES, MANIFEST) and path.name[0] != "."
+    )
     if strangers:
-        raise InputError(f"out {out} holds other files ({', '.join(strangers[:3])}). Name a new or empty folder.")
+        raise InputError(
+            f"out {out} holds other files ({', '.join(strangers[:3])}). Name a new or empty folder."
+        )
 
 
 # ---- from a graph to instances
@@ -191,7 +207,9 @@ def make(
         "smallest_metis_part": int(np.bincount(partition, minlength=settings.instances).min()),
         "largest_metis_part": int(np.bincount(partition, minlength=settings.instances).max()),
         "papers_left_out": graph.num_papers - settings.instances * size,
-        "citations_inside_parts": sum(int(adjacency[np.ix_(members, members)].sum()) // 2 for members in parts),
+        "citations_inside_parts": sum(
+            int(adjacency[np.ix_(members, members)].sum()) // 2 for members in parts
+        ),
         "citations_crossing": int(edges.sum()),
     }
     return Instances(graph.words[papers], edges, papers), about
@@ -208,7 +226,9 @@ def metis(adjacency: np.ndarray, parts: int, seed: int) -> np.ndarray:
     except ImportError:
         raise InputError("pymetis is not installed. Run: pip install 'cutslots[cora]'") from None
     neighbours = [row.nonzero()[0].tolist() for row in adjacency]
-    _, partition = pymetis.part_graph(parts, neighbours, recursive=True, options=pymetis.Options(seed=seed, ncuts=10))
+    _, partition = pymetis.part_graph(
+        parts, neighbours, recursive=True, options=pymetis.Options(seed=seed, ncuts=10)
+    )
     return np.array(partition)
 
 
@@ -233,7 +253,9 @@ def even_parts(adjacency: np.ndarray, partition: np.ndarray, parts: int, size: i
     return np.array([sorted(part) for part in members])
 
 
-def balanced_max_cut(adjacency: np.ndarray, starts: int, generator: np.random.Generator) -> np.ndarray:
+def balanced_max_cut(
+    adjacency: np.ndarray, starts: int, generator: np.random.Generator
+) -> np.ndarray:
     """bool (n,), half of the vertices: the half that many edges leave. Vertex 0 is in it."""
     counts, best, most = adjacency.astype(np.int64), None, -1
     for _ in range(starts):

@@ -116,7 +116,9 @@ class TwoStage:
     positive: float = 1.0
 
     def loss(self, scores: Tensor, edges: Tensor) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(scores, edges, pos_weight=scores.new_tensor(self.positive))
+        return functional.binary_cross_entropy_with_logits(
+            scores, edges, pos_weight=scores.new_tensor(self.positive)
+        )
 
     def weights(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores)
@@ -156,7 +158,11 @@ class Problems:
 
 
 def train(
-    problems: Problems, members: Sequence[int], settings: Settings, seed: int, stops: Sequence[int] = ()
+    problems: Problems,
+    members: Sequence[int],
+    settings: Settings,
+    seed: int,
+    stops: Sequence[int] = (),
 ) -> list[PairNetwork]:
     """Train on the instances `members`, seeded; the networks after each of the epochs `stops` (default: the last).
 
@@ -184,7 +190,9 @@ def train(
 
 
 @torch.no_grad()
-def values(problems: Problems, members: Sequence[int], network: PairNetwork, settings: Settings) -> list[float]:
+def values(
+    problems: Problems, members: Sequence[int], network: PairNetwork, settings: Settings
+) -> list[float]:
     """For each of the instances `members`: how many true edges the matching LP chooses under the learned weights."""
     found = []
     for member in members:
@@ -192,5 +200,7 @@ def values(problems: Problems, members: Sequence[int], network: PairNetwork, set
         scores = network(left, right)
         if settings.swap:
             scores = (scores + network(right, left).T) / 2
-        found.append(matched(settings.objective.weights(scores).numpy(), problems.instances.edges[member]))
+        found.append(
+            matched(settings.objective.weights(scores).numpy(), problems.instances.edges[member])
+        )
     return found

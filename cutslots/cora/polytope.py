@@ -76,13 +76,19 @@ def _multipliers(target: Tensor) -> Tensor:
         slack = _slack(target, multipliers)
         gradient = 1 - _sums(slack.clamp(min=0))
         free = (multipliers > 0) | (gradient < 0)
-        if not free.any() or gradient[free].abs().max() < (TOLERANCE if step < STEPS - 1 else LOOSE):
+        if not free.any() or gradient[free].abs().max() < (
+            TOLERANCE if step < STEPS - 1 else LOOSE
+        ):
             return multipliers
         direction = torch.zeros_like(multipliers)
         curvature = _curvature(slack > 0, free)
-        direction[free] = torch.linalg.solve(curvature + 1e-8 * torch.eye(len(curvature), dtype=torch.float64), -gradient[free])
+        direction[free] = torch.linalg.solve(
+            curvature + 1e-8 * torch.eye(len(curvature), dtype=torch.float64), -gradient[free]
+        )
         multipliers = _search(target, multipliers, direction, gradient)
-    raise ArithmeticError(f"no matching after {STEPS} Newton steps: a sum is off by more than {LOOSE}")
+    raise ArithmeticError(
+        f"no matching after {STEPS} Newton steps: a sum is off by more than {LOOSE}"
+    )
 
 
 def _search(target: Tensor, multipliers: Tensor, direction: Tensor, gradient: Tensor) -> Tensor:

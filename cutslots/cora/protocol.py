@@ -19,7 +19,15 @@ import numpy as np
 import torch
 
 from cutslots.cora.instances import Instances, matched
-from cutslots.cora.learn import Decision, InequalityDecision, Problems, Settings, TwoStage, train, values
+from cutslots.cora.learn import (
+    Decision,
+    InequalityDecision,
+    Problems,
+    Settings,
+    TwoStage,
+    train,
+    values,
+)
 from cutslots.errors import InputError
 
 TUNING_SHARE, HELD_OUT_SHARE, FOLDS = 15 / 27, 0.2, 5
@@ -68,7 +76,9 @@ class Run:
 
 def tuning_members(count: int) -> list[int]:
     """The instances, of `count`, on which settings are chosen."""
-    return sorted(np.random.default_rng(0).permutation(count)[: round(TUNING_SHARE * count)].tolist())
+    return sorted(
+        np.random.default_rng(0).permutation(count)[: round(TUNING_SHARE * count)].tolist()
+    )
 
 
 def splits(count: int, number: int, *, everywhere: bool = False) -> list[Split]:
@@ -80,14 +90,22 @@ def splits(count: int, number: int, *, everywhere: bool = False) -> list[Split]:
     Raises:
         InputError: too few instances to hold a fifth out.
     """
-    pool = list(range(count)) if everywhere else sorted(set(range(count)) - set(tuning_members(count)))
+    pool = (
+        list(range(count)) if everywhere else sorted(set(range(count)) - set(tuning_members(count)))
+    )
     held = round(HELD_OUT_SHARE * count)
     if held < 1 or held > len(pool) or held >= count:
         raise InputError(f"{count} instances are too few for splits. Prepare at least 5.")
     found = []
     for split in range(number):
         out = np.random.default_rng([split, 1]).permutation(pool)[:held]
-        found.append(Split(split, tuple(sorted(set(range(count)) - set(out.tolist()))), tuple(sorted(out.tolist()))))
+        found.append(
+            Split(
+                split,
+                tuple(sorted(set(range(count)) - set(out.tolist()))),
+                tuple(sorted(out.tolist())),
+            )
+        )
     return found
 
 
@@ -97,7 +115,11 @@ def run_reference(instances: Instances, split: Split, method: str) -> list[float
     found = []
     for member in split.held_out:
         edges, (left, right) = instances.edges[member], instances.words[member].astype(np.float32)
-        weights = {"word overlap": left @ right.T, "random": generator.random(edges.shape), "optimum": edges.astype(float)}
+        weights = {
+            "word overlap": left @ right.T,
+            "random": generator.random(edges.shape),
+            "optimum": edges.astype(float),
+        }
         found.append(matched(weights[method], edges))
     return found
 
@@ -118,7 +140,9 @@ def run_all(
     jobs = [(split, method, settings) for split in chosen for method, settings in methods.items()]
     done: dict[tuple[int, str], Run] = {}
     for split, method in itertools.product(chosen, REFERENCES):
-        done[split.number, method] = Run(split, method, tuple(run_reference(instances, split, method)), 0.0)
+        done[split.number, method] = Run(
+            split, method, tuple(run_reference(instances, split, method)), 0.0
+        )
     for number, run in enumerate(_scattered(_run, instances, jobs, workers), start=1):
         done[run.split.number, run.method] = run
         if progress:
@@ -150,18 +174,29 @@ def grid(method: str) -> tuple[list[Settings], tuple[int, ...]]:
     plain = {**PLAIN, **PEER}.get(method)
     if plain is not None and not plain.swap:
         return [plain], (plain.epochs,)
-    sizes = [{"hidden": hidden, "learning_rate": rate} for hidden, rate in itertools.product((100, 200), (5e-4, 1e-3))]
+    sizes = [
+        {"hidden": hidden, "learning_rate": rate}
+        for hidden, rate in itertools.product((100, 200), (5e-4, 1e-3))
+    ]
     if method == "two-stage":
         objectives: list[Any] = [TwoStage(positive) for positive in (1.0, 7.0, 20.0, 49.0)]
         stops = (10, 20, 40, 60)
     elif method == "program":
         objectives, stops = (
-            [Decision(temperature, bounded) for temperature in (1.0, 3.0) for bounded in (True, False)],
+            [
+                Decision(temperature, bounded)
+                for temperature in (1.0, 3.0)
+                for bounded in (True, False)
+            ],
             (8, 12, 16, 24),
         )
     else:
         objectives, stops = (
-            [InequalityDecision(bounded, gamma) for gamma in (0.1, 0.3) for bounded in (True, False)],
+            [
+                InequalityDecision(bounded, gamma)
+                for gamma in (0.1, 0.3)
+                for bounded in (True, False)
+            ],
             (8, 12, 16, 24),
         )
     return [Settings(objective, **size) for objective in objectives for size in sizes], stops
@@ -177,18 +212,30 @@ def tune(
     """Cross-validate every candidate inside the tuning instances; best first within each method."""
     members = tuning_members(len(instances))
     jobs = [
-        (method, tried, stops, members, repetitions) for method in methods for tried, stops in [grid(method)] for tried in tried
+        (method, tried, stops, members, repetitions)
+        for method in methods
+        for tried, stops in [grid(method)]
+        for tried in tried
     ]
     found: list[Candidate] = []
-    for number, candidates in enumerate(_scattered(_cross_validate, instances, jobs, workers), start=1):
+    for number, candidates in enumerate(
+        _scattered(_cross_validate, instances, jobs, workers), start=1
+    ):
         found += candidates
         if progress:
             progress("settings", number, len(jobs))
-    return sorted(found, key=lambda candidate: (candidate.method, -candidate.value, repr(candidate.settings)))
+    return sorted(
+        found, key=lambda candidate: (candidate.method, -candidate.value, repr(candidate.settings))
+    )
 
 
 def _cross_validate(
-    problems: Problems, method: str, settings: Settings, stops: Sequence[int], members: Sequence[int], repetitions: int
+    problems: Problems,
+    method: str,
+    settings: Settings,
+    stops: Sequence[int],
+    members: Sequence[int],
+    repetitions: int,
 ) -> list[Candidate]:
     scores: dict[int, list[float]] = {stop: [] for stop in stops}
     for repetition in range(repetitions):
@@ -196,9 +243,14 @@ def _cross_validate(
         for fold in range(FOLDS):
             out = order[fold::FOLDS].tolist()
             rest = sorted(set(members) - set(out))
-            for stop, network in zip(stops, train(problems, rest, settings, repetition, stops), strict=True):
+            for stop, network in zip(
+                stops, train(problems, rest, settings, repetition, stops), strict=True
+            ):
                 scores[stop] += values(problems, out, network, settings)
-    return [Candidate(method, replace(settings, epochs=stop), float(np.mean(found))) for stop, found in scores.items()]
+    return [
+        Candidate(method, replace(settings, epochs=stop), float(np.mean(found)))
+        for stop, found in scores.items()
+    ]
 
 
 # ---- processes
@@ -225,7 +277,9 @@ def _call(function: Callable[..., Any], job: tuple) -> Any:
     return function(_problems, *job)
 
 
-def _scattered(function: Callable[..., Any], instances: Instances, jobs: Sequence[tuple], workers: int) -> Iterator[Any]:
+def _scattered(
+    function: Callable[..., Any], instances: Instances, jobs: Sequence[tuple], workers: int
+) -> Iterator[Any]:
     """`function(problems, *job)` of every job, as they finish, in processes of one thread each: small steps gain from no more."""
     if workers == 1:
         threads = torch.get_num_threads()
@@ -237,7 +291,9 @@ def _scattered(function: Callable[..., Any], instances: Instances, jobs: Sequenc
             torch.set_num_threads(threads)
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start, initargs=(instances,)) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=_start, initargs=(instances,)
+    ) as pool:
         try:
             for future in as_completed([pool.submit(_call, function, job) for job in jobs]):
                 yield future.result()

@@ -32,7 +32,9 @@ MEANING = {
 def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of the mean, from `draws` seeded resamples of the values with replacement."""
     sample = np.asarray(values, float)
-    means = sample[np.random.default_rng(seed).integers(0, len(sample), (draws, len(sample)))].mean(1)
+    means = sample[np.random.default_rng(seed).integers(0, len(sample), (draws, len(sample)))].mean(
+        1
+    )
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
@@ -49,13 +51,19 @@ def markdown(runs: Sequence[Run], about: str) -> str:
     """The table with our rows and the published ones; `about` says below it how it was made."""
     lines = ["| method | true edges matched | 95 % interval | what it is |", "|---|---|---|---|"]
     grouped = by_method(runs)
-    for method, found in sorted(grouped.items(), key=lambda item: -np.mean([run.value for run in item[1]])):
+    for method, found in sorted(
+        grouped.items(), key=lambda item: -np.mean([run.value for run in item[1]])
+    ):
         values = [run.value for run in found]
         low, high = bootstrap(values)
-        lines.append(f"| {method} | {np.mean(values):.2f} | {low:.2f} to {high:.2f} | {MEANING[method]} |")
+        lines.append(
+            f"| {method} | {np.mean(values):.2f} | {low:.2f} to {high:.2f} | {MEANING[method]} |"
+        )
     for row in published.rows("cora"):
         mean, half = row.scores["mean"], row.spread["mean"]
-        lines.append(f"| published: {row.method} | {mean:.2f} | {mean - half:.2f} to {mean + half:.2f} | {row.source} |")
+        lines.append(
+            f"| published: {row.method} | {mean:.2f} | {mean - half:.2f} to {mean + half:.2f} | {row.source} |"
+        )
     return "\n".join(lines) + "\n\n" + about
 
 
@@ -65,7 +73,9 @@ def caption(instances: Instances, runs: Sequence[Run], command: str, commit: str
     pool = {member for run in runs for member in run.split.held_out}
     seen = pool & set(tuning_members(len(instances)))
     clean = (
-        f"{len(seen)} of these also took part in choosing the tuned settings." if seen else "None took part in choosing settings."
+        f"{len(seen)} of these also took part in choosing the tuned settings."
+        if seen
+        else "None took part in choosing settings."
     )
     crossing, best = f"{instances.edges.sum():,}", f"{instances.optimum().mean():.2f}"
     return f"""\
@@ -110,7 +120,13 @@ def write(out: Path, runs: Sequence[Run], table: str) -> None:
     files.write_text(out / "runs.csv", runs_csv(runs))
 
 
-def log(instances: Instances, runs: Sequence[Run], settings: dict[str, Settings], out: Path, tags: dict[str, str]) -> int:
+def log(
+    instances: Instances,
+    runs: Sequence[Run],
+    settings: dict[str, Settings],
+    out: Path,
+    tags: dict[str, str],
+) -> int:
     """Log the experiment to MLflow: experiment "cora", one run a method, the value of split i as step i of `value`.
 
     Returns: the number of events that the tracking store has not got; `cutslots sync` delivers them later.
@@ -118,16 +134,31 @@ def log(instances: Instances, runs: Sequence[Run], settings: dict[str, Settings]
     begun, left = time.strftime("%Y%m%d-%H%M%S"), 0
     for method, found in by_method(runs).items():
         slug = method.replace(",", "").replace(" ", "-")
-        with RunLog(files.home() / "runs" / f"cora-{begun}-{slug}", experiment="cora", run_name=method) as log:
+        with RunLog(
+            files.home() / "runs" / f"cora-{begun}-{slug}", experiment="cora", run_name=method
+        ) as log:
             log.params(_flat(settings[method]) if method in settings else {"objective": method})
             log.tags(tags)
-            profile = {"instances": len(instances), "side": instances.edges.shape[1], "crossing": int(instances.edges.sum())}
-            log.dataset("cora", instances.digest, "cutslots prepare cora", {"words": "bool", "edges": "bool"}, profile)
+            profile = {
+                "instances": len(instances),
+                "side": instances.edges.shape[1],
+                "crossing": int(instances.edges.sum()),
+            }
+            log.dataset(
+                "cora",
+                instances.digest,
+                "cutslots prepare cora",
+                {"words": "bool", "edges": "bool"},
+                profile,
+            )
             values = [run.value for run in found]
             for run in found:
                 log.metrics(run.split.number, {"value": run.value, "seconds": run.seconds})
             low, high = bootstrap(values)
-            log.metrics(len(values), {"mean": float(np.mean(values)), "interval_low": low, "interval_high": high})
+            log.metrics(
+                len(values),
+                {"mean": float(np.mean(values)), "interval_low": low, "interval_high": high},
+            )
             log.artifact(out / "table.md")
             log.artifact(out / "runs.csv")
             left += log.close()

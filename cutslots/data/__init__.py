@@ -55,7 +55,9 @@ def prepare(
     source = sources.load(source_name)
     options = source.Options() if options is None else options
     if not isinstance(options, source.Options):
-        raise InputError(f"options are {type(options).__name__}; source {source_name} takes sources.{source_name}.Options.")
+        raise InputError(
+            f"options are {type(options).__name__}; source {source_name} takes sources.{source_name}.Options."
+        )
     options_module.check(options)
     found = source.find(_raw_place(source_name, source.NEEDS_RAW, raw), options)
     ranges = sources.check_splits(splits) if splits else source.splits(found, options)
@@ -80,7 +82,9 @@ def prepare(
     def prepared(folder: Path) -> Manifest:
         return write(read, folder, info, overwrite=overwrite, progress=told)
 
-    return cache.prepared(str(out), info, prepared, overwrite) if is_uri(out) else prepared(Path(out))
+    return (
+        cache.prepared(str(out), info, prepared, overwrite) if is_uri(out) else prepared(Path(out))
+    )
 
 
 def _decode(source_name: str, options: Any, item: tuple[str, Any]) -> tuple[str, Scene]:
@@ -90,15 +94,23 @@ def _decode(source_name: str, options: Any, item: tuple[str, Any]) -> tuple[str,
 def _raw_place(source_name: str, needed: bool, raw: Place | Path | str | None) -> Place | None:
     if raw is None:
         if needed:
-            raise InputError(f"source {source_name} needs raw data. Give its file or folder as raw.")
+            raise InputError(
+                f"source {source_name} needs raw data. Give its file or folder as raw."
+            )
         return None
     if not needed:
-        raise InputError(f"source {source_name} makes its scenes itself; got raw {raw}. Leave raw out.")
+        raise InputError(
+            f"source {source_name} makes its scenes itself; got raw {raw}. Leave raw out."
+        )
     place = Place.of(raw)
     try:
         there = place.exists
     except OSError as error:
-        raise InputError(f"cannot reach raw {raw}: {error}. Check the name and the right to read it.") from None
+        raise InputError(
+            f"cannot reach raw {raw}: {error}. Check the name and the right to read it."
+        ) from None
     if not there:
-        raise InputError(f"raw {raw} does not exist. Give the file or folder of the {source_name} data.")
+        raise InputError(
+            f"raw {raw} does not exist. Give the file or folder of the {source_name} data."
+        )
     return place

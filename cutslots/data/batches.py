@@ -130,7 +130,9 @@ class Batches:
             InputError: `start` is negative or behind the last step.
         """
         if not 0 <= start <= self.steps_per_epoch:
-            raise InputError(f"start is {start}; an epoch has {self.steps_per_epoch} steps, so give 0 to that number.")
+            raise InputError(
+                f"start is {start}; an epoch has {self.steps_per_epoch} steps, so give 0 to that number."
+            )
         return self._ahead(epoch, range(start, self.steps_per_epoch))
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -140,7 +142,9 @@ class Batches:
             InputError: `step` is not a step of the epoch.
         """
         if not 0 <= step < self.steps_per_epoch:
-            raise InputError(f"step is {step}; an epoch has the steps 0 to {self.steps_per_epoch - 1}.")
+            raise InputError(
+                f"step is {step}; an epoch has the steps 0 to {self.steps_per_epoch - 1}."
+            )
         whole = self._epoch_order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
         first, last = (len(whole) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return self._gather(whole[first:last].copy())
@@ -155,7 +159,10 @@ class Batches:
         if self._whole:
             return ids
         firsts = (int(item) % self._windows for item in index)
-        return [f"{id}[{','.join(map(str, self._frames_from(first)))}]" for id, first in zip(ids, firsts, strict=True)]
+        return [
+            f"{id}[{','.join(map(str, self._frames_from(first)))}]"
+            for id, first in zip(ids, firsts, strict=True)
+        ]
 
     def metadata(self, index: Sequence[int] | np.ndarray) -> list[list[dict[str, Any]]]:
         """For every item the objects' metadata; entry k - 1 belongs to mask id k."""
@@ -168,7 +175,9 @@ class Batches:
         pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         todo = iter(steps)
         try:
-            ready = deque(pool.submit(self.batch, epoch, step) for step in islice(todo, self.prefetch))
+            ready = deque(
+                pool.submit(self.batch, epoch, step) for step in islice(todo, self.prefetch)
+            )
             while ready:
                 batch = ready.popleft().result()
                 ready.extend(pool.submit(self.batch, epoch, step) for step in islice(todo, 1))
@@ -192,7 +201,9 @@ class Batches:
         records, firsts = np.divmod(items, self._windows)
         which = np.searchsorted(self._ends, records, side="right")
         starts = np.concatenate([[0], self._ends])[which]
-        for shard, row, first in zip(which.tolist(), (records - starts).tolist(), firsts.tolist(), strict=True):
+        for shard, row, first in zip(
+            which.tolist(), (records - starts).tolist(), firsts.tolist(), strict=True
+        ):
             yield self._shards[shard], row, first
 
     def _gather(self, index: np.ndarray) -> Batch:
@@ -213,8 +224,12 @@ class Batches:
     def _column(self, name: str, index: Sequence[int] | np.ndarray) -> list[Any]:
         positions = np.asarray(index, dtype=np.int64)
         if positions.size and not (positions.min() >= 0 and positions.max() < self.num_scenes):
-            raise InputError(f"index must lie in 0 to {self.num_scenes - 1}; got {positions.min()} to {positions.max()}.")
-        return [shard.records.column(name)[row].as_py() for shard, row, _ in self._locate(positions)]
+            raise InputError(
+                f"index must lie in 0 to {self.num_scenes - 1}; got {positions.min()} to {positions.max()}."
+            )
+        return [
+            shard.records.column(name)[row].as_py() for shard, row, _ in self._locate(positions)
+        ]
 
 
 def _window(frame_shape: tuple[int, ...], frames: int | None, distance: int) -> tuple[range, int]:
@@ -235,9 +250,13 @@ def _window(frame_shape: tuple[int, ...], frames: int | None, distance: int) -> 
 
 def _check_numbers(batch_size: int, rank: int, world_size: int, prefetch: int) -> None:
     if batch_size < 1 or prefetch < 0:
-        raise InputError(f"batch_size is {batch_size} and prefetch {prefetch}; they must be at least 1 and 0.")
+        raise InputError(
+            f"batch_size is {batch_size} and prefetch {prefetch}; they must be at least 1 and 0."
+        )
     if not 0 <= rank < world_size:
-        raise InputError(f"rank is {rank} of world_size {world_size}; it must be 0 to {world_size - 1}.")
+        raise InputError(
+            f"rank is {rank} of world_size {world_size}; it must be 0 to {world_size - 1}."
+        )
     if batch_size % world_size:
         raise InputError(
             f"batch_size {batch_size} is over all ranks and does not divide by world_size {world_size}. "

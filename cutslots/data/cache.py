@@ -45,7 +45,11 @@ def manifest(where: Place | Path | str) -> Manifest:
     Raises:
         InputError: there is no finished prepared data.
     """
-    return _manifest(Place.of(where)) if isinstance(where, Place) or is_uri(where) else Manifest.load(Path(where))
+    return (
+        _manifest(Place.of(where))
+        if isinstance(where, Place) or is_uri(where)
+        else Manifest.load(Path(where))
+    )
 
 
 def check(where: Place | Path | str) -> list[str]:
@@ -65,7 +69,9 @@ def check(where: Place | Path | str) -> list[str]:
     return problems or reading.check(local(place))
 
 
-def prepared(where: Place | str, info: Info, write: Callable[[Path], Manifest], overwrite: bool = False) -> Manifest:
+def prepared(
+    where: Place | str, info: Info, write: Callable[[Path], Manifest], overwrite: bool = False
+) -> Manifest:
     """Let `write` prepare a folder of this machine, then publish it; a rerun goes on where either stopped.
 
     Raises:
@@ -100,13 +106,22 @@ def publish(directory: Path | str, where: Place | str, overwrite: bool = False) 
     """
     directory, place = Path(directory), Place.of(where)
     manifest = Manifest.load(directory)
-    with _telling(f"cannot write to {place}", f"The prepared set stays in {directory}; the same command goes on from there."):
+    with _telling(
+        f"cannot write to {place}",
+        f"The prepared set stays in {directory}; the same command goes on from there.",
+    ):
         place.filesystem.create_dir(place.path, recursive=True)
         state = next((name for name in (MANIFEST, PROGRESS) if (place / name).exists), None)
         finished = state == MANIFEST and not overwrite
         if finished and _manifest(place).digest != manifest.digest:
-            raise InputError(f"{place} already holds other prepared data. Name another place, or give --overwrite.")
-        begun = state == PROGRESS and not overwrite and (place / PROGRESS).read() == (directory / MANIFEST).read_bytes()
+            raise InputError(
+                f"{place} already holds other prepared data. Name another place, or give --overwrite."
+            )
+        begun = (
+            state == PROGRESS
+            and not overwrite
+            and (place / PROGRESS).read() == (directory / MANIFEST).read_bytes()
+        )
         there = _shards(place) if finished or begun else {}
         if not finished and not begun:
             _clear(place, state)
@@ -182,14 +197,21 @@ def _copy(place: Place, manifest: Manifest) -> Path:
 
 
 def _fetch(source: Place, target: Path, sha256: str) -> None:
-    with _telling(f"cannot fetch {source}", "The same command goes on from there."), files.atomic(target) as temporary:
+    with (
+        _telling(f"cannot fetch {source}", "The same command goes on from there."),
+        files.atomic(target) as temporary,
+    ):
         try:
             with source.open() as incoming, open(temporary, "wb") as out:
                 shutil.copyfileobj(incoming, out, 1 << 20)
         except FileNotFoundError:
-            raise InputError(f"{source} is missing, though the manifest beside it names it. Prepare or publish it again.") from None
+            raise InputError(
+                f"{source} is missing, though the manifest beside it names it. Prepare or publish it again."
+            ) from None
         if files.sha256(temporary) != sha256:
-            raise InputError(f"{source} is damaged: its SHA-256 is not the manifest's. Prepare it again with overwrite.")
+            raise InputError(
+                f"{source} is damaged: its SHA-256 is not the manifest's. Prepare it again with overwrite."
+            )
 
 
 @contextmanager

@@ -92,12 +92,18 @@ class Manifest:
         directory = Path(directory)
         if not directory.is_dir():
             if directory.exists():
-                raise InputError(f"{directory} is a file. Give a folder that `cutslots prepare` wrote.")
-            raise InputError(f"data folder {directory} does not exist. Make it with: cutslots prepare SOURCE ... {directory}")
+                raise InputError(
+                    f"{directory} is a file. Give a folder that `cutslots prepare` wrote."
+                )
+            raise InputError(
+                f"data folder {directory} does not exist. Make it with: cutslots prepare SOURCE ... {directory}"
+            )
         if (directory / MANIFEST).exists():
             return cls.read(directory / MANIFEST)
         if (directory / PROGRESS).exists():
-            raise InputError(f"data folder {directory} is half prepared. Run the same prepare command again to continue.")
+            raise InputError(
+                f"data folder {directory} is half prepared. Run the same prepare command again to continue."
+            )
         raise InputError(
             f"data folder {directory} has no {MANIFEST}, so it is not a prepared data set. "
             "Give the folder that cutslots prepare wrote, or prepare one."
@@ -126,13 +132,16 @@ class Manifest:
             found["ranges"] = {name: tuple(bounds) for name, bounds in found["ranges"].items()}
             found["frame_shape"] = tuple(found["frame_shape"])
             found["splits"] = {
-                name: Split(tuple(ShardEntry(**shard) for shard in split["shards"])) for name, split in found["splits"].items()
+                name: Split(tuple(ShardEntry(**shard) for shard in split["shards"]))
+                for name, split in found["splits"].items()
             }
             return cls(**found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{name} is damaged ({error!r}). Prepare the data again with overwrite.") from None
+            raise InputError(
+                f"{name} is damaged ({error!r}). Prepare the data again with overwrite."
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
@@ -156,7 +165,9 @@ class Manifest:
         """12 hexadecimal digits that stand for the content: the same wherever and whenever it was prepared."""
         content = self.to_json()
         del content["version"]
-        content["raw"].pop("fingerprint", None)  # that of the prepared scenes is in the shards' checksums
+        content["raw"].pop(
+            "fingerprint", None
+        )  # that of the prepared scenes is in the shards' checksums
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -191,7 +202,9 @@ class Manifest:
         stored = Info(self.source, raw, options, self.ranges, asked.defaults)
         differences = "; ".join(_differences(_plain(stored), _plain(asked)))
         if differences:
-            raise InputError(f"{where} already holds other data: {differences}. Name another folder, or give --overwrite.")
+            raise InputError(
+                f"{where} already holds other data: {differences}. Name another folder, or give --overwrite."
+            )
 
 
 def _plain(info: Info) -> dict[str, Any]:
@@ -201,6 +214,8 @@ def _plain(info: Info) -> dict[str, Any]:
 def _differences(there: Any, asked: Any, path: str = "") -> Iterator[str]:
     if isinstance(there, dict) and isinstance(asked, dict):
         for key in sorted(there.keys() | asked.keys()):
-            yield from _differences(there.get(key), asked.get(key), f"{path}.{key}" if path else key)
+            yield from _differences(
+                there.get(key), asked.get(key), f"{path}.{key}" if path else key
+            )
     elif there != asked:
         yield f"{path} is {there} there, {asked} now"

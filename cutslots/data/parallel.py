@@ -16,14 +16,18 @@ from typing import Any, Protocol
 
 from cutslots.errors import InputError
 
-ALONE_SECONDS = 2.0  # what is done in less is not worth the start of other processes, which takes longer
+ALONE_SECONDS = (
+    2.0  # what is done in less is not worth the start of other processes, which takes longer
+)
 AHEAD = 3  # items under way for every process, so that none waits while an earlier item takes long
 
 
 class Map(Protocol):
     """The built-in `map` of one iterable, or a like of it: results lazily, in the order of the items."""
 
-    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], /) -> Iterator[Any]: ...
+    def __call__(
+        self, function: Callable[[Any], Any], items: Iterable[Any], /
+    ) -> Iterator[Any]: ...
 
 
 def num_cores() -> int:
@@ -48,7 +52,9 @@ def processes(workers: int | None = None) -> Map:
 
     def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         source, start = iter(items), time.monotonic()
-        while (elapsed := time.monotonic() - start) < ALONE_SECONDS and (first := list(islice(source, 1))):
+        while (elapsed := time.monotonic() - start) < ALONE_SECONDS and (
+            first := list(islice(source, 1))
+        ):
             yield function(first[0])
         if elapsed < ALONE_SECONDS:
             return
@@ -60,16 +66,25 @@ def processes(workers: int | None = None) -> Map:
             with _later_interrupted():
                 for _ in range(number):  # a process each, unless one is idle already
                     pool.submit(os.getpid)
-            yield from ordered(lambda item: pool.submit(function, item), lambda future: future.result(), source, AHEAD * number)
+            yield from ordered(
+                lambda item: pool.submit(function, item),
+                lambda future: future.result(),
+                source,
+                AHEAD * number,
+            )
         except BrokenProcessPool:
-            raise InputError("a worker process was killed, perhaps for want of memory. Run again with fewer workers.") from None
+            raise InputError(
+                "a worker process was killed, perhaps for want of memory. Run again with fewer workers."
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     return spread
 
 
-def ordered(submit: Callable[[Any], Any], result: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
+def ordered(
+    submit: Callable[[Any], Any], result: Callable[[Any], Any], items: Iterable[Any], ahead: int
+) -> Iterator[Any]:
     """The results of all items in their order.
 
     Args:
@@ -97,7 +112,9 @@ def ordered(submit: Callable[[Any], Any], result: Callable[[Any], Any], items: I
 @contextmanager
 def _later_interrupted() -> Iterator[None]:
     """Let Ctrl-C wait until processes have started: a half-started one, and the server that forks them, answer with tracebacks."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # which alone may say what signals do
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # so the server will have it

@@ -40,7 +40,9 @@ class Place:
         try:
             return cls(*fs.FileSystem.from_uri(str(where)))
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"cannot reach {where}: {error}. Give a path, or a URI such as s3://bucket/folder.") from None
+            raise InputError(
+                f"cannot reach {where}: {error}. Give a path, or a URI such as s3://bucket/folder."
+            ) from None
 
     def __str__(self) -> str:
         return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
@@ -76,7 +78,11 @@ class Place:
     def files(self, recursive: bool = False) -> dict[str, int]:
         """The files in this folder, and with `recursive` in those below: size in bytes by path, sorted by path."""
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=recursive))
-        return {info.path: info.size for info in sorted(found, key=lambda info: info.path) if info.is_file}
+        return {
+            info.path: info.size
+            for info in sorted(found, key=lambda info: info.path)
+            if info.is_file
+        }
 
     def at(self, path: str) -> "Place":
         """The place of another path of the same filesystem."""
@@ -86,7 +92,9 @@ class Place:
         """The file, open for reading and seeking."""
         if self.is_local:
             return open(self.path, "rb")
-        return io.BufferedReader(cast(io.RawIOBase, self.filesystem.open_input_file(self.path)), BUFFER_BYTES)
+        return io.BufferedReader(
+            cast(io.RawIOBase, self.filesystem.open_input_file(self.path)), BUFFER_BYTES
+        )
 
     def read(self) -> bytes:
         """The whole file."""

@@ -137,14 +137,23 @@ def trace(view: Rays, bodies: list[Body]) -> tuple[np.ndarray, np.ndarray]:
     reach = view.reach.copy()
     for number, body in enumerate(bodies, start=1):
         window = _window(body, len(ids))
-        distance = _HIT[body.shape](body, body.local(_column(_EYE - body.center)), body.local(view.directions[:, *window]))
+        distance = _HIT[body.shape](
+            body, body.local(_column(_EYE - body.center)), body.local(view.directions[:, *window])
+        )
         closer = distance < reach[window]
         np.copyto(reach[window], distance, where=closer)
         ids[window][closer] = number
     return ids, reach
 
 
-def shade(view: Rays, ids: np.ndarray, reach: np.ndarray, bodies: list[Body], ground: Texture, light: np.ndarray) -> np.ndarray:
+def shade(
+    view: Rays,
+    ids: np.ndarray,
+    reach: np.ndarray,
+    bodies: list[Body],
+    ground: Texture,
+    light: np.ndarray,
+) -> np.ndarray:
     """The colour that every ray sees, float32 (3, n, n) in [0, 1]; `light` is the unit vector towards the lamp."""
     color = _paint(ground, view.ground)
     color *= 0.42 + 0.62 * float(light[2]) * _lit(view.ground, bodies, light)
@@ -154,11 +163,15 @@ def shade(view: Rays, ids: np.ndarray, reach: np.ndarray, bodies: list[Body], gr
         direction = view.directions[:, *window][:, seen]
         point = _column(_EYE).astype(np.float32)[:, 0] + reach[window][seen] * direction
         others = [other for other in bodies if other is not body]
-        color[:, *window][:, seen] = _surface(body, point, direction, _lit(point, others, light), light)
+        color[:, *window][:, seen] = _surface(
+            body, point, direction, _lit(point, others, light), light
+        )
     return np.clip(color, 0, 1, out=color)
 
 
-def _surface(body: Body, point: np.ndarray, direction: np.ndarray, lit: np.ndarray, light: np.ndarray) -> np.ndarray:
+def _surface(
+    body: Body, point: np.ndarray, direction: np.ndarray, lit: np.ndarray, light: np.ndarray
+) -> np.ndarray:
     """Colour (3, n) of points (3, n) on a body: Lambert, ambient light that is weaker below, and a highlight."""
     place = body.local(point - np.array(body.center, np.float32)[:, None])
     normal = body.world(_normal(body, place))
@@ -201,7 +214,9 @@ def _lit(point: np.ndarray, bodies: list[Body], light: np.ndarray) -> np.ndarray
 
 def _paint(texture: Texture, point: np.ndarray) -> np.ndarray:
     """The texture's colour (3, ...) at points (3, ...)."""
-    first, second = (color.astype(np.float32).reshape(3, *[1] * (point.ndim - 1)) for color in texture.colors)
+    first, second = (
+        color.astype(np.float32).reshape(3, *[1] * (point.ndim - 1)) for color in texture.colors
+    )
     if texture.kind == "uniform":
         return np.broadcast_to(first, point.shape).copy()
     cells = point * texture.frequency
@@ -303,4 +318,6 @@ def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _turn(vector: np.ndarray, angle: float) -> np.ndarray:
     """Vectors (3, ...) turned about the vertical."""
     cosine, sine = math.cos(angle), math.sin(angle)
-    return np.stack([cosine * vector[0] - sine * vector[1], sine * vector[0] + cosine * vector[1], vector[2]])
+    return np.stack(
+        [cosine * vector[0] - sine * vector[1], sine * vector[0] + cosine * vector[1], vector[2]]
+    )

@@ -34,22 +34,31 @@ class Shard:
             raise InputError(f"shard {path} is missing. {repair}")
         size = path.stat().st_size
         if size != entry.bytes:
-            raise InputError(f"shard {path} is damaged: {size} bytes, the manifest says {entry.bytes}. {repair}")
+            raise InputError(
+                f"shard {path} is damaged: {size} bytes, the manifest says {entry.bytes}. {repair}"
+            )
         try:
             whole = pa.memory_map(str(path)).read_buffer()
             reader = ipc.open_file(pa.BufferReader(whole))
             if not reader.schema.equals(schema(frame_shape), check_metadata=True):
-                raise InputError(f"shard {path} has another schema than the manifest says. {repair}")
+                raise InputError(
+                    f"shard {path} has another schema than the manifest says. {repair}"
+                )
             self.records = reader.get_batch(0)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"shard {path} is damaged: {error}. {repair}") from None
         count = self.records.num_rows
         if reader.num_record_batches != 1 or count != entry.count:
-            raise InputError(f"shard {path} has {count} scenes, the manifest says {entry.count}. {repair}")
+            raise InputError(
+                f"shard {path} has {count} scenes, the manifest says {entry.count}. {repair}"
+            )
         self.masks: np.ndarray = self.records.column("mask").to_numpy_ndarray()
         self._path = path
         self._num_frames = frame_shape[0] if len(frame_shape) > 2 else 1
-        self._starts = [self.records.column(name).storage.values.buffers()[1].address - whole.address for name in ("image", "mask")]
+        self._starts = [
+            self.records.column(name).storage.values.buffers()[1].address - whole.address
+            for name in ("image", "mask")
+        ]
         self._handle = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
 
@@ -71,21 +80,29 @@ class Shard:
                 self._fill(into, start + first * size)
             else:
                 for at in range(count):
-                    self._fill(into[at * size : (at + 1) * size], start + (first + at * times.step) * size)
+                    self._fill(
+                        into[at * size : (at + 1) * size], start + (first + at * times.step) * size
+                    )
 
     def _fill(self, into: memoryview, start: int) -> None:
         if os.preadv(self._handle, [into], start) != len(into):
-            raise InputError(f"shard {self._path} was cut off while it was in use. Prepare the data again.")
+            raise InputError(
+                f"shard {self._path} was cut off while it was in use. Prepare the data again."
+            )
 
 
 def check(directory: Path | str) -> list[str]:
     """What `cache.check` says of a folder of this machine."""
     directory = Path(directory)
     manifest = Manifest.load(directory)
-    problems = [f"split {name} is empty" for name, split in manifest.splits.items() if not split.count]
+    problems = [
+        f"split {name} is empty" for name, split in manifest.splits.items() if not split.count
+    ]
     for entry in manifest.shards:
         problems += _check_shard(directory, entry, manifest)
-    strays = {path.name for path in directory.glob("*.arrow")} - {entry.file for entry in manifest.shards}
+    strays = {path.name for path in directory.glob("*.arrow")} - {
+        entry.file for entry in manifest.shards
+    }
     return problems + [f"{name} is not in the manifest" for name in sorted(strays)]
 
 
@@ -101,9 +118,15 @@ def _check_shard(directory: Path, entry: ShardEntry, manifest: Manifest) -> Iter
         return
     counts = shard.records.column("num_objects").to_numpy()
     names = shard.records.column("id").to_pylist()
-    for row, (name, objects) in enumerate(zip(names, shard.records.column("objects").to_pylist(), strict=True)):
+    for row, (name, objects) in enumerate(
+        zip(names, shard.records.column("objects").to_pylist(), strict=True)
+    ):
         mask = shard.masks[row]
-        where, largest, known = f"{entry.file}, scene {name}", int(mask.max()), len(json.loads(objects))
+        where, largest, known = (
+            f"{entry.file}, scene {name}",
+            int(mask.max()),
+            len(json.loads(objects)),
+        )
         if largest > min(manifest.max_objects, known):
             yield f"{where}: mask id {largest}; max_objects is {manifest.max_objects} and {known} objects are described"
         if num_visible(mask) != counts[row]:

@@ -67,7 +67,10 @@ def record_batch(scenes: Sequence[Scene]) -> pa.RecordBatch:
     columns = [
         pa.array([scene.id for scene in scenes], pa.string()),
         # Of arrays in another order `stack` makes one in that order, which would be another type to Arrow.
-        *(pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(block)) for block in pixels),
+        *(
+            pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(block))
+            for block in pixels
+        ),
         pa.array([num_visible(scene.mask) for scene in scenes], pa.int32()),
         pa.array([json.dumps(scene.objects, allow_nan=False) for scene in scenes], pa.string()),
     ]
@@ -83,7 +86,9 @@ class Preparation:
     """
 
     size: int = option(128, "side of the prepared square image, in pixels", low=8, high=4096)
-    crop: float = option(0.8, "side of the centre crop, as a fraction of the image's shorter side", low=0.05, high=1)
+    crop: float = option(
+        0.8, "side of the centre crop, as a fraction of the image's shorter side", low=0.05, high=1
+    )
 
     def limit(self, split: str) -> int | None:
         """The most scenes that a split gets; None for all of its range."""
@@ -99,7 +104,9 @@ class Preparation:
         """The cropped uint8 image (..., h, w, 3) and mask (..., h, w) at `size`: bilinear and nearest."""
         if mask.ndim > 2:
             frames = [self.resize(*frame) for frame in zip(image, mask, strict=True)]
-            return np.stack([frame[0] for frame in frames]), np.stack([frame[1] for frame in frames])
+            return np.stack([frame[0] for frame in frames]), np.stack(
+                [frame[1] for frame in frames]
+            )
         side = (self.size, self.size)
         small_image = Image.fromarray(image).resize(side, Image.Resampling.BILINEAR)
         small_mask = Image.fromarray(mask).resize(side, Image.Resampling.NEAREST)
@@ -118,7 +125,9 @@ def bilinear_without_antialias(image: np.ndarray, size: int) -> np.ndarray:
     """
     rows, columns = (_around(length, size) for length in image.shape[:2])
     tall = image[rows[0]] * (1 - rows[2][:, None, None]) + image[rows[1]] * rows[2][:, None, None]
-    both = tall[:, columns[0]] * (1 - columns[2][:, None]) + tall[:, columns[1]] * columns[2][:, None]
+    both = (
+        tall[:, columns[0]] * (1 - columns[2][:, None]) + tall[:, columns[1]] * columns[2][:, None]
+    )
     return np.rint(both).astype(np.uint8)
 
 

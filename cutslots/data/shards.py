@@ -78,15 +78,22 @@ def _exclusive(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"out {directory} cannot be made a folder: {error.strerror}. Name another one.") from None
+        raise InputError(
+            f"out {directory} cannot be made a folder: {error.strerror}. Name another one."
+        ) from None
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise InputError(f"another process is preparing data in {directory}. Wait for it or name another folder.") from None
+        raise InputError(
+            f"another process is preparing data in {directory}. Wait for it or name another folder."
+        ) from None
     except OSError:
-        log.warning("%s cannot be locked on this file system; do not prepare into it twice at once", directory)
+        log.warning(
+            "%s cannot be locked on this file system; do not prepare into it twice at once",
+            directory,
+        )
     try:
         yield
     finally:
@@ -100,14 +107,18 @@ def _begin(directory: Path, info: Info, overwrite: bool) -> Manifest:
     for leftover in directory.iterdir():
         if TEMPORARY_NAME.fullmatch(leftover.name):
             leftover.unlink()  # of a writer that was killed: the lock is ours, so nobody else is writing
-    path = next((directory / name for name in (MANIFEST, PROGRESS) if (directory / name).exists()), None)
+    path = next(
+        (directory / name for name in (MANIFEST, PROGRESS) if (directory / name).exists()), None
+    )
     if path and overwrite:
         _clear(directory)
         path = None
     if path is None:
         strangers = sorted(entry.name for entry in directory.iterdir())
         if strangers:
-            raise InputError(f"out {directory} holds other files ({', '.join(strangers[:3])}). Name a new or empty folder.")
+            raise InputError(
+                f"out {directory} holds other files ({', '.join(strangers[:3])}). Name a new or empty folder."
+            )
         fresh = Manifest(info.source, info.raw, info.options, info.ranges, version=_version())
         return dataclasses.replace(fresh, splits={name: Split() for name in info.ranges})
     state, finished = Manifest.read(path), path.name == MANIFEST
@@ -129,7 +140,13 @@ def _keep_whole(state: Manifest, directory: Path) -> Manifest:
     return dataclasses.replace(state, splits=splits)
 
 
-def _fill(state: Manifest, read: Read, directory: Path, scenes_per_shard: int | None, progress: Progress | None) -> Manifest:
+def _fill(
+    state: Manifest,
+    read: Read,
+    directory: Path,
+    scenes_per_shard: int | None,
+    progress: Progress | None,
+) -> Manifest:
     """Write what is missing, then the manifest."""
     try:
         state, records = _stream(state, read, directory, scenes_per_shard, progress)
@@ -140,7 +157,14 @@ def _fill(state: Manifest, read: Read, directory: Path, scenes_per_shard: int | 
         for name, (start, stop) in state.ranges.items():
             if stop is not None and records < stop:
                 found = state.splits[name].count
-                log.warning("split %s is short: it asks for %d:%d of %d records; %d scenes", name, start, stop, records, found)
+                log.warning(
+                    "split %s is short: it asks for %d:%d of %d records; %d scenes",
+                    name,
+                    start,
+                    stop,
+                    records,
+                    found,
+                )
         state.save(directory / MANIFEST)
         (directory / PROGRESS).unlink(missing_ok=True)
     except OSError as error:
@@ -155,7 +179,11 @@ def _fill(state: Manifest, read: Read, directory: Path, scenes_per_shard: int | 
 
 
 def _stream(
-    state: Manifest, read: Read, directory: Path, scenes_per_shard: int | None, progress: Progress | None
+    state: Manifest,
+    read: Read,
+    directory: Path,
+    scenes_per_shard: int | None,
+    progress: Progress | None,
 ) -> tuple[Manifest, int]:
     """Write scenes into shards as they come; the final state and the number of records that the source passed."""
     records = 0
@@ -172,8 +200,14 @@ def _stream(
         waiting[name].append(scene)
         if progress:
             start, stop = state.ranges[name]
-            progress(name, state.splits[name].count + len(waiting[name]), None if stop is None else stop - start)
-        if len(waiting[name]) >= (scenes_per_shard or max(1, SHARD_BYTES // (scene.image.nbytes + scene.mask.nbytes))):
+            progress(
+                name,
+                state.splits[name].count + len(waiting[name]),
+                None if stop is None else stop - start,
+            )
+        if len(waiting[name]) >= (
+            scenes_per_shard or max(1, SHARD_BYTES // (scene.image.nbytes + scene.mask.nbytes))
+        ):
             state = _finish_shard(state, name, waiting[name], directory)
             waiting[name] = []
     for name, rest in waiting.items():
@@ -184,10 +218,18 @@ def _stream(
 def _check_scene(scene: Scene, frame_shape: tuple[int, ...]) -> int:
     """Assert that a source keeps its promises; the largest instance id."""
     largest = int(scene.mask.max())
-    assert scene.image.dtype == scene.mask.dtype == np.uint8, f"scene {scene.id}: image and mask must be uint8"
-    assert scene.mask.shape == frame_shape, f"scene {scene.id}: mask {scene.mask.shape}, the first one had {frame_shape}"
-    assert scene.image.shape == (*frame_shape, 3), f"scene {scene.id}: image {scene.image.shape}, mask {frame_shape}"
-    assert largest <= len(scene.objects), f"scene {scene.id}: mask id {largest} of {len(scene.objects)} objects"
+    assert scene.image.dtype == scene.mask.dtype == np.uint8, (
+        f"scene {scene.id}: image and mask must be uint8"
+    )
+    assert scene.mask.shape == frame_shape, (
+        f"scene {scene.id}: mask {scene.mask.shape}, the first one had {frame_shape}"
+    )
+    assert scene.image.shape == (*frame_shape, 3), (
+        f"scene {scene.id}: image {scene.image.shape}, mask {frame_shape}"
+    )
+    assert largest <= len(scene.objects), (
+        f"scene {scene.id}: mask id {largest} of {len(scene.objects)} objects"
+    )
     return largest
 
 

@@ -51,12 +51,18 @@ def records(where: Place | Path | str, start: int = 0) -> Generator[tuple[int, b
                     yield number, _checked(stream.read(length), length, stream.read(_CRC.size))
                 number += 1
         except (_DamageError, zlib.error) as error:
-            reason = f"the gzip stream is damaged ({error})" if isinstance(error, zlib.error) else str(error)
+            reason = (
+                f"the gzip stream is damaged ({error})"
+                if isinstance(error, zlib.error)
+                else str(error)
+            )
             raise InputError(
                 f"{place}, record {number}: {reason}. Fetch or copy the file again; the earlier records are good."
             ) from None
     if number == 0:
-        raise InputError(f"{place} is empty: there is no record in it. Fetch or copy the file again.")
+        raise InputError(
+            f"{place} is empty: there is no record in it. Fetch or copy the file again."
+        )
     return number
 
 
@@ -80,7 +86,9 @@ def _length(header: bytes, number: int) -> int:
         hint = "; is this a TFRecord file?" if number == 0 else ""
         raise _DamageError(f"the checksum of the record's length does not fit{hint}")
     if length > MAX_RECORD_BYTES:
-        raise _DamageError(f"its length is {length} bytes, more than the {MAX_RECORD_BYTES} that a record can have")
+        raise _DamageError(
+            f"its length is {length} bytes, more than the {MAX_RECORD_BYTES} that a record can have"
+        )
     return length
 
 
@@ -148,7 +156,9 @@ class _GzipStream:
             elif count and not self._waiting:
                 self._waiting = self._file.read(READ_BYTES)
                 if not self._waiting:
-                    raise _DamageError("the file is cut off: its gzip stream ends inside the record")
+                    raise _DamageError(
+                        "the file is cut off: its gzip stream ends inside the record"
+                    )
 
 
 @dataclass(frozen=True)
@@ -166,15 +176,23 @@ class Feature:
     def bytes(self) -> list[memoryview]:
         """The elements of a BytesList, views into the record."""
         self._expect("bytes")
-        return [value for field, wire, value in _fields(self.payload) if field == 1 and wire == _BYTES]
+        return [
+            value for field, wire, value in _fields(self.payload) if field == 1 and wire == _BYTES
+        ]
 
     def floats(self) -> np.ndarray:
         """The elements of a FloatList, packed or not: float32 (n,)."""
         self._expect("float")
-        parts = [value for field, wire, value in _fields(self.payload) if field == 1 and wire in (_BYTES, _FIXED32)]
+        parts = [
+            value
+            for field, wire, value in _fields(self.payload)
+            if field == 1 and wire in (_BYTES, _FIXED32)
+        ]
         joined = b"".join(parts)
         if len(joined) % 4:
-            raise InputError(f"a packed FloatList has {len(joined)} bytes, no multiple of 4: no tf.train.Example.")
+            raise InputError(
+                f"a packed FloatList has {len(joined)} bytes, no multiple of 4: no tf.train.Example."
+            )
         return np.frombuffer(joined, "<f4")
 
     def ints(self) -> np.ndarray:
@@ -190,7 +208,9 @@ class Feature:
 
     def _expect(self, kind: str) -> None:
         if self.kind != kind:
-            raise InputError(f"a feature is a list of {self.kind}, where a list of {kind} is expected.")
+            raise InputError(
+                f"a feature is a list of {self.kind}, where a list of {kind} is expected."
+            )
 
 
 def example(payload: bytes | memoryview) -> dict[str, Feature]:
@@ -224,7 +244,9 @@ def one_byte_elements(payload: memoryview | bytes, count: int) -> np.ndarray:
     """
     encoded = np.frombuffer(payload, np.uint8)
     if len(encoded) != 3 * count:
-        raise InputError(f"a list has {len(encoded)} bytes, {count} elements of one byte take {3 * count}.")
+        raise InputError(
+            f"a list has {len(encoded)} bytes, {count} elements of one byte take {3 * count}."
+        )
     # Every row of 1,024 elements has its tags at the same places, so all rows are tested at once: their bitwise `or`
     # and `and` # both have the tags there only when each row has. A strided comparison takes four times as long.
     whole = len(encoded) // 3072 * 3072

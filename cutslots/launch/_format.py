@@ -32,7 +32,11 @@ def short(number: int) -> str:
     for size, letter in ((1_000_000, "M"), (1_000, "k")):
         if number >= size:
             # Never rounded up: a training is not over before it is.
-            return (str(number // size) if number >= 10 * size else f"{number * 10 // size / 10:.1f}".removesuffix(".0")) + letter
+            return (
+                str(number // size)
+                if number >= 10 * size
+                else f"{number * 10 // size / 10:.1f}".removesuffix(".0")
+            ) + letter
     return str(number)
 
 
@@ -44,7 +48,9 @@ def one_line(text: str) -> str:
 def squeeze(label: str, width: int) -> str:
     """A label in `width` characters: its words lose their ends first, for its numbers say more, then it loses its middle."""
     for longest in range(max(width, 4), 3, -1):
-        shorter = re.sub(r"\b[^\W\d][\w.]*", lambda word, longest=longest: _cut(word[0], longest), label)
+        shorter = re.sub(
+            r"\b[^\W\d][\w.]*", lambda word, longest=longest: _cut(word[0], longest), label
+        )
         if len(shorter) <= width:
             return shorter
     end = (width - 1) // 2
@@ -66,24 +72,41 @@ class Labels:
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = labels
-        self._values = [dict(part.split(" ") for part in parts) if _paired(parts := label.split("  ")) else {} for label in labels]
+        self._values = [
+            dict(part.split(" ") for part in parts) if _paired(parts := label.split("  ")) else {}
+            for label in labels
+        ]
         found = Counter(tuple(values) for values in self._values if values).most_common(1)
         self._names = found[0][0] if found and found[0][1] > 1 else ()
-        columns = [[values[name] for values in self._values if tuple(values) == self._names] for name in self._names]
+        columns = [
+            [values[name] for values in self._values if tuple(values) == self._names]
+            for name in self._names
+        ]
         self._narrowest = [max(map(len, column)) for column in columns]
-        self.needed = _width(self._narrowest) if columns else min(30, max(map(len, labels), default=0))
+        self.needed = (
+            _width(self._narrowest) if columns else min(30, max(map(len, labels), default=0))
+        )
 
     def fit(self, width: int) -> tuple[str, list[str]]:
         """A heading, and each label, in `width` characters; what is not in columns is squeezed."""
         if not self._names or _width(self._narrowest) > width:
             return "trial", [squeeze(label, width) for label in self.labels]
         widths = self._narrowest
-        for longest in range(1, max(map(len, self._names)) + 1):  # names as whole as there is room for
-            wider = [max(least, min(len(name), longest)) for least, name in zip(self._narrowest, self._names, strict=True)]
+        for longest in range(
+            1, max(map(len, self._names)) + 1
+        ):  # names as whole as there is room for
+            wider = [
+                max(least, min(len(name), longest))
+                for least, name in zip(self._narrowest, self._names, strict=True)
+            ]
             widths = wider if _width(wider) <= width else widths
-        heading = _padded([_cut(name, room) for name, room in zip(self._names, widths, strict=True)], widths)
+        heading = _padded(
+            [_cut(name, room) for name, room in zip(self._names, widths, strict=True)], widths
+        )
         return heading, [
-            _padded(list(values.values()), widths) if tuple(values) == self._names else squeeze(label, width)
+            _padded(list(values.values()), widths)
+            if tuple(values) == self._names
+            else squeeze(label, width)
             for label, values in zip(self.labels, self._values, strict=True)
         ]
 

@@ -50,9 +50,17 @@ class Machine:
     def _ask(self) -> Gpus | None:
         if self._command is None or time.monotonic() - self._asked < GPU_SECONDS:
             return self._gpus
-        query = [self._command, "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]
+        query = [
+            self._command,
+            "--query-gpu=utilization.gpu,memory.used,memory.total",
+            "--format=csv,noheader,nounits",
+        ]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            self._gpus = gpus(subprocess.run(query, capture_output=True, text=True, timeout=5.0, check=True).stdout)
+            self._gpus = gpus(
+                subprocess.run(
+                    query, capture_output=True, text=True, timeout=5.0, check=True
+                ).stdout
+            )
         self._asked = time.monotonic()
         return self._gpus
 
@@ -60,9 +68,18 @@ class Machine:
 def gpus(table: str) -> Gpus | None:
     """From nvidia-smi's lines "utilization, MiB used, MiB in all"; a split GPU says [N/A] for its use."""
     number = r"\s*(\d+|\[.*?\])\s*"
-    found = [match.groups() for match in re.finditer(rf"^{number},{number},{number}$", table, re.MULTILINE)]
-    known = [(use, float(used) * 1.048576, float(size) * 1.048576) for use, used, size in found if (used + size).isdigit()]
+    found = [
+        match.groups()
+        for match in re.finditer(rf"^{number},{number},{number}$", table, re.MULTILINE)
+    ]
+    known = [
+        (use, float(used) * 1.048576, float(size) * 1.048576)
+        for use, used, size in found
+        if (used + size).isdigit()
+    ]
     if not known:
         return None
     use = mean(float(use) if use.isdigit() else None for use, _, _ in known)
-    return Gpus(len(known), use, sum(used for _, used, _ in known), sum(size for _, _, size in known))
+    return Gpus(
+        len(known), use, sum(used for _, used, _ in known), sum(size for _, _, size in known)
+    )

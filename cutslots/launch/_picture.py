@@ -12,9 +12,21 @@ from cutslots.launch._format import Labels, about, clock, one_line, score, short
 from cutslots.launch._snapshot import ENDED, Reading, Row, Snapshot
 
 ROOMY = 120  # columns from which numbers and headings are written out
-GAP, VALUE, BAR, LABEL = 2, 6, 6, 16  # characters between columns, of a score, of the smallest bar, of the narrowest label
+GAP, VALUE, BAR, LABEL = (
+    2,
+    6,
+    6,
+    16,
+)  # characters between columns, of a score, of the smallest bar, of the narrowest label
 ALWAYS = 4  # of a running trial's details those that labels do not drive away: bar, step, left, images a second
-STYLES = {"running": "cyan", "waiting": "dim", "finished": "dim", "pruned": "yellow", "interrupted": "yellow", "failed": "red"}
+STYLES = {
+    "running": "cyan",
+    "waiting": "dim",
+    "finished": "dim",
+    "pruned": "yellow",
+    "interrupted": "yellow",
+    "failed": "red",
+}
 
 
 class Column(NamedTuple):
@@ -34,7 +46,12 @@ class Picture:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = options.max_width, console.height - 1
-        head = [self._title(), self._counts(), self._best(width), _text("   ".join(self.snapshot.machine), "dim")]
+        head = [
+            self._title(),
+            self._counts(),
+            self._best(width),
+            _text("   ".join(self.snapshot.machine), "dim"),
+        ]
         yield from head[:height]
         yield from Trials(self.snapshot, width).sections(height - len(head))
 
@@ -42,13 +59,18 @@ class Picture:
         left = self.snapshot.left()
         remaining = "" if left is None else f"about {about(left)} left"
         return _apart(
-            _text(self.snapshot.title, "bold"), Text.assemble((f"{clock(self.snapshot.elapsed)}   ", "dim"), (remaining, "bold"))
+            _text(self.snapshot.title, "bold"),
+            Text.assemble((f"{clock(self.snapshot.elapsed)}   ", "dim"), (remaining, "bold")),
         )
 
     def _counts(self) -> RenderableType:
         counts, total = self.snapshot.counts, self.snapshot.num_trials
         words = [(f"{counts['finished']} of {total} done", "green")]
-        words += [(f"   {counts[state]} {state}", STYLES[state]) for state in ("running", "waiting", *ENDED[1:]) if counts[state]]
+        words += [
+            (f"   {counts[state]} {state}", STYLES[state])
+            for state in ("running", "waiting", *ENDED[1:])
+            if counts[state]
+        ]
         return _apart(_bar(self.snapshot.done()), Text.assemble(*words))
 
     def _best(self, width: int) -> RenderableType:
@@ -68,19 +90,35 @@ class Trials:
     def __init__(self, snapshot: Snapshot, width: int) -> None:
         self.snapshot, self.width = snapshot, width
         self.running, self.ended, self.best = snapshot.running(), snapshot.ended(), snapshot.best()
-        number = max(len(str(number)) for number in [snapshot.num_trials - 1, *(row.number for row in snapshot.rows)])
+        number = max(
+            len(str(number))
+            for number in [snapshot.num_trials - 1, *(row.number for row in snapshot.rows)]
+        )
         labels = Labels([row.label for row in snapshot.rows])
         self.details = self._details()
         room = width - number - VALUE - 2 * GAP - _taken(self.details)
         # Labels come first: memory gives way to what tells trials apart, and on a very narrow terminal all the rest does.
-        while (len(self.details) > ALWAYS and room < labels.needed) or (self.details and room < LABEL):
+        while (len(self.details) > ALWAYS and room < labels.needed) or (
+            self.details and room < LABEL
+        ):
             room += self.details.pop().width + GAP
         heading, cells = labels.fit(max(1, room))
         named = {row.number: cell for row, cell in zip(snapshot.rows, cells, strict=True)}
         self.first = [
             Column("#", number, lambda row: _text(str(row.number), "dim")),
-            Column(heading, max(map(len, [heading, *cells])), lambda row: _text(named[row.number], self._mark(row)), right=False),
-            Column("best", VALUE, lambda row: _text(score(row.value), f"{self._mark(row)} green" if self._mark(row) else "")),
+            Column(
+                heading,
+                max(map(len, [heading, *cells])),
+                lambda row: _text(named[row.number], self._mark(row)),
+                right=False,
+            ),
+            Column(
+                "best",
+                VALUE,
+                lambda row: _text(
+                    score(row.value), f"{self._mark(row)} green" if self._mark(row) else ""
+                ),
+            ),
         ]
 
     def _mark(self, row: Row) -> str:
@@ -88,7 +126,9 @@ class Trials:
 
     def sections(self, height: int) -> list[RenderableType]:
         """Running trials come first, but leave a third of the lines to the ended ones."""
-        space = height - 2 * bool(self.running) - 2 * bool(self.ended)  # an empty line and a heading each
+        space = (
+            height - 2 * bool(self.running) - 2 * bool(self.ended)
+        )  # an empty line and a heading each
         kept = min(len(self.ended), space // 3)
         num_running = max(0, min(len(self.running), space - kept))
         num_ended = max(0, min(len(self.ended), space - num_running))
@@ -103,7 +143,10 @@ class Trials:
         hidden = len(self.running) - count
         shown = self.running[: count - 1] if hidden else self.running
         spare = self.width - _taken([*self.first, *self.details]) + GAP
-        details = [column._replace(width=min(24, column.width + spare)) if not column.head else column for column in self.details]
+        details = [
+            column._replace(width=min(24, column.width + spare)) if not column.head else column
+            for column in self.details
+        ]
         table = _table([*self.first, *details], shown)
         if hidden:
             table.add_row("", "", _text(f"and {hidden + 1} more", "dim"))
@@ -115,7 +158,14 @@ class Trials:
         num_failed = min(len(failed), max(count // 3, count - len(others)))
         others = others[: count - num_failed]
         newest = sorted(failed, key=lambda row: row.number)[len(failed) - num_failed :]
-        columns = [*self.first, Column("took", 7, lambda row: _text("" if row.seconds is None else clock(row.seconds), "dim"))]
+        columns = [
+            *self.first,
+            Column(
+                "took",
+                7,
+                lambda row: _text("" if row.seconds is None else clock(row.seconds), "dim"),
+            ),
+        ]
         room = self.width - _taken(columns)
         if room >= 6:
             columns.append(Column("", room, _outcome, right=False))
@@ -137,7 +187,11 @@ class Trials:
 
         def left(row: Row) -> RenderableType:
             reading = self._reading(row)
-            return _text("silent", "yellow") if reading.silent else _text("" if reading.left is None else about(reading.left))
+            return (
+                _text("silent", "yellow")
+                if reading.silent
+                else _text("" if reading.left is None else about(reading.left))
+            )
 
         def rate(row: Row) -> RenderableType:
             rate = self._reading(row).rate
@@ -151,11 +205,21 @@ class Trials:
             Column("step", 2 * steps + 1 if roomy else steps + 5, step),
             Column("left", 6, left),
             Column("images/s" if roomy else "img/s", 8 if roomy else 5, rate),
-            Column("memory" if roomy else "mem", 8 if roomy else 5, lambda row: gigabytes(self._reading(row).memory)),
+            Column(
+                "memory" if roomy else "mem",
+                8 if roomy else 5,
+                lambda row: gigabytes(self._reading(row).memory),
+            ),
         ]
         if any(reading.gpu_memory is not None for reading in self.snapshot.readings.values()):
             width = 10 if roomy else 5
-            columns.append(Column("gpu memory" if roomy else "gpu", width, lambda row: gigabytes(self._reading(row).gpu_memory)))
+            columns.append(
+                Column(
+                    "gpu memory" if roomy else "gpu",
+                    width,
+                    lambda row: gigabytes(self._reading(row).gpu_memory),
+                )
+            )
         return columns
 
     def _reading(self, row: Row) -> Reading:
@@ -163,7 +227,9 @@ class Trials:
 
 
 def _outcome(row: Row) -> RenderableType:
-    text = Text.assemble((row.state, STYLES[row.state]), (f": {one_line(row.cause)}" if row.cause else "", "dim"))
+    text = Text.assemble(
+        (row.state, STYLES[row.state]), (f": {one_line(row.cause)}" if row.cause else "", "dim")
+    )
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
 
@@ -179,7 +245,13 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
         if index:
             table.add_column(width=GAP)
         justify: Any = "right" if column.right else "left"
-        table.add_column(_text(column.head), width=column.width, justify=justify, no_wrap=True, overflow="ellipsis")
+        table.add_column(
+            _text(column.head),
+            width=column.width,
+            justify=justify,
+            no_wrap=True,
+            overflow="ellipsis",
+        )
     for row in rows:
         table.add_row(*_with_gaps([column.cell(row) for column in columns]))
     return table

@@ -54,7 +54,9 @@ class Trace:
     """Successive looks at the journal of one running trial."""
 
     def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None  # step and when it was seen: the pace is measured from here
+        self._first: tuple[int, float] | None = (
+            None  # step and when it was seen: the pace is measured from here
+        )
         self._newest: tuple[int, float] = (0, 0.0)
         self._heard: tuple[object, float] = (None, 0.0)  # the newest line and when it was seen
 
@@ -66,7 +68,9 @@ class Trace:
         step = found.metrics["train/loss"][1] if "train/loss" in found.metrics else None
         line = (found.time, step)
         self._heard = self._heard if self._heard[0] == line else (line, now)
-        if step is not None and (self._first is None or step < self._newest[0]):  # new, or set back to an earlier checkpoint
+        if step is not None and (
+            self._first is None or step < self._newest[0]
+        ):  # new, or set back to an earlier checkpoint
             self._first = self._newest = (step, now)
         elif step is not None and step > self._newest[0]:
             self._newest = (step, now)
@@ -88,7 +92,9 @@ class Trace:
 
 
 def _gpus(numbers: Mapping[str, float], what: str) -> list[float]:
-    return [value for name, value in numbers.items() if re.fullmatch(rf"system/gpu_\d+_{what}", name)]
+    return [
+        value for name, value in numbers.items() if re.fullmatch(rf"system/gpu_\d+_{what}", name)
+    ]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -113,7 +119,9 @@ class Snapshot:
 
     def __post_init__(self) -> None:
         counts = Counter(row.state for row in self.rows)
-        counts["waiting"] += max(0, self.total - len(self.rows))  # a search makes its trials as it goes
+        counts["waiting"] += max(
+            0, self.total - len(self.rows)
+        )  # a search makes its trials as it goes
         object.__setattr__(self, "counts", counts)
 
     @property
@@ -123,7 +131,9 @@ class Snapshot:
 
     def running(self) -> list[Row]:
         """By number."""
-        return sorted((row for row in self.rows if row.state == "running"), key=lambda row: row.number)
+        return sorted(
+            (row for row in self.rows if row.state == "running"), key=lambda row: row.number
+        )
 
     def ended(self) -> list[Row]:
         """Best first; failed ones, and those without a value, last."""
@@ -155,7 +165,11 @@ class Snapshot:
         known = {row.number: self.readings[row.number].left for row in running}
         lasted = mean(row.seconds for row in self.rows if row.state in ("finished", "pruned"))
         if lasted is None:
-            lasted = mean((row.seconds or 0.0) + left for row in running if (left := known[row.number]) is not None)
+            lasted = mean(
+                (row.seconds or 0.0) + left
+                for row in running
+                if (left := known[row.number]) is not None
+            )
         if lasted is None or not running:
             return None
         free = []  # when each of the places of the running trials is free

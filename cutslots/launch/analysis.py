@@ -7,14 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cutslots.report.analysis import Analysis, Slice
 from cutslots.report.sweep_runs import SweepRuns
 
 FEWEST = 10  # finished runs; what is told from fewer is chance
-_KINDS = {kind.__name__: kind for kind in (CategoricalDistribution, FloatDistribution, IntDistribution)}
+_KINDS = {
+    kind.__name__: kind for kind in (CategoricalDistribution, FloatDistribution, IntDistribution)
+}
 
 
 def analysis(sweep: SweepRuns) -> Analysis:
@@ -23,8 +30,15 @@ def analysis(sweep: SweepRuns) -> Analysis:
     Optuna's trials are made anew of the runs: of finished ones with their best objective, of pruned ones with their last reading.
     Settings outside the space, such as those of another model, are in none of it.
     """
-    space = {name: found for name, text in sweep.space.items() if (found := distribution(text)) is not None}
-    finished = [as_trial(space, trial.run.params, sweep.value(trial), TrialState.COMPLETE) for trial in sweep.ranked]
+    space = {
+        name: found
+        for name, text in sweep.space.items()
+        if (found := distribution(text)) is not None
+    }
+    finished = [
+        as_trial(space, trial.run.params, sweep.value(trial), TrialState.COMPLETE)
+        for trial in sweep.ranked
+    ]
     last = f"val/{sweep.objectives[0]}"
     pruned = [
         as_trial(space, trial.run.params, trial.run.metrics.get(last, math.nan), TrialState.PRUNED)
@@ -33,18 +47,28 @@ def analysis(sweep: SweepRuns) -> Analysis:
     ]
     whole = [trial for trial in finished if len(trial.params) == len(space)]
     found = importance(whole)
-    slices = [_slice(name, space[name], finished, pruned) for name in [*found, *(name for name in space if name not in found)]]
-    return Analysis(found, _about(found, len(whole), len(finished)), [each for each in slices if _varies(each)])
+    slices = [
+        _slice(name, space[name], finished, pruned)
+        for name in [*found, *(name for name in space if name not in found)]
+    ]
+    return Analysis(
+        found, _about(found, len(whole), len(finished)), [each for each in slices if _varies(each)]
+    )
 
 
 def as_trial(
-    space: Mapping[str, BaseDistribution], params: Mapping[str, str], objective: float, state: TrialState = TrialState.COMPLETE
+    space: Mapping[str, BaseDistribution],
+    params: Mapping[str, str],
+    objective: float,
+    state: TrialState = TrialState.COMPLETE,
 ) -> FrozenTrial:
     """A run as a trial, with those of its parameters that the space holds."""
     values = {name: _value(each, params[name]) for name, each in space.items() if name in params}
     known = {name: value for name, value in values.items() if value is not _OUTSIDE}
     value = objective if math.isfinite(objective) else None  # only a pruned run comes without
-    return create_trial(state=state, params=known, distributions={name: space[name] for name in known}, value=value)
+    return create_trial(
+        state=state, params=known, distributions={name: space[name] for name in known}, value=value
+    )
 
 
 def importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
@@ -67,14 +91,20 @@ def importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
             study = optuna.create_study()
             study.add_trials(trials)
             # Seeded: a report of the same runs is the same.
-            found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
+            found = optuna.importance.get_param_importances(
+                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
+            )
         finally:
             optuna.logging.set_verbosity(level)
     return {name: round(share, 6) for name, share in found.items()}
 
 
 def _about(found: Mapping[str, float], whole: int, finished: int) -> str:
-    without = f" Outside the space, as another model's settings are, lie {finished - whole} more." if finished > whole else ""
+    without = (
+        f" Outside the space, as another model's settings are, lie {finished - whole} more."
+        if finished > whole
+        else ""
+    )
     if not found:
         runs = f"{whole} finished run{'s' * (whole != 1)}"
         return f"Nothing is told of importance from {runs} in the space: it takes {FEWEST} that differ.{without}"
@@ -84,9 +114,18 @@ def _about(found: Mapping[str, float], whole: int, finished: int) -> str:
     )
 
 
-def _slice(name: str, each: BaseDistribution, finished: Sequence[FrozenTrial], pruned: Sequence[FrozenTrial]) -> Slice:
+def _slice(
+    name: str,
+    each: BaseDistribution,
+    finished: Sequence[FrozenTrial],
+    pruned: Sequence[FrozenTrial],
+) -> Slice:
     def points(trials: Sequence[FrozenTrial]) -> list[tuple[Any, float]]:
-        return [(trial.params[name], trial.value) for trial in trials if name in trial.params and trial.value is not None]
+        return [
+            (trial.params[name], trial.value)
+            for trial in trials
+            if name in trial.params and trial.value is not None
+        ]
 
     if isinstance(each, FloatDistribution | IntDistribution):
         return Slice(name, each.log, None, (each.low, each.high), points(finished), points(pruned))
@@ -95,7 +134,9 @@ def _slice(name: str, each: BaseDistribution, finished: Sequence[FrozenTrial], p
 
 
 def _varies(each: Slice) -> bool:
-    return bool(each.finished) and len({str(value) for value, _ in [*each.finished, *each.pruned]}) > 1
+    return (
+        bool(each.finished) and len({str(value) for value, _ in [*each.finished, *each.pruned]}) > 1
+    )
 
 
 def distribution(text: str) -> BaseDistribution | None:
@@ -104,7 +145,9 @@ def distribution(text: str) -> BaseDistribution | None:
         call = ast.parse(text, mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             return None
-        return _KINDS[call.func.id](**{each.arg or "": ast.literal_eval(each.value) for each in call.keywords})
+        return _KINDS[call.func.id](
+            **{each.arg or "": ast.literal_eval(each.value) for each in call.keywords}
+        )
     except (SyntaxError, ValueError, TypeError, KeyError):
         return None
 

@@ -25,7 +25,9 @@ from cutslots.train.config import RunConfig, from_json, preset, signature
 def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say with one sweep after the other; returns the exit status."""
     chosen = parser().parse_args(arguments)
-    return exit_status(lambda: _run_all(sweeps, chosen), interrupted="interrupted; --resume goes on")
+    return exit_status(
+        lambda: _run_all(sweeps, chosen), interrupted="interrupted; --resume goes on"
+    )
 
 
 def _run_all(sweeps: Sequence[Sweep], chosen: argparse.Namespace) -> int:
@@ -48,33 +50,89 @@ def _run(chosen: argparse.Namespace, sweep: Sweep) -> int:
     resources = _resources(chosen)
     if not resources.gpus:
         plan = replace(plan, threads=max(1, int(resources.cpus)), device="cpu")
-    how = session.How(resources, chosen.resume, chosen.retry_failed, chosen.concurrent, chosen.retries, chosen.storage)
+    how = session.How(
+        resources,
+        chosen.resume,
+        chosen.retry_failed,
+        chosen.concurrent,
+        chosen.retries,
+        chosen.storage,
+    )
     return session.run(sweep, folder, plan, how)
 
 
 def parser() -> argparse.ArgumentParser:
     """What a sweep file understands."""
     sweeps = argparse.ArgumentParser(
-        description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = sweeps.add_argument
-    add("--dry-run", action="store_true", help="print the space, the trials, the resources and what is finished; start nothing")
-    add("--smoke", action="store_true", help="a few trials of 30 steps of a small model: does all of it run?")
-    add("--resume", action="store_true", help="go on with this sweep where it stopped; begins it when there is nothing yet")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print the space, the trials, the resources and what is finished; start nothing",
+    )
+    add(
+        "--smoke",
+        action="store_true",
+        help="a few trials of 30 steps of a small model: does all of it run?",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with this sweep where it stopped; begins it when there is nothing yet",
+    )
     add("--retry-failed", action="store_true", help="with --resume: run failed trials again")
     add("--trials", type=int, metavar="N", help="settings that are sampled")
     add("--seeds", type=int, nargs="+", metavar="SEED", help="the first is the search's")
     add("--search", choices=("tpe", "random", "grid"), help="how settings are chosen")
-    add("--set", action="append", default=[], dest="sets", metavar="NAME=VALUE", help="an option of all trials; repeatable")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="NAME=VALUE",
+        help="an option of all trials; repeatable",
+    )
     add("--only", metavar="NAME", help="of a file with several sweeps this one")
     add("--name", help="the sweep's name; another one is another sweep")
-    add("--data", help=f"the prepared set, a folder or URI; default: by its name in {DATA} or CUTSLOTS_HOME/data")
+    add(
+        "--data",
+        help=f"the prepared set, a folder or URI; default: by its name in {DATA} or CUTSLOTS_HOME/data",
+    )
     add("--concurrent", type=int, metavar="N", help="trials at a time; default as many as fit")
-    add("--workers-per-trial", type=int, default=1, metavar="N", help="processes that share a trial's batches (default 1)")
-    add("--gpus-per-trial", type=float, metavar="N", help="GPUs of each of them, or a fraction; default 1 where there are any")
-    add("--cpus-per-trial", type=float, metavar="N", help="CPUs of each of them; default 1, with a GPU 2")
-    add("--retries", type=int, default=5, metavar="N", help="restarts of a trial whose process or node died (default 5)")
-    add("--storage", metavar="URL", help="Optuna storage, such as sqlite:///study.db, which its dashboard can watch")
+    add(
+        "--workers-per-trial",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share a trial's batches (default 1)",
+    )
+    add(
+        "--gpus-per-trial",
+        type=float,
+        metavar="N",
+        help="GPUs of each of them, or a fraction; default 1 where there are any",
+    )
+    add(
+        "--cpus-per-trial",
+        type=float,
+        metavar="N",
+        help="CPUs of each of them; default 1, with a GPU 2",
+    )
+    add(
+        "--retries",
+        type=int,
+        default=5,
+        metavar="N",
+        help="restarts of a trial whose process or node died (default 5)",
+    )
+    add(
+        "--storage",
+        metavar="URL",
+        help="Optuna storage, such as sqlite:///study.db, which its dashboard can watch",
+    )
     add(
         "--debug-trial",
         metavar="WHAT",
@@ -87,12 +145,21 @@ def _wanted_sweeps(sweeps: Sequence[Sweep], chosen: argparse.Namespace) -> list[
     """All of a file, or the one that is asked for."""
     names = [sweep.name for sweep in sweeps]
     if chosen.only is not None and chosen.only not in names:
-        raise InputError(f"--only {chosen.only}: this file has no such sweep. {nearest(chosen.only, names)}")
+        raise InputError(
+            f"--only {chosen.only}: this file has no such sweep. {nearest(chosen.only, names)}"
+        )
     wanted = [sweep for sweep in sweeps if chosen.only in (None, sweep.name)]
-    one = {"--name": chosen.name, "--data": chosen.data, "--debug-trial": chosen.debug_trial, "--storage": chosen.storage}
+    one = {
+        "--name": chosen.name,
+        "--data": chosen.data,
+        "--debug-trial": chosen.debug_trial,
+        "--storage": chosen.storage,
+    }
     for option, value in one.items():
         if value is not None and len(wanted) > 1:
-            raise InputError(f"{option} {value}: this file has {len(names)} sweeps. Choose one: --only {' or '.join(names)}.")
+            raise InputError(
+                f"{option} {value}: this file has {len(names)} sweeps. Choose one: --only {' or '.join(names)}."
+            )
     return wanted
 
 
@@ -101,11 +168,18 @@ def _adjusted(sweep: Sweep, chosen: argparse.Namespace) -> Sweep:
     if chosen.smoke:
         sweep = sweep.smaller()
     changes = {"trials": chosen.trials, "search": chosen.search, "name": chosen.name}
-    changes |= {"seeds": tuple(chosen.seeds) if chosen.seeds else None, "set": (*sweep.set, *chosen.sets)}
-    changes["first"] = {name: _also_set(name, each, chosen.sets) for name, each in sweep.first.items()}
+    changes |= {
+        "seeds": tuple(chosen.seeds) if chosen.seeds else None,
+        "set": (*sweep.set, *chosen.sets),
+    }
+    changes["first"] = {
+        name: _also_set(name, each, chosen.sets) for name, each in sweep.first.items()
+    }
     sweep = replace(sweep, **{name: value for name, value in changes.items() if value is not None})
     if chosen.retries < 0 or (chosen.concurrent is not None and chosen.concurrent < 1):
-        raise InputError(f"--retries {chosen.retries}, --concurrent {chosen.concurrent}: give at least 0 and 1.")
+        raise InputError(
+            f"--retries {chosen.retries}, --concurrent {chosen.concurrent}: give at least 0 and 1."
+        )
     return sweep
 
 
@@ -119,7 +193,10 @@ def _also_set(name: str, setting: Setting, sets: Sequence[str]) -> Setting:
             options.resolve(preset(setting.preset), assignment.partition("=")[0].strip())
             known.append(assignment)
         except InputError:
-            print(f"--set {assignment} is not for {name}: preset {setting.preset} has no such option", file=sys.stderr)
+            print(
+                f"--set {assignment} is not for {name}: preset {setting.preset} has no such option",
+                file=sys.stderr,
+            )
     return replace(setting, set=(*setting.set, *known))
 
 
@@ -168,12 +245,16 @@ def _wanted(sweep: Sweep, folder: Path, reference: str, chosen: argparse.Namespa
     """The configuration that a person means."""
     if "=" in reference:
         changes = [part.strip() for part in re.split(r"[,\s]+(?=\S+=)", reference.strip())]
-        return sweep.config(Setting(), changes, None if any("seed=" in each for each in changes) else sweep.seeds[0])
+        return sweep.config(
+            Setting(), changes, None if any("seed=" in each for each in changes) else sweep.seeds[0]
+        )
     if reference in sweep.first:
         return sweep.config(sweep.first[reference], (), sweep.seeds[0])
     if reference.isdigit() and len(reference) < 8:
         if not (folder / FILE).exists() and not chosen.storage:
-            raise InputError(f"--debug-trial {reference}: sweep {sweep.name!r} has not begun, so it has no trials.")
+            raise InputError(
+                f"--debug-trial {reference}: sweep {sweep.name!r} has not begun, so it has no trials."
+            )
         return Study(sweep, folder, chosen.storage).planned(int(reference)).config
     run_dir = find_run_dir(reference)
     return from_json((run_dir / CONFIG).read_text())

@@ -66,7 +66,11 @@ def check_here(need: Resources) -> None:
     """
     if not os.environ.get("RAY_ADDRESS"):
         torch = sys.modules.get("torch") or __import__("torch")
-        fitting(need, [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}], os.environ.get(CLUSTER))
+        fitting(
+            need,
+            [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}],
+            os.environ.get(CLUSTER),
+        )
 
 
 @contextlib.contextmanager
@@ -87,7 +91,11 @@ def connected(need: Resources, num_cpus: int | None = None) -> Iterator[int]:
     if mine:
         _init(need, num_cpus)
     try:
-        yield fitting(need, [node["Resources"] for node in ray.nodes() if node["Alive"]], os.environ.get(CLUSTER))
+        yield fitting(
+            need,
+            [node["Resources"] for node in ray.nodes() if node["Alive"]],
+            os.environ.get(CLUSTER),
+        )
     finally:
         if mine:
             ray.shutdown()
@@ -113,7 +121,11 @@ def _init(need: Resources, num_cpus: int | None) -> None:
     passed = {name: os.environ[name] for name in (*PASSED, *SETTINGS) if name in os.environ}
     # Whole paths: a trial's process has another working directory.
     passed |= {"CUTSLOTS_HOME": str(home()), "MLFLOW_TRACKING_URI": absolute(default_uri())}
-    common = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": passed}}
+    common = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": passed},
+    }
     handler = signal.getsignal(signal.SIGTERM)
     with refused():
         if address:
@@ -126,7 +138,8 @@ def _init(need: Resources, num_cpus: int | None) -> None:
                 # Ray Train asks it which placement groups a dead trial has left.
                 include_dashboard=need.train,
                 dashboard_host="127.0.0.1",
-                object_store_memory=128 << 20,  # configurations and scores; pixels never go through it
+                object_store_memory=128
+                << 20,  # configurations and scores; pixels never go through it
                 **common,
             )
     if threading.current_thread() is threading.main_thread():
@@ -145,12 +158,17 @@ def fitting(need: Resources, nodes: list[dict[str, float]], cluster: str | None 
     """
     grown = _grown(cluster)
     asked = {name: amount for name, amount in (("GPU", need.gpus), ("CPU", need.cpus)) if amount}
-    total = {name: max(sum(node.get(name, 0) for node in nodes), grown.get(name, 0)) for name in ("CPU", "GPU")}
+    total = {
+        name: max(sum(node.get(name, 0) for node in nodes), grown.get(name, 0))
+        for name in ("CPU", "GPU")
+    }
     for name, amount in asked.items():
         if amount * need.workers > total[name]:
             raise InputError(_too_much(name, amount * need.workers, total[name], need, bool(grown)))
     # A worker lies on one node. Of nodes that are still to come only the sum is known.
-    workers = sum(min(_shares(node.get(name, 0), amount) for name, amount in asked.items()) for node in nodes)
+    workers = sum(
+        min(_shares(node.get(name, 0), amount) for name, amount in asked.items()) for node in nodes
+    )
     if not grown and workers < need.workers:
         largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise InputError(
@@ -168,7 +186,11 @@ def _shares(there: float, amount: float) -> int:
 
 
 def _too_much(name: str, asked: float, there: float, need: Resources, grows: bool) -> str:
-    option = f"--{name.lower()}s-per-trial" if need.workers == 1 else f"--{name.lower()}s-per-trial or --workers-per-trial"
+    option = (
+        f"--{name.lower()}s-per-trial"
+        if need.workers == 1
+        else f"--{name.lower()}s-per-trial or --workers-per-trial"
+    )
     growing = f" even when grown to all that {CLUSTER} allows" if grows else ""
     return f"a trial takes {asked:g} {name} ({need}), and the cluster has {there:g}{growing}. Lower {option}."
 
@@ -177,7 +199,10 @@ def _grown(text: str | None) -> dict[str, float]:
     if not text:
         return {}
     try:
-        return {name.strip().upper(): float(amount) for name, _, amount in (part.partition("=") for part in text.split(","))}
+        return {
+            name.strip().upper(): float(amount)
+            for name, _, amount in (part.partition("=") for part in text.split(","))
+        }
     except ValueError:
         raise InputError(f'{CLUSTER} is {text!r}; write it as "GPU=8,CPU=64".') from None
 
@@ -211,5 +236,7 @@ def room(address: str) -> str:
     except (ConnectionError, ValueError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus, memory = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", "memory"))
+    cpus, gpus, memory = (
+        sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU", "memory")
+    )
     return f"nodes: {len(nodes)}, CPUs: {cpus:g}, GPUs: {gpus:g}, memory {memory / 1e9:.1f} GB, Ray {ray.__version__}"

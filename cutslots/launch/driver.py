@@ -29,7 +29,12 @@ from cutslots.runlog.log import Status
 from cutslots.train.config import signature, to_json
 from cutslots.train.folder import held
 
-STATUS: dict[str, Status] = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+STATUS: dict[str, Status] = {
+    "finished": "FINISHED",
+    "pruned": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 SYNC_SECONDS = 30.0
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -64,8 +69,17 @@ class Driver:
         say: takes a line for the person.
     """
 
-    def __init__(self, study: Study, plan: Plan, folder: Path, log: RunLog | None, say: Callable[[str], None]) -> None:
-        self.study, self.sweep, self.plan, self.folder, self.log, self.say = study, study.sweep, plan, folder, log, say
+    def __init__(
+        self, study: Study, plan: Plan, folder: Path, log: RunLog | None, say: Callable[[str], None]
+    ) -> None:
+        self.study, self.sweep, self.plan, self.folder, self.log, self.say = (
+            study,
+            study.sweep,
+            plan,
+            folder,
+            log,
+            say,
+        )
         self.digest = data.manifest(plan.data).digest
         self.stops = folder / "stops"
         shutil.rmtree(self.stops, ignore_errors=True)  # signs of an earlier driver
@@ -123,7 +137,10 @@ class Driver:
     def run_dir(self, planned: Planned) -> Path:
         """Where a trial lives: by what it is, so that every sweep that asks for it finds it."""
         config = planned.config
-        return runs_dir() / f"{self.plan.set_name}-{config.model_name}-{signature(config, self.digest)}"
+        return (
+            runs_dir()
+            / f"{self.plan.set_name}-{config.model_name}-{signature(config, self.digest)}"
+        )
 
     def _twin(self, planned: Planned) -> Ending | None:
         """What became of an earlier trial of this sweep with the very same configuration."""
@@ -152,10 +169,16 @@ class Driver:
         where = f"its run {run_dir.name} was finished"
         run = self._in_mlflow(planned)
         if best is not None and run is None and self.log and logged:
-            runlog.sync(run_dir, tracking_uri=runlog.default_uri(), say=self.say, timeout=SYNC_SECONDS)  # another store had it
+            runlog.sync(
+                run_dir, tracking_uri=runlog.default_uri(), say=self.say, timeout=SYNC_SECONDS
+            )  # another store had it
             run = self._in_mlflow(planned)
         if best is None and run:
-            best = {name.removeprefix("best/"): value for name, value in run.metrics.items() if name.startswith("best/")}
+            best = {
+                name.removeprefix("best/"): value
+                for name, value in run.metrics.items()
+                if name.startswith("best/")
+            }
             where = f"MLflow has its finished run {run.name}"
         if best is None or not all(name in best for name in self.sweep.objectives):
             return None
@@ -204,9 +227,15 @@ class Driver:
         row = self._rows[number]
         if row.state == "failed" and latest(row.run_dir) is None and self.log:
             log = RunLog(
-                row.run_dir, experiment=self.plan.experiment, run_name=row.run_dir.name, parent_run_id=self.log.run_id, say=self.say
+                row.run_dir,
+                experiment=self.plan.experiment,
+                run_name=row.run_dir.name,
+                parent_run_id=self.log.run_id,
+                say=self.say,
             )
-            log.tags({"sweep": self.sweep.name, f"sweep.{self.sweep.name}": number, "label": row.label})
+            log.tags(
+                {"sweep": self.sweep.name, f"sweep.{self.sweep.name}": number, "label": row.label}
+            )
             log.close("KILLED", 0.0)
         end_log(row.run_dir, row.state, row.cause, self.say)
 
@@ -214,7 +243,13 @@ class Driver:
         """Put a trial's result into the study."""
         row = self._rows[number]
         cause = ending.cause or (row.cause if ending.state == "pruned" else None)
-        self.study.note(number, scores=ending.scores, step=ending.step, seconds=self._seconds(number), cause=cause)
+        self.study.note(
+            number,
+            scores=ending.scores,
+            step=ending.step,
+            seconds=self._seconds(number),
+            cause=cause,
+        )
         state = self.study.end(number, ending.state, ending.scores)
         if state == "failed" and not cause:
             cause = f"it has no finite {' and '.join(self.sweep.objectives)}"
@@ -245,7 +280,8 @@ class Driver:
         """Every trial as it is now."""
         with self._lock:
             return [
-                replace(row, seconds=self._seconds(row.number)) if row.state == "running" else row for row in self._rows.values()
+                replace(row, seconds=self._seconds(row.number)) if row.state == "running" else row
+                for row in self._rows.values()
             ]
 
     @property
@@ -283,18 +319,31 @@ class Driver:
         if not self.log:
             return
         rows = self.rows()
-        counts = {f"trials/{state}": sum(row.state == state for row in rows) for state in ("finished", "pruned", "failed")}
+        counts = {
+            f"trials/{state}": sum(row.state == state for row in rows)
+            for state in ("finished", "pruned", "failed")
+        }
         best = self.study.ranked()[:1]
-        scores = {f"best/{name}": value for name, value in best[0].user_attrs.get("scores", {}).items()} if best else {}
+        scores = (
+            {f"best/{name}": value for name, value in best[0].user_attrs.get("scores", {}).items()}
+            if best
+            else {}
+        )
         self.log.metrics(sum(counts.values()), {**counts, **scores})
 
     def run_ids(self) -> dict[int, str]:
         """MLflow ids of the trials' runs, as far as MLflow has them."""
         # By the tag that every sweep leaves: a run that another sweep has begun stands under that one.
         tag = f"sweep.{self.sweep.name}"
-        mine = {run.tags["signature"]: run.run_id for run in runlog.find_runs(f"tags.\"{tag}\" != ''") if "signature" in run.tags}
+        mine = {
+            run.tags["signature"]: run.run_id
+            for run in runlog.find_runs(f"tags.\"{tag}\" != ''")
+            if "signature" in run.tags
+        }
         signatures = {row.number: row.run_dir.name.rpartition("-")[2] for row in self.rows()}
-        return {number: mine[signature] for number, signature in signatures.items() if signature in mine} | self._run_ids
+        return {
+            number: mine[signature] for number, signature in signatures.items() if signature in mine
+        } | self._run_ids
 
     def publish(self) -> None:
         """Give runs their ranks, and register the best model.
@@ -304,9 +353,15 @@ class Driver:
         """
         ranked = self.study.ranked()
         ids = self.run_ids()
-        tags = {ids[trial.number]: {"rank": str(rank)} for rank, trial in enumerate(ranked, 1) if trial.number in ids}
+        tags = {
+            ids[trial.number]: {"rank": str(rank)}
+            for rank, trial in enumerate(ranked, 1)
+            if trial.number in ids
+        }
         if strange := [trial.number for trial in ranked if trial.number not in ids]:
-            self.say(f"MLflow has no runs of the trials {', '.join(map(str, strange))}; they have no rank there")
+            self.say(
+                f"MLflow has no runs of the trials {', '.join(map(str, strange))}; they have no rank there"
+            )
         if missing := runlog.tag_runs(tags):
             self.say(f"{missing} runs have not got their rank in MLflow")
         best = next((trial for trial in ranked if trial.number in ids), None)
@@ -314,14 +369,25 @@ class Driver:
         if best is None or name is None:
             return
         registered = runlog.register(
-            name, ids[best.number], objective, best.values[0], smaller_is_better=smaller_is_better(objective)
+            name,
+            ids[best.number],
+            objective,
+            best.values[0],
+            smaller_is_better=smaller_is_better(objective),
         )
-        role = "champion" if registered.is_champion else "not the champion: another version is better"
-        self.say(f"model {name} version {registered.version}: trial {best.number}, {objective} {best.values[0]:.4f} ({role})")
+        role = (
+            "champion" if registered.is_champion else "not the champion: another version is better"
+        )
+        self.say(
+            f"model {name} version {registered.version}: trial {best.number}, {objective} {best.values[0]:.4f} ({role})"
+        )
 
     def write_table(self) -> Path:
         """The sweep's trials, best first, as `table.md` and `trials.json` in its folder."""
-        write_text(self.folder / "trials.json", json.dumps(records(self.study, self.rows()), indent=1) + "\n")
+        write_text(
+            self.folder / "trials.json",
+            json.dumps(records(self.study, self.rows()), indent=1) + "\n",
+        )
         path = self.folder / "table.md"
         write_text(path, markdown(self.study, self.rows()))
         return path
@@ -334,4 +400,6 @@ def end_log(run_dir: Path, state: str, cause: str | None, say: Callable[[str], N
     """
     logged = None if held(run_dir) else latest(run_dir)
     if logged and logged.status != STATUS[state]:
-        runlog.end_run(run_dir, STATUS[state], {"state": state, **({"cause": cause} if cause else {})}, say=say)
+        runlog.end_run(
+            run_dir, STATUS[state], {"state": state, **({"cause": cause} if cause else {})}, say=say
+        )

@@ -15,14 +15,29 @@ from cutslots.launch.study import FILE, Study
 from cutslots.launch.sweep import Sweep
 
 
-def describe(sweep: Sweep, folder: Path, resources: Resources, given: str | None = None, storage: str | None = None) -> str:
+def describe(
+    sweep: Sweep,
+    folder: Path,
+    resources: Resources,
+    given: str | None = None,
+    storage: str | None = None,
+) -> str:
     """The space, the trials, the data, the resources, and what is finished.
 
     Args:
         given: the data that a person named in place of the sweep's.
         storage: Optuna storage that holds the study in place of the folder; it is not looked at.
     """
-    return "\n".join([*_space(sweep), "", *_trials(sweep), "", *_data(sweep, given), *_rest(sweep, folder, resources, storage)])
+    return "\n".join(
+        [
+            *_space(sweep),
+            "",
+            *_trials(sweep),
+            "",
+            *_data(sweep, given),
+            *_rest(sweep, folder, resources, storage),
+        ]
+    )
 
 
 def _space(sweep: Sweep) -> Iterator[str]:
@@ -30,7 +45,10 @@ def _space(sweep: Sweep) -> Iterator[str]:
     yield f"objective {', '.join(sweep.objectives)} on the validation split; {sweep.base.train.steps:,} steps a trial"
     base, space = options.flat(sweep.base), sweep.resolved()
     width = max(map(len, space), default=0)
-    yield from (f"  {path:<{width}}  {_range(each)}   (preset: {options.text(base[path])})" for path, each in space.items())
+    yield from (
+        f"  {path:<{width}}  {_range(each)}   (preset: {options.text(base[path])})"
+        for path, each in space.items()
+    )
 
 
 def _trials(sweep: Sweep) -> Iterator[str]:

@@ -21,7 +21,16 @@ from cutslots.launch.origin import ABOUT, origin, run_folder
 from cutslots.report.animation import clip_animation
 from cutslots.report.figures import EXAMPLES, example_labels, sample_figure
 from cutslots.report.scores import set_name
-from cutslots.runlog import RunLog, SystemMetrics, add_metrics, fetch_model, find_run, git_commit, is_model_uri, package_model
+from cutslots.runlog import (
+    RunLog,
+    SystemMetrics,
+    add_metrics,
+    fetch_model,
+    find_run,
+    git_commit,
+    is_model_uri,
+    package_model,
+)
 from cutslots.runlog.fetch import FETCHED
 from cutslots.runlog.found import SECONDS
 from cutslots.runlog.log import Status
@@ -50,7 +59,11 @@ class Tracking(Observer):
         parent_run_id: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config, self.data, self.run_dir = config, data if is_uri(data) else Path(data).absolute(), run_dir
+        self.config, self.data, self.run_dir = (
+            config,
+            data if is_uri(data) else Path(data).absolute(),
+            run_dir,
+        )
         self.experiment, self.terminal, self.system_metrics = experiment, terminal, system_metrics
         self.parent_run_id, self.tags = parent_run_id, dict(tags or {})
         self.log: RunLog | None = None
@@ -111,12 +124,18 @@ class Tracking(Observer):
     def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         if self.log:
             self.log.metrics(step, {f"val/{name}": value for name, value in scores.items()})
-            self.log.artifact(_drawn(sample, self.run_dir / "figures" / f"step-{step:08d}"), "figures")
+            self.log.artifact(
+                _drawn(sample, self.run_dir / "figures" / f"step-{step:08d}"), "figures"
+            )
 
     def improved(self, step: int, examples: Examples) -> None:
         if self.log:
             older = list((self.run_dir / EXAMPLES).glob("step-*"))
-            path = _drawn(examples.sample, self.run_dir / EXAMPLES / f"step-{step:08d}", example_labels(examples))
+            path = _drawn(
+                examples.sample,
+                self.run_dir / EXAMPLES / f"step-{step:08d}",
+                example_labels(examples),
+            )
             for each in older:
                 if each != path:
                     each.unlink(missing_ok=True)
@@ -126,7 +145,9 @@ class Tracking(Observer):
         if self.log:
             self.log.tags({"state": "finished"})
             self.log.metrics(
-                result.step, {f"best/{name}": value for name, value in result.best.items()} | {SECONDS: result.seconds}
+                result.step,
+                {f"best/{name}": value for name, value in result.best.items()}
+                | {SECONDS: result.seconds},
             )
             self.log.artifact(self._packaged_model(), "model")
             # By its step: of an older run, or one that was extended, there may be the picture of another evaluation, or none.
@@ -194,7 +215,16 @@ def train_here(
     try:
         observers = Observers([tracking, terminal])
         with terminal, _stop_sign(terminal, debug) as stop:
-            result = fit(config, local(data), run_dir, observers, device=device, resume=resume, debug=debug, stop=stop)
+            result = fit(
+                config,
+                local(data),
+                run_dir,
+                observers,
+                device=device,
+                resume=resume,
+                debug=debug,
+                stop=stop,
+            )
         if stop() and result.step < config.train.steps:
             raise KeyboardInterrupt
         tracking.finished(result)
@@ -214,7 +244,10 @@ def train_here(
 @contextlib.contextmanager
 def _stop_sign(terminal: Terminal, debug: bool) -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C was pressed; a second one is a KeyboardInterrupt. Left alone where a debugger or a host program hears it."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
     pressed = threading.Event()
     if debug or not ours:
         yield pressed.is_set
@@ -233,16 +266,24 @@ def _stop_sign(terminal: Terminal, debug: bool) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def finished(run_dir: Path, config: RunConfig, data_digest: str | None = None) -> dict[str, float] | None:
+def finished(
+    run_dir: Path, config: RunConfig, data_digest: str | None = None
+) -> dict[str, float] | None:
     """The best scores of a run that has already taken all its steps with this very configuration and data; None when there is none.
 
     Args:
         data_digest: the data's `Manifest.digest`; None leaves the data unchecked.
     """
-    if not (run_dir / CONFIG).is_file() or differences(from_json((run_dir / CONFIG).read_text()), config):
+    if not (run_dir / CONFIG).is_file() or differences(
+        from_json((run_dir / CONFIG).read_text()), config
+    ):
         return None
     stored = checkpoint.newest(run_dir / CHECKPOINTS)
-    if not stored or stored["step"] < config.train.steps or data_digest not in (None, stored["data_digest"]):
+    if (
+        not stored
+        or stored["step"] < config.train.steps
+        or data_digest not in (None, stored["data_digest"])
+    ):
         return None
     return stored["best"]
 
@@ -308,11 +349,19 @@ def stored_run(reference: str) -> tuple[Path, RunConfig, dict[str, str]]:
     """
     for path in (Path(reference), runs_dir() / reference):
         if (path / CONFIG).is_file() and (path / ABOUT).is_file():
-            return path, from_json((path / CONFIG).read_text()), json.loads((path / ABOUT).read_text())
-    raise InputError(f"no run {reference!r}: neither a folder with {CONFIG} nor a name in {runs_dir()}.")
+            return (
+                path,
+                from_json((path / CONFIG).read_text()),
+                json.loads((path / ABOUT).read_text()),
+            )
+    raise InputError(
+        f"no run {reference!r}: neither a folder with {CONFIG} nor a name in {runs_dir()}."
+    )
 
 
-def log_scores(model: Path, source: str, split: str, scores: Mapping[str, float], partial: bool = False) -> None:
+def log_scores(
+    model: Path, source: str, split: str, scores: Mapping[str, float], partial: bool = False
+) -> None:
     """Add an evaluation to the log of the run that `model` belongs to, if it belongs to one; the run's state stays as it is.
 
     Args:
@@ -326,7 +375,9 @@ def log_scores(model: Path, source: str, split: str, scores: Mapping[str, float]
     if folder is not None:
         about = json.loads((folder / ABOUT).read_text())
         step = int(checkpoint.load(model)["step"])
-        with RunLog(folder, experiment=about["experiment"], run_name=folder.name, annotate=True) as log:
+        with RunLog(
+            folder, experiment=about["experiment"], run_name=folder.name, annotate=True
+        ) as log:
             log.metrics(step, values)
     elif (model / FETCHED).is_file():
         known = json.loads((model / FETCHED).read_text())
@@ -334,5 +385,6 @@ def log_scores(model: Path, source: str, split: str, scores: Mapping[str, float]
             step = int(known.get("metrics", {}).get("best/step", 0))
             if not add_metrics(run_id, step, values):
                 print(
-                    f"the scores on {source} {split} are not in MLflow: it does not take them for run {run_id} now", file=sys.stderr
+                    f"the scores on {source} {split} are not in MLflow: it does not take them for run {run_id} now",
+                    file=sys.stderr,
                 )

@@ -65,7 +65,11 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     if (folder / FETCHED).is_file():
         fetched = json.loads((folder / FETCHED).read_text())
         metrics, tags = fetched.get("metrics", {}), fetched.get("tags", {})
-        best = {name.removeprefix("best/"): value for name, value in metrics.items() if name.startswith("best/")}
+        best = {
+            name.removeprefix("best/"): value
+            for name, value in metrics.items()
+            if name.startswith("best/")
+        }
         step = best.pop("step", None)
         of_run = {
             "run": fetched.get("run"),

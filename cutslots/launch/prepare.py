@@ -59,4 +59,6 @@ def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any
         except RayTaskError as error:
             raise error.cause from None  # ours, without Ray's report around it
 
-    yield from ordered(work.remote, result, items, AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))))
+    yield from ordered(
+        work.remote, result, items, AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    )

@@ -69,7 +69,10 @@ def run(sweep: Sweep, folder: Path, plan: Plan, how: How) -> int:
         if how.retry_failed and (how.resume or not begun):
             study.retry_failed()
         if study.exhausted and study.optuna.user_attrs.get(OVER):
-            print(f"sweep {sweep.name!r} is finished: {folder / 'table.md'}\n\n{_last_table(folder)}", end="")
+            print(
+                f"sweep {sweep.name!r} is finished: {folder / 'table.md'}\n\n{_last_table(folder)}",
+                end="",
+            )
             return 0
         if begun and not how.resume:
             raise InputError(
@@ -100,7 +103,9 @@ def _alone(folder: Path) -> Iterator[None]:
     """Hold the sweep's folder against a second driver."""
     with locked(folder / ".lock") as mine:
         if not mine:
-            raise BusyError(f"sweep {folder.name!r} is being run by another process. Wait for it, or give another --name.")
+            raise BusyError(
+                f"sweep {folder.name!r} is being run by another process. Wait for it, or give another --name."
+            )
         yield
 
 
@@ -122,7 +127,9 @@ def _logged(study: Study, folder: Path, plan: Plan, how: How) -> int:
     try:
         _describe(sweep, plan, log)
         with _quiet(folder / OUTPUT), connected(resources) as room:
-            status, published = _drive(study, folder, plan, log, how, min(how.concurrent or room, room), console)
+            status, published = _drive(
+                study, folder, plan, log, how, min(how.concurrent or room, room), console
+            )
     except KeyboardInterrupt:
         status = "KILLED"
         raise
@@ -138,11 +145,17 @@ def _logged(study: Study, folder: Path, plan: Plan, how: How) -> int:
 @contextmanager
 def _quiet(path: Path) -> Iterator[None]:
     """Everything that Ray says goes to a file; what a person is to see goes to a console that was made before."""
-    with open(path, "a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+    with (
+        open(path, "a", buffering=1, encoding="utf-8") as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
         yield
 
 
-def _drive(study: Study, folder: Path, plan: Plan, log: RunLog, how: How, concurrent: int, console: Console) -> tuple[Status, bool]:
+def _drive(
+    study: Study, folder: Path, plan: Plan, log: RunLog, how: How, concurrent: int, console: Console
+) -> tuple[Status, bool]:
     """Run the trials with a view on them; returns how it ended, and whether MLflow has their ranks and the best model."""
     from cutslots.launch import tune  # seconds, while `log` makes its database
 
@@ -153,11 +166,17 @@ def _drive(study: Study, folder: Path, plan: Plan, log: RunLog, how: How, concur
     driver = Driver(study, plan, folder, log, lambda text: said[-1](text))
     title = f"{sweep.name}: {plan.data}"
     said.append(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-    with View(title, driver.rows, lambda: driver.total, objective, smaller_is_better(objective), console) as view:
+    with View(
+        title, driver.rows, lambda: driver.total, objective, smaller_is_better(objective), console
+    ) as view:
         said.append(view.say)
-        view.say(f"{driver.total} trials, {concurrent} at a time, each {how.resources}; Ctrl-C stops, --resume goes on")
+        view.say(
+            f"{driver.total} trials, {concurrent} at a time, each {how.resources}; Ctrl-C stops, --resume goes on"
+        )
         view.say(f"what Ray says: {folder / OUTPUT}")
-        view.say(f"output of each in {runs_dir()}/RUN/{LOG}; masks and curves: cutslots ui (experiment {plan.experiment!r})")
+        view.say(
+            f"output of each in {runs_dir()}/RUN/{LOG}; masks and curves: cutslots ui (experiment {plan.experiment!r})"
+        )
         whole = tune.run(driver, how.resources, concurrent, how.retries)
         said.pop()
     table = driver.write_table()
@@ -199,11 +218,22 @@ def _describe(sweep: Sweep, plan: Plan, log: RunLog) -> None:
             "set": " ".join(sweep.set),
             "objective": ", ".join(sweep.objectives),
             "search": sweep.search,
-            **{f"space/{path}": str(distribution) for path, distribution in sweep.resolved().items()},
+            **{
+                f"space/{path}": str(distribution)
+                for path, distribution in sweep.resolved().items()
+            },
         }
     )
-    tags: dict[str, Any] = {"sweep": sweep.name, "kind": "sweep", "dataset": plan.set_name, "state": "running"}
-    tags |= {"commit": git_commit(Path(cutslots.__file__).parent) or "none", "cutslots.version": cutslots.__version__}
+    tags: dict[str, Any] = {
+        "sweep": sweep.name,
+        "kind": "sweep",
+        "dataset": plan.set_name,
+        "state": "running",
+    }
+    tags |= {
+        "commit": git_commit(Path(cutslots.__file__).parent) or "none",
+        "cutslots.version": cutslots.__version__,
+    }
     log.tags({**tags, "trials": sweep.trials, "seeds": ", ".join(map(str, sweep.seeds))})
 
 
@@ -222,7 +252,9 @@ def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
     mine = {trial.user_attrs.get("run") for trial in study.trials()}
     for run_dir in runlog.undelivered(runs_dir()):
         if run_dir.name in mine and (left := runlog.sync(run_dir, say=say, timeout=SYNC_SECONDS)):
-            say(f"{left} events of {run_dir.name} are not in MLflow yet; later: cutslots sync {run_dir.name}")
+            say(
+                f"{left} events of {run_dir.name} are not in MLflow yet; later: cutslots sync {run_dir.name}"
+            )
             return left
     return 0
 

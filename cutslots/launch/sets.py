@@ -55,7 +55,11 @@ def find_or_make(sweep: Sweep, given: str | None, stand_in: bool) -> Path | str:
 def _check_made(sweep: Sweep, found: Path | str) -> None:
     """Refuse a set of that name which was made otherwise than the sweep makes it."""
     stored = data.manifest(found).options
-    wrong = [f"{name} is {stored.get(name)}, not {value}" for name, value in sweep.make.items() if stored.get(name) != value]
+    wrong = [
+        f"{name} is {stored.get(name)}, not {value}"
+        for name, value in sweep.make.items()
+        if stored.get(name) != value
+    ]
     if wrong:
         raise InputError(
             f"{found} is not the set that sweep {sweep.name!r} makes: {'; '.join(wrong)}. "

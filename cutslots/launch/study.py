@@ -67,11 +67,16 @@ class Study:
             self.optuna = optuna.create_study(
                 storage=_storage(storage or str(folder / FILE)),
                 study_name=sweep.name,
-                directions=["minimize" if smaller_is_better(name) else "maximize" for name in sweep.objectives],
+                directions=[
+                    "minimize" if smaller_is_better(name) else "maximize"
+                    for name in sweep.objectives
+                ],
                 load_if_exists=True,
             )
         except Exception as error:  # of a database's driver, which is anyone's
-            raise InputError(f"the study of sweep {sweep.name!r} cannot be opened: {error}") from error
+            raise InputError(
+                f"the study of sweep {sweep.name!r} cannot be opened: {error}"
+            ) from error
         self._claim()
         self.optuna.sampler = self._sampler()
         if self._halves:
@@ -83,7 +88,11 @@ class Study:
 
     @property
     def _halves(self) -> bool:
-        return self.sweep.halving is not None and len(self.sweep.objectives) == 1 and self.sweep.search != "grid"
+        return (
+            self.sweep.halving is not None
+            and len(self.sweep.objectives) == 1
+            and self.sweep.search != "grid"
+        )
 
     def _claim(self) -> None:
         """Refuse to mix two questions in one study."""
@@ -92,7 +101,9 @@ class Study:
         if before is None:
             self.optuna.set_user_attr(DEFINITION, now)
         elif changed := [name for name in now if not _goes_on(name, before.get(name), now[name])]:
-            listed = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
+            listed = "; ".join(
+                f"{name} was {before.get(name)}, now {now[name]}" for name in changed
+            )
             raise InputError(
                 f"sweep {self.sweep.name!r} has begun with another definition: {listed}. Give this one another --name."
             )
@@ -117,7 +128,9 @@ class Study:
         seed = self.sweep.seeds[0] + 1000 * len(self.trials())
         if self.sweep.search == "tpe":
             return optuna.samplers.TPESampler(
-                seed=seed, constant_liar=True, n_startup_trials=max(4, min(10, self.sweep.trials // 4))
+                seed=seed,
+                constant_liar=True,
+                n_startup_trials=max(4, min(10, self.sweep.trials // 4)),
             )
         return optuna.samplers.RandomSampler(seed=seed)
 
@@ -129,7 +142,10 @@ class Study:
         """What does not wait for results: attributes and values of trials."""
         for seed in self.sweep.seeds:
             for name, setting in self.sweep.first.items():
-                yield {"kind": "first", "name": name, "seed": seed}, self._values(self.sweep.config(setting), setting)
+                yield (
+                    {"kind": "first", "name": name, "seed": seed},
+                    self._values(self.sweep.config(setting), setting),
+                )
         if self.sweep.search == "grid":
             for values in self.sweep.grid():
                 for seed in self.sweep.seeds:
@@ -140,10 +156,17 @@ class Study:
         if setting.preset not in (None, self.sweep.preset):
             return {}
         flat = options.flat(config)
-        return {path: flat[path] for path, distribution in self.space.items() if _contains(distribution, flat[path])}
+        return {
+            path: flat[path]
+            for path, distribution in self.space.items()
+            if _contains(distribution, flat[path])
+        }
 
     def _enqueue(self, wanted: Iterator[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-        known = {_key(trial.user_attrs, trial.system_attrs.get("fixed_params", trial.params)) for trial in self.trials()}
+        known = {
+            _key(trial.user_attrs, trial.system_attrs.get("fixed_params", trial.params))
+            for trial in self.trials()
+        }
         for attributes, values in wanted:
             if _key(attributes, values) not in known:
                 self.optuna.enqueue_trial(values, user_attrs=attributes)
@@ -157,7 +180,11 @@ class Study:
         if self.trials(TrialState.WAITING) or self._sampled < self._samples:
             trial = self.optuna.ask()
             if "kind" not in trial.user_attrs:
-                for name, value in {"kind": "search", "name": "", "seed": self.sweep.seeds[0]}.items():
+                for name, value in {
+                    "kind": "search",
+                    "name": "",
+                    "seed": self.sweep.seeds[0],
+                }.items():
                     trial.set_user_attr(name, value)
             return self._planned(trial.number)
         return None
@@ -165,7 +192,12 @@ class Study:
     @property
     def exhausted(self) -> bool:
         """Whether `next` has nothing to give, now and after all running trials have ended."""
-        return not self._adopted and not self.trials(*OPEN) and self._sampled >= self._samples and not any(self._confirmations())
+        return (
+            not self._adopted
+            and not self.trials(*OPEN)
+            and self._sampled >= self._samples
+            and not any(self._confirmations())
+        )
 
     @property
     def total(self) -> int:
@@ -183,14 +215,20 @@ class Study:
     @property
     def _sampled(self) -> int:
         # A trial without a kind is one whose driver died before it could say so: a sampled one.
-        return sum(_kind(trial) == "search" and "again" not in trial.user_attrs for trial in self.trials())
+        return sum(
+            _kind(trial) == "search" and "again" not in trial.user_attrs for trial in self.trials()
+        )
 
     def _confirmations(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """The best settings found, with the seeds that the search left out; only when all trials have ended."""
         if self.trials(*OPEN) or self._sampled < self._samples:
             return
         found = [trial for trial in self.ranked() if _kind(trial) == "search"]
-        done = {(trial.user_attrs["name"], trial.user_attrs["seed"]) for trial in self.trials() if _kind(trial) == "confirm"}
+        done = {
+            (trial.user_attrs["name"], trial.user_attrs["seed"])
+            for trial in self.trials()
+            if _kind(trial) == "confirm"
+        }
         for trial in found[: self.sweep.confirm]:
             for seed in self.sweep.seeds[1:]:
                 if (str(trial.number), seed) not in done:
@@ -199,7 +237,9 @@ class Study:
     def planned(self, number: int) -> Planned:
         """A trial that the study has already."""
         if not 0 <= number < len(self.trials()):
-            raise InputError(f"sweep {self.sweep.name!r} has no trial {number}; it has {len(self.trials())}.")
+            raise InputError(
+                f"sweep {self.sweep.name!r} has no trial {number}; it has {len(self.trials())}."
+            )
         return self._planned(number)
 
     def _planned(self, number: int) -> Planned:
@@ -216,12 +256,18 @@ class Study:
         setting = self.sweep.first[name] if kind == "first" else Setting()
         wanted = frozen.system_attrs.get("fixed_params", {}) if kind == "first" else self.space
         trial = optuna.trial.Trial(self.optuna, frozen._trial_id)
-        values = frozen.params or (frozen.system_attrs.get("fixed_params", {}) if kind != "first" else {})  # of one that waits
+        values = frozen.params or (
+            frozen.system_attrs.get("fixed_params", {}) if kind != "first" else {}
+        )  # of one that waits
         if frozen.state == TrialState.RUNNING:
             values = {path: _suggest(trial, path, self.space[path]) for path in wanted}
         changes = [] if kind == "first" else self.sweep.changes(values)
         return Planned(
-            number, kind, self._label(kind, name, values, seed), self.sweep.config(setting, changes, seed), kind == "search"
+            number,
+            kind,
+            self._label(kind, name, values, seed),
+            self.sweep.config(setting, changes, seed),
+            kind == "search",
         )
 
     def _label(self, kind: str, name: str, values: Mapping[str, Any], seed: int) -> str:
@@ -229,8 +275,12 @@ class Study:
         if kind == "first":
             return ", ".join(filter(None, (name, seeded)))
         ends = [path.rpartition(".")[2] for path in values]
-        names = [end if ends.count(end) == 1 else path for end, path in zip(ends, values, strict=True)]
-        shown = "  ".join(f"{name} {_brief(value)}" for name, value in zip(names, values.values(), strict=True))
+        names = [
+            end if ends.count(end) == 1 else path for end, path in zip(ends, values, strict=True)
+        ]
+        shown = "  ".join(
+            f"{name} {_brief(value)}" for name, value in zip(names, values.values(), strict=True)
+        )
         return "  ".join(filter(None, (shown, seeded)))
 
     def report(self, number: int, step: int, scores: Mapping[str, float]) -> bool:
@@ -239,7 +289,9 @@ class Study:
         value = scores.get(self.sweep.objectives[0], math.nan)
         if len(self.sweep.objectives) > 1 or not math.isfinite(value):
             return False
-        if step not in self.trials()[number].intermediate_values:  # a resumed trial repeats evaluations; the first one counts
+        if (
+            step not in self.trials()[number].intermediate_values
+        ):  # a resumed trial repeats evaluations; the first one counts
             trial.report(value, step)
         return (
             self._halves
@@ -271,12 +323,22 @@ class Study:
         retried = {trial.user_attrs.get("again") for trial in self.trials()}
         for trial in self.trials(TrialState.FAIL):
             if trial.number not in retried:
-                kept = {name: trial.user_attrs[name] for name in ("kind", "name", "seed") if name in trial.user_attrs}
+                kept = {
+                    name: trial.user_attrs[name]
+                    for name in ("kind", "name", "seed")
+                    if name in trial.user_attrs
+                }
                 self.optuna.enqueue_trial(trial.params, user_attrs={**kept, "again": trial.number})
 
     def counts(self) -> str:
         """How many trials are in which state, for people."""
-        names = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "unfinished", "WAITING": "waiting"}
+        names = {
+            "COMPLETE": "finished",
+            "PRUNED": "pruned",
+            "FAIL": "failed",
+            "RUNNING": "unfinished",
+            "WAITING": "waiting",
+        }
         found = [(name, len(self.trials(TrialState[state]))) for state, name in names.items()]
         return ", ".join(f"{count} {name}" for name, count in found if count) or "nothing yet"
 
@@ -284,8 +346,15 @@ class Study:
         """Trials that ran to the end, best first; with several objectives the Pareto front before all others."""
         complete = self.trials(TrialState.COMPLETE)
         sign = -1 if not smaller_is_better(self.sweep.objectives[0]) else 1
-        front = {trial.number for trial in self.optuna.best_trials} if len(self.sweep.objectives) > 1 and complete else set()
-        return sorted(complete, key=lambda trial: (trial.number not in front, sign * trial.values[0], trial.number))
+        front = (
+            {trial.number for trial in self.optuna.best_trials}
+            if len(self.sweep.objectives) > 1 and complete
+            else set()
+        )
+        return sorted(
+            complete,
+            key=lambda trial: (trial.number not in front, sign * trial.values[0], trial.number),
+        )
 
 
 def definition(sweep: Sweep) -> dict[str, Any]:
@@ -294,8 +363,13 @@ def definition(sweep: Sweep) -> dict[str, Any]:
         "dataset": sweep.dataset,
         "preset": sweep.preset,
         "set": list(sweep.set),
-        "space": {path: json.loads(distribution_to_json(distribution)) for path, distribution in sweep.resolved().items()},
-        "first": {name: [setting.preset, list(setting.set)] for name, setting in sweep.first.items()},
+        "space": {
+            path: json.loads(distribution_to_json(distribution))
+            for path, distribution in sweep.resolved().items()
+        },
+        "first": {
+            name: [setting.preset, list(setting.set)] for name, setting in sweep.first.items()
+        },
         "objectives": list(sweep.objectives),
         "search": sweep.search,
         "halving": asdict(sweep.halving) if sweep.halving else None,
@@ -320,9 +394,21 @@ def _suggest(trial: optuna.trial.Trial, path: str, distribution: Any) -> Any:
         case optuna.distributions.CategoricalDistribution():
             return trial.suggest_categorical(path, distribution.choices)
         case optuna.distributions.IntDistribution():
-            return trial.suggest_int(path, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+            return trial.suggest_int(
+                path,
+                distribution.low,
+                distribution.high,
+                step=distribution.step,
+                log=distribution.log,
+            )
         case _:
-            return trial.suggest_float(path, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
+            return trial.suggest_float(
+                path,
+                distribution.low,
+                distribution.high,
+                step=distribution.step,
+                log=distribution.log,
+            )
 
 
 def _contains(distribution: Any, value: Any) -> bool:

@@ -20,7 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from cutslots import options
 from cutslots.errors import InputError, nearest
@@ -126,7 +131,9 @@ class Sweep:
         """What the trials of the search have in common."""
         return self.config(Setting())
 
-    def config(self, setting: Setting, changes: Sequence[str] = (), seed: int | None = None) -> RunConfig:
+    def config(
+        self, setting: Setting, changes: Sequence[str] = (), seed: int | None = None
+    ) -> RunConfig:
         """The configuration of one run."""
         own = setting.preset is None
         config = preset(setting.preset or self.preset)
@@ -148,7 +155,10 @@ class Sweep:
             InputError: a path that the preset does not have, or that `set` fixes.
         """
         found = {}
-        fixed = {options.resolve(self.base, assignment.partition("=")[0].strip()).path: assignment for assignment in self.set}
+        fixed = {
+            options.resolve(self.base, assignment.partition("=")[0].strip()).path: assignment
+            for assignment in self.set
+        }
         for path, distribution in self.space.items():
             try:
                 option = options.resolve(self.base, path)
@@ -172,7 +182,10 @@ class Sweep:
             InputError: a distribution without a finite number of values.
         """
         space = self.resolved()
-        return [dict(zip(space, values, strict=True)) for values in itertools.product(*map(self._values, space, space.values()))]
+        return [
+            dict(zip(space, values, strict=True))
+            for values in itertools.product(*map(self._values, space, space.values()))
+        ]
 
     def _values(self, path: str, distribution: BaseDistribution) -> list[Any]:
         match distribution:
@@ -182,9 +195,12 @@ class Sweep:
                 return list(range(distribution.low, distribution.high + 1, distribution.step))
             case FloatDistribution(step=float(step)):
                 return [
-                    distribution.low + step * index for index in range(round((distribution.high - distribution.low) / step) + 1)
+                    distribution.low + step * index
+                    for index in range(round((distribution.high - distribution.low) / step) + 1)
                 ]
-        raise InputError(f"sweep {self.name!r}: a grid needs finitely many values, {path} has a range. Use choices(...) or a step.")
+        raise InputError(
+            f"sweep {self.name!r}: a grid needs finitely many values, {path} has a range. Use choices(...) or a step."
+        )
 
     def check(self) -> None:
         """Refuse what cannot run: every edge of the space, every first setting, every number.
@@ -195,16 +211,26 @@ class Sweep:
         if not self.name or not all(letter.isalnum() or letter in "-_." for letter in self.name):
             raise InputError(f"the sweep's name is {self.name!r}; use letters, digits, - _ and .")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"sweep {self.name!r}: seeds are {self.seeds}; give at least one, each once.")
+            raise InputError(
+                f"sweep {self.name!r}: seeds are {self.seeds}; give at least one, each once."
+            )
         if self.trials < 0 or self.confirm < 0:
-            raise InputError(f"sweep {self.name!r}: trials is {self.trials} and confirm {self.confirm}; they are at least 0.")
+            raise InputError(
+                f"sweep {self.name!r}: trials is {self.trials} and confirm {self.confirm}; they are at least 0."
+            )
         if self.search not in ("tpe", "random", "grid"):
-            raise InputError(f"sweep {self.name!r}: search is {self.search!r}. {nearest(self.search, ['tpe', 'random', 'grid'])}")
+            raise InputError(
+                f"sweep {self.name!r}: search is {self.search!r}. {nearest(self.search, ['tpe', 'random', 'grid'])}"
+            )
         if self.halving and not (0 < self.halving.first < 1 and self.halving.factor >= 2):
-            raise InputError(f"sweep {self.name!r}: halving.first is within 0 and 1, factor at least 2; got {self.halving}.")
+            raise InputError(
+                f"sweep {self.name!r}: halving.first is within 0 and 1, factor at least 2; got {self.halving}."
+            )
         for objective in self.objectives:
             if objective not in OBJECTIVES:
-                raise InputError(f"sweep {self.name!r}: objective {objective!r} is no score. {nearest(objective, OBJECTIVES)}")
+                raise InputError(
+                    f"sweep {self.name!r}: objective {objective!r} is no score. {nearest(objective, OBJECTIVES)}"
+                )
         for setting in self.first.values():
             self.config(setting)
         for path, distribution in self.resolved().items():
@@ -215,8 +241,18 @@ class Sweep:
 
     def smaller(self) -> "Sweep":
         """The same question in minutes: the small preset, 30 steps, one seed, two trials besides the first setting."""
-        first = dict(itertools.islice(((name, each) for name, each in self.first.items() if each.preset is None), 1))
-        brief = ("train.steps=30", "train.log_every=5", "train.eval_every=10", "train.eval_images=16", "train.checkpoint_every=10")
+        first = dict(
+            itertools.islice(
+                ((name, each) for name, each in self.first.items() if each.preset is None), 1
+            )
+        )
+        brief = (
+            "train.steps=30",
+            "train.log_every=5",
+            "train.eval_every=10",
+            "train.eval_images=16",
+            "train.checkpoint_every=10",
+        )
         kept = tuple(each for each in self.set if not each.startswith("train."))
         return replace(
             self,
@@ -240,6 +276,8 @@ def _edges(distribution: BaseDistribution) -> list[Any]:
 
 def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> None:
     """Run a file's sweeps, one after the other, as the command line asks for it, and leave the process with the exit status."""
-    from cutslots.launch.command import main as command  # with what it imports, which a declaration needs not
+    from cutslots.launch.command import (
+        main as command,
+    )  # with what it imports, which a declaration needs not
 
     raise SystemExit(command(*sweeps, arguments=arguments))

@@ -49,9 +49,15 @@ def markdown(study: Study, rows: Sequence[Row], most: int | None = None) -> str:
     names = [name for name in names if any(name in each["scores"] for each in found)]
     lines = [["", "trial", "settings", *names, "steps", "time", "state"]]
     for each in found[:most]:
-        mark = "" if each["rank"] is None else f"{each['rank']}{' Pareto' if each.get('pareto') else ''}"
+        mark = (
+            ""
+            if each["rank"] is None
+            else f"{each['rank']}{' Pareto' if each.get('pareto') else ''}"
+        )
         values = [_score(name, each["scores"].get(name)) for name in names]
-        state = each["state"] + (f": {each['cause']}" if each["state"] == "failed" and each["cause"] else "")
+        state = each["state"] + (
+            f": {each['cause']}" if each["state"] == "failed" and each["cause"] else ""
+        )
         step = "" if each["step"] is None else f"{each['step']:,}"
         took = "" if each["seconds"] is None else clock(each["seconds"])
         lines.append([mark, str(each["number"]), each["label"], *values, step, took, state])
@@ -64,7 +70,10 @@ def _aligned(lines: list[list[str]]) -> str:
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     return "".join(
-        "| " + " | ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)) + " |\n" for line in lines
+        "| "
+        + " | ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
+        + " |\n"
+        for line in lines
     )
 
 

@@ -149,8 +149,21 @@ def run(task: Task, report: Report, ranks: Ranks) -> Ending:
     with _log_file(run_dir / LOG) as console:
         terminal = Terminal(console, live=False)
         terminal.say(f"trial {task.number} of {task.sweep}: {task.label}")
-        tags = {"sweep": task.sweep, f"sweep.{task.sweep}": task.number, "label": task.label, "mlflow.note.content": task.label}
-        tracking = Tracking(config, task.data, run_dir, task.experiment, terminal, parent_run_id=task.parent_run_id, tags=tags)
+        tags = {
+            "sweep": task.sweep,
+            f"sweep.{task.sweep}": task.number,
+            "label": task.label,
+            "mlflow.note.content": task.label,
+        }
+        tracking = Tracking(
+            config,
+            task.data,
+            run_dir,
+            task.experiment,
+            terminal,
+            parent_run_id=task.parent_run_id,
+            tags=tags,
+        )
         status: Status = "KILLED"
         try:
             # The report first: it waits for all ranks, and what fails in the other two must not keep them waiting.
@@ -161,7 +174,9 @@ def run(task: Task, report: Report, ranks: Ranks) -> Ending:
         return ending
 
 
-def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ranks: Ranks) -> Ending:
+def _run(
+    task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ranks: Ranks
+) -> Ending:
     """What `run` does on the first rank, between opening and closing its log."""
     _, tracking, terminal = observers
     try:
@@ -183,14 +198,20 @@ def _run(task: Task, config: RunConfig, observers: list[Any], stop: StopSign, ra
             # Other ranks may be waiting for this one, or are dead: their group has to end together, and begins again.
             tracking.ended("interrupted")
             raise
-        cause = f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error)
+        cause = (
+            f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error)
+        )
         tracking.ended("failed", cause)
         return Ending("failed", cause=cause.partition("\n")[0])
 
 
 def _of_the_machine(error: BaseException) -> bool:
     """Whether another machine, or another moment, may do better: a disk or a GPU that fails."""
-    return any(isinstance(each, OSError) or "CUDA error" in str(each) for each in (error, error.__cause__) if each is not None)
+    return any(
+        isinstance(each, OSError) or "CUDA error" in str(each)
+        for each in (error, error.__cause__)
+        if each is not None
+    )
 
 
 def _fit(task: Task, config: RunConfig, observer: Observer, stop: StopSign, ranks: Ranks) -> Result:
@@ -227,16 +248,27 @@ def _test(task: Task, config: RunConfig, tracking: Tracking, terminal: Terminal)
         try:
             folder = local(name)
             manifest = Manifest.load(folder)
-            split = "test" if "test" in manifest.splits else next(split for split in manifest.splits if split != "train")
+            split = (
+                "test"
+                if "test" in manifest.splits
+                else next(split for split in manifest.splits if split != "train")
+            )
             device = pick_device(task.device)
             model = load_model(Path(task.run_dir), device)
-            batches = Batches(folder, split, config.optim.batch_size, shuffle=False, drop_last=False)
+            batches = Batches(
+                folder, split, config.optim.batch_size, shuffle=False, drop_last=False
+            )
             check_data(model, batches)
             scores, _ = evaluate(model, batches, device)
             label = set_name(manifest)
-            terminal.say(f"{label} {split}: ARI-FG {scores['ari_fg']:.3f}  mIoU {scores['miou']:.3f}  MSE {scores['mse']:.1f}")
+            terminal.say(
+                f"{label} {split}: ARI-FG {scores['ari_fg']:.3f}  mIoU {scores['miou']:.3f}  MSE {scores['mse']:.1f}"
+            )
             if tracking.log:
-                tracking.log.metrics(config.train.steps, {f"{label}/{split}/{score}": value for score, value in scores.items()})
+                tracking.log.metrics(
+                    config.train.steps,
+                    {f"{label}/{split}/{score}": value for score, value in scores.items()},
+                )
         except Exception as error:  # too little memory for a second model, a damaged set: the training is done whatever it is
             terminal.say(f"{name} is not scored: {error}")
 

@@ -28,10 +28,14 @@ from cutslots.launch.workers import DIED, TASK, Body, ending_of, in_function, on
 
 DRIVER = "cutslots_driver"  # a resource of nodes that are not lost, see cluster/gpu.yaml
 START_SECONDS = 10.0
-STOP_SECONDS = 120.0  # how long trials may take to write their checkpoints when the sweep is asked to end
+STOP_SECONDS = (
+    120.0  # how long trials may take to write their checkpoints when the sweep is asked to end
+)
 
 
-def run(driver: Driver, resources: Resources, concurrent: int, retries: int, body: Body = trial.run) -> bool:
+def run(
+    driver: Driver, resources: Resources, concurrent: int, retries: int, body: Body = trial.run
+) -> bool:
     """Run the driver's trials until none is left; returns False when it was asked to stop before.
 
     Args:
@@ -44,7 +48,9 @@ def run(driver: Driver, resources: Resources, concurrent: int, retries: int, bod
     """
     if resources.train:
         # Where the cluster keeps a node for it, Tune's part lies there: with a lost worker node only its own trials move.
-        part: dict[str, float] = {DRIVER: 1} if ray.cluster_resources().get(DRIVER) else {"CPU": 0.01}
+        part: dict[str, float] = (
+            {DRIVER: 1} if ray.cluster_resources().get(DRIVER) else {"CPU": 0.01}
+        )
         trainable = tune.with_resources(on_workers(body, resources, driver.folder, retries), part)
     else:
         trainable = tune.with_resources(in_function(body), {"CPU": resources.cpus})
@@ -99,7 +105,9 @@ class _Search(Searcher):
         elif evaluation := reported(result):
             self._driver.reported(number, *evaluation)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         if error:
             return  # Tune tells `_Watch` why
         number = self._numbers[trial_id]
@@ -130,7 +138,9 @@ class _Watch(tune.Callback):
         self._driver.recovering(_number(trial), "its process or node died")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._driver.died(_number(trial), f"its process died {trial.num_failures} times: {_last_words(trial)}")
+        self._driver.died(
+            _number(trial), f"its process died {trial.num_failures} times: {_last_words(trial)}"
+        )
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         since = self._driver.stopping_since
@@ -138,7 +148,9 @@ class _Watch(tune.Callback):
             return
         waited = time.monotonic() - since
         if waited > STOP_SECONDS:
-            self._driver.say(f"trials did not end within {STOP_SECONDS:.0f} s; they are killed, their last checkpoints stay")
+            self._driver.say(
+                f"trials did not end within {STOP_SECONDS:.0f} s; they are killed, their last checkpoints stay"
+            )
             raise _Unheeded
         if waited > START_SECONDS and not self._driver.any_started():
             raise _Unheeded  # they wait for nodes, and look for no sign
@@ -169,7 +181,9 @@ def _signals(driver: Driver) -> Iterator[None]:
         if driver.stopping_since is not None:
             raise KeyboardInterrupt
         driver.stop()
-        driver.say(f"{signal.Signals(number).name}: trials write their checkpoints and end; once more ends them at once")
+        driver.say(
+            f"{signal.Signals(number).name}: trials write their checkpoints and end; once more ends them at once"
+        )
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -51,16 +51,24 @@ class View:
         self.title, self.metric, self.smaller_is_better = title, metric, smaller_is_better
         self._rows, self._total = rows, total
         # A log file of a build server may ask for colours, and is no terminal all the same.
-        self.console = console or Console(file=sys.stderr, force_interactive=None if sys.stderr.isatty() else False)
+        self.console = console or Console(
+            file=sys.stderr, force_interactive=None if sys.stderr.isatty() else False
+        )
         interactive = self.console.is_interactive and not self.console.is_dumb_terminal
         # What others print goes above the table, unless it goes to a file.
         screen = sys.stdout.isatty()
-        self._live = Live(console=self.console, auto_refresh=False, redirect_stdout=screen) if interactive else None
+        self._live = (
+            Live(console=self.console, auto_refresh=False, redirect_stdout=screen)
+            if interactive
+            else None
+        )
         self._lines, self._machine = Lines(), Machine()
         self._traces: dict[int, Trace] = {}
         self._begun = time.monotonic()
         self._failed, self._stop = False, threading.Event()
-        self._drawing = threading.RLock()  # a signal's handler may say something while its thread is saying something
+        self._drawing = (
+            threading.RLock()
+        )  # a signal's handler may say something while its thread is saying something
         self._thread = threading.Thread(target=self._run, name="sweep view", daemon=True)
 
     def __enter__(self) -> Self:
@@ -105,14 +113,18 @@ class View:
         try:
             live.update(picture, refresh=True)
         except Exception:
-            live.update("", refresh=True)  # what cannot be drawn would also keep lines from being printed above it
+            live.update(
+                "", refresh=True
+            )  # what cannot be drawn would also keep lines from being printed above it
             raise
 
     def snapshot(self) -> Snapshot:
         """The sweep as it is now."""
         rows, now = list(self._rows()), time.monotonic()
         readings = {row.number: self._reading(row, now) for row in rows if row.state == "running"}
-        self._traces = {number: trace for number, trace in self._traces.items() if number in readings}
+        self._traces = {
+            number: trace for number, trace in self._traces.items() if number in readings
+        }
         return Snapshot(
             title=self.title,
             metric=self.metric,
@@ -144,7 +156,9 @@ class View:
                 return
             self._failed = True
             with contextlib.suppress(Exception, SystemExit), self._drawing:
-                self._print(f"the view of the sweep has a fault, the sweep goes on: {type(error).__name__}: {one_line(str(error))}")
+                self._print(
+                    f"the view of the sweep has a fault, the sweep goes on: {type(error).__name__}: {one_line(str(error))}"
+                )
 
 
 class Lines:
@@ -159,8 +173,14 @@ class Lines:
         lines = []
         for row in sorted(snapshot.rows, key=lambda row: row.number):
             # What had ended before the first look is of an earlier day; the status line counts it.
-            before = row.state if self._states is None and row.state in ENDED else (self._states or {}).get(row.number, "waiting")
-            if before == "waiting" and (row.state == "running" or (row.state in ENDED and row.seconds is not None)):
+            before = (
+                row.state
+                if self._states is None and row.state in ENDED
+                else (self._states or {}).get(row.number, "waiting")
+            )
+            if before == "waiting" and (
+                row.state == "running" or (row.state in ENDED and row.seconds is not None)
+            ):
                 lines.append(f"trial {row.number} starts: {row.label}")
             if before != row.state and row.state in ENDED:
                 lines.append(_ended(row, snapshot.metric))
@@ -179,13 +199,17 @@ class Lines:
 def _ended(row: Row, metric: str) -> str:
     took = "" if row.seconds is None else f" after {clock(row.seconds)}"
     value = "" if row.value is None else f", {metric} {score(row.value)}"
-    return f"trial {row.number} {row.state}{took}{value}" + (f": {one_line(row.cause)}" if row.cause else "")
+    return f"trial {row.number} {row.state}{took}{value}" + (
+        f": {one_line(row.cause)}" if row.cause else ""
+    )
 
 
 def _status(snapshot: Snapshot) -> str:
     counts, left, best = snapshot.counts, snapshot.left(), snapshot.best()
     words = [f"{clock(snapshot.elapsed)}  {counts['finished']} of {snapshot.num_trials} done"]
-    words += [f"{counts[state]} {state}" for state in ("running", "waiting", *ENDED[1:]) if counts[state]]
+    words += [
+        f"{counts[state]} {state}" for state in ("running", "waiting", *ENDED[1:]) if counts[state]
+    ]
     words += [f"best {score(best.value)} (trial {best.number})"] if best else []
     words += [f"about {about(left)} left"] if left is not None else []
     return ", ".join([*words, *snapshot.machine])

@@ -30,7 +30,9 @@ def in_function(body: Body) -> Callable[[Mapping[str, Any]], None]:
     return function
 
 
-def on_workers(body: Body, resources: Resources, folder: Path, retries: int) -> Callable[[Mapping[str, Any]], None]:
+def on_workers(
+    body: Body, resources: Resources, folder: Path, retries: int
+) -> Callable[[Mapping[str, Any]], None]:
     """A Tune function that drives one trial on Ray Train workers."""
 
     def function(config: Mapping[str, Any]) -> None:
@@ -50,7 +52,9 @@ def on_workers(body: Body, resources: Resources, folder: Path, retries: int) -> 
             run_config=train.RunConfig(
                 name=f"trial-{number}-{tune.get_context().get_trial_id()}",
                 storage_path=str(folder / "ray"),
-                failure_config=train.FailureConfig(max_failures=retries, controller_failure_limit=3),
+                failure_config=train.FailureConfig(
+                    max_failures=retries, controller_failure_limit=3
+                ),
                 callbacks=[TuneReportCallback()],
             ),
         )
@@ -70,9 +74,13 @@ def _in_worker(body: Body, gpus: bool) -> Callable[[Mapping[str, Any]], None]:
         from ray.train.torch import get_device
 
         if gpus and not torch.cuda.is_available():
-            raise RuntimeError("this node has no usable GPU")  # another one may: the trial begins again
+            raise RuntimeError(
+                "this node has no usable GPU"
+            )  # another one may: the trial begins again
         task = replace(Task.from_json(config[TASK]), device=str(get_device()))
-        ending = body(task, lambda step, scores: train.report(_as_report(step, scores)), Ranks.joined())
+        ending = body(
+            task, lambda step, scores: train.report(_as_report(step, scores)), Ranks.joined()
+        )
         train.report(_as_result(ending))
 
     return function
@@ -101,7 +109,9 @@ def ending_of(result: Mapping[str, Any]) -> Ending | None:
 
 def _cause(error: BaseException) -> str:
     """The first worker's own error in one line, of what Ray wraps around it."""
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    failures = getattr(error, "worker_failures", None) or {
+        0: getattr(error, "controller_failure", error)
+    }
     first = failures[min(failures)]
     text = str(getattr(first, "_base_exc", None) or getattr(first, "cause", None) or first)
     lines = [line.strip() for line in text.splitlines() if line.strip()]

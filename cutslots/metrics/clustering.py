@@ -36,7 +36,9 @@ def contingency(
     return torch.as_tensor(counts).view(-1, num_true, num_pred)
 
 
-def ari(true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batch height width"]) -> Float[Tensor, " batch"]:
+def ari(
+    true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batch height width"]
+) -> Float[Tensor, " batch"]:
     """Adjusted Rand index over all pixels, an image at a time: 1 for the same partition, about 0 for a random one.
 
     Args:
@@ -50,7 +52,9 @@ def ari(true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batc
     return adjusted_rand(contingency(true, pred))
 
 
-def ari_fg(true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batch height width"]) -> Float[Tensor, " batch"]:
+def ari_fg(
+    true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batch height width"]
+) -> Float[Tensor, " batch"]:
     """Adjusted Rand index over the pixels whose true label is > 0 (ARI-FG), an image at a time.
 
     Returns:
@@ -71,6 +75,8 @@ def adjusted_rand(table: Integer[Tensor, "batch true pred"]) -> Float[Tensor, " 
     both = together - total
     only_pred, only_true = same_pred - together, same_true - together
     neither = total.square() - same_true - same_pred + together
-    denominator = (both + only_true) * (only_true + neither) + (both + only_pred) * (only_pred + neither)
+    denominator = (both + only_true) * (only_true + neither) + (both + only_pred) * (
+        only_pred + neither
+    )
     score = 2 * (both * neither - only_true * only_pred) / denominator
     return torch.where((only_true == 0) & (only_pred == 0), torch.ones_like(score), score)

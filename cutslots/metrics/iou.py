@@ -45,11 +45,17 @@ def matching(table: Integer[Tensor, "batch true pred"]) -> tuple[np.ndarray, np.
     """
     size = max(table.shape[1:])
     # Padded to a square, as the benchmark does: every mask gets a partner, if need be an empty one.
-    table = torch.nn.functional.pad(table, (0, size - table.shape[2], 0, size - table.shape[1])).double()
+    table = torch.nn.functional.pad(
+        table, (0, size - table.shape[2], 0, size - table.shape[1])
+    ).double()
     true_area, pred_area = table.sum(2), table.sum(1)
     union = true_area[:, :, None] + pred_area[:, None, :] - table
     iou = torch.where(union > 0, table / union, torch.zeros_like(table)).cpu().numpy()
-    partner = np.stack([linear_sum_assignment(image, maximize=True)[1] for image in iou]) if len(iou) else np.zeros((0, size), int)
+    partner = (
+        np.stack([linear_sum_assignment(image, maximize=True)[1] for image in iou])
+        if len(iou)
+        else np.zeros((0, size), int)
+    )
     matched = np.take_along_axis(iou, partner[:, :, None], axis=2)[:, :, 0]
     partner_area = np.take_along_axis(pred_area.cpu().numpy(), partner, axis=1)
     return matched, (true_area.cpu().numpy() > 0) | (partner_area > 0)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def mse(
-    image: Float[Tensor, "batch 3 height width"], reconstruction: Float[Tensor, "batch 3 height width"]
+    image: Float[Tensor, "batch 3 height width"],
+    reconstruction: Float[Tensor, "batch 3 height width"],
 ) -> Float[Tensor, " batch"]:
     """Squared error SUMMED over channels and pixels, both pictures in [0, 1] and not clamped, an image at a time.
 

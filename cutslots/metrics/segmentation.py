@@ -18,4 +18,8 @@ def segmentation(
         true, pred, num_slots: see `miou`.
     """
     table = contingency(true, pred, num_slots)
-    return {"ari_fg": adjusted_rand(table[:, 1:]), "ari": adjusted_rand(table), "miou": matched_iou(table)}
+    return {
+        "ari_fg": adjusted_rand(table[:, 1:]),
+        "ari": adjusted_rand(table),
+        "miou": matched_iou(table),
+    }

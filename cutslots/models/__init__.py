@@ -37,7 +37,9 @@ from cutslots.errors import InputError, nearest
 
 def names() -> list[str]:
     """The models there are."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+    )
 
 
 def load(name: str) -> ModuleType:

@@ -30,9 +30,13 @@ class GecoConfig:
     Source: GECO, in Rezende and Viola, Taming VAEs (2018).
     """
 
-    goal: float = option(0.5655, "negative log-likelihood of a colour value that reconstruction shall reach")
+    goal: float = option(
+        0.5655, "negative log-likelihood of a colour value that reconstruction shall reach"
+    )
     rate: float = option(
-        0.12288, "how fast the multiplier follows the distance from the goal (published: 1e-5 * 3 * 64 * 64)", low=0.0
+        0.12288,
+        "how fast the multiplier follows the distance from the goal (published: 1e-5 * 3 * 64 * 64)",
+        low=0.0,
     )
     speedup: float = option(10.0, "factor of the rate while the goal is met", low=0.0)
     momentum: float = option(0.99, "of the running mean of the error", low=0.0, high=1.0)
@@ -45,9 +49,19 @@ class Config:
 
     image_size: int = option(128, "side of the square images, a power of two", low=16)
     num_slots: int = option(12, "slots; the last one has the pixels that are left", low=2)
-    size: int = option(64, f"numbers in a slot, and feature maps; a multiple of {GROUPS}", low=GROUPS)
-    colours: int = option(8, "dimensions of the embedding in which masks grow, the two of the pixel's place included", low=2)
-    deviation: float = option(0.7, "standard deviation of a colour value around its reconstruction, images in [0, 1]", low=1e-6)
+    size: int = option(
+        64, f"numbers in a slot, and feature maps; a multiple of {GROUPS}", low=GROUPS
+    )
+    colours: int = option(
+        8,
+        "dimensions of the embedding in which masks grow, the two of the pixel's place included",
+        low=2,
+    )
+    deviation: float = option(
+        0.7,
+        "standard deviation of a colour value around its reconstruction, images in [0, 1]",
+        low=1e-6,
+    )
     geco: GecoConfig = field(default_factory=GecoConfig)
 
     def build(self) -> "GenesisV2":
@@ -86,7 +100,9 @@ class GenesisV2(nn.Module):
         super().__init__()
         size = config.size
         if config.image_size & (config.image_size - 1):
-            raise InputError(f"model.image_size is {config.image_size}; GENESIS-V2 halves it down to 4, so give a power of two.")
+            raise InputError(
+                f"model.image_size is {config.image_size}; GENESIS-V2 halves it down to 4, so give a power of two."
+            )
         if size % GROUPS:
             raise InputError(f"model.size is {size}; give a multiple of {GROUPS}.")
         self.config = config
@@ -95,9 +111,15 @@ class GenesisV2(nn.Module):
         self.colouring = InstanceColouring(config)
         self.features = nn.Sequential(_block(size, size), nn.Conv2d(size, 2 * size, 1))
         self.posterior = nn.Sequential(
-            nn.LayerNorm(2 * size), nn.Linear(2 * size, 2 * size), nn.ReLU(inplace=True), nn.Linear(2 * size, 2 * size)
+            nn.LayerNorm(2 * size),
+            nn.Linear(2 * size, 2 * size),
+            nn.ReLU(inplace=True),
+            nn.Linear(2 * size, 2 * size),
         )
-        self.prior, self.prior_head = nn.LSTM(size, 4 * size, batch_first=True), nn.Linear(4 * size, 2 * size)
+        self.prior, self.prior_head = (
+            nn.LSTM(size, 4 * size, batch_first=True),
+            nn.Linear(4 * size, 2 * size),
+        )
         self.decoder = Decoder(config.image_size, size)
         # What the loss carries from step to step lies in buffers, so that checkpoints keep it.
         self.register_buffer("multiplier", torch.tensor(config.geco.start))
@@ -106,7 +128,13 @@ class GenesisV2(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Images in [-1, 1] to every intermediate by name."""
         found = self.encoder(images)
-        rank = drawn(torch.rand, images.shape[0], *images.shape[-2:], fresh=self.training, device=images.device)
+        rank = drawn(
+            torch.rand,
+            images.shape[0],
+            *images.shape[-2:],
+            fresh=self.training,
+            device=images.device,
+        )
         attention = self.colouring(self.embedding(found), rank).exp()
         pooled = attention.flatten(2) @ self.features(found).float().flatten(2).mT
         pooled = pooled / (attention.sum((2, 3))[:, :, None] + 1e-5)
@@ -114,7 +142,9 @@ class GenesisV2(nn.Module):
         deviation = nn.functional.softplus(spread + 0.5) + 1e-8
         slots = mean
         if self.training:
-            slots = mean + deviation * drawn(torch.randn, *mean.shape, fresh=True, device=mean.device)
+            slots = mean + deviation * drawn(
+                torch.randn, *mean.shape, fresh=True, device=mean.device
+            )
         reconstructions, opacity = self.decoder(slots)
         log_alpha = torch.log_softmax(opacity.float(), dim=1)
         alpha = log_alpha.exp()
@@ -133,18 +163,27 @@ class GenesisV2(nn.Module):
         """One sample's estimate; each slot's prior is predicted from the slots before it, the first one's is standard."""
         mean, spread = self.prior_head(self.prior(slots[:, :-1])[0]).float().chunk(2, dim=-1)
         first = torch.zeros_like(slots[:, :1])
-        means, deviations = torch.cat([first, mean.tanh()], 1), torch.cat([first + 1, torch.sigmoid(spread + 4) + 1e-4], 1)
+        means, deviations = (
+            torch.cat([first, mean.tanh()], 1),
+            torch.cat([first + 1, torch.sigmoid(spread + 4) + 1e-4], 1),
+        )
         prior = Normal(means, deviations, validate_args=False)
         return (posterior.log_prob(slots) - prior.log_prob(slots)).sum((1, 2))
 
-    def loss(self, outputs: Outputs, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
+    def loss(
+        self, outputs: Outputs, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, ""]:
         """Negative log-likelihood of a colour value under the mixture of slots, plus the weighted divergence shared among them.
 
         In training every call moves the weight, by the error of the batch over all ranks: down while it is above its goal, up while
         it is below.
         """
-        distance = (images[:, None] - outputs.reconstructions.float()) / (2 * self.config.deviation)  # on [0, 1]
-        log_density = -0.5 * distance.square() - math.log(self.config.deviation * math.sqrt(2 * math.pi))
+        distance = (images[:, None] - outputs.reconstructions.float()) / (
+            2 * self.config.deviation
+        )  # on [0, 1]
+        log_density = -0.5 * distance.square() - math.log(
+            self.config.deviation * math.sqrt(2 * math.pi)
+        )
         error = -torch.logsumexp(outputs.log_alpha[:, :, None] + log_density, dim=1).mean()
         loss = error + self.multiplier.clone() * outputs.divergence.mean() / images[0].numel()
         if self.training:
@@ -153,7 +192,9 @@ class GenesisV2(nn.Module):
 
     def _move_multiplier(self, error: Tensor) -> None:
         geco, mean = self.config.geco, self.mean_error
-        mean.copy_(torch.where(mean.isnan(), error, geco.momentum * mean + (1 - geco.momentum) * error))
+        mean.copy_(
+            torch.where(mean.isnan(), error, geco.momentum * mean + (1 - geco.momentum) * error)
+        )
         left = geco.goal - mean
         rate = torch.where(left > 0, geco.rate * geco.speedup, geco.rate)
         self.multiplier.mul_(torch.exp(rate * left)).clamp_(1e-10, 1e10)
@@ -175,10 +216,14 @@ class InstanceColouring(nn.Module):
         self.gate = nn.Parameter(torch.zeros(()))
         self.log_width = nn.Parameter(torch.tensor(1 / (config.num_slots * math.log(2))).log())
         place = _coordinates(config.image_size)
-        self.register_buffer("place", nn.functional.pad(place, (0, 0, 0, 0, config.colours - 2, 0)), persistent=False)
+        self.register_buffer(
+            "place", nn.functional.pad(place, (0, 0, 0, 0, config.colours - 2, 0)), persistent=False
+        )
 
     def forward(
-        self, features: Float[Tensor, "batch channels height width"], rank: Float[Tensor, "batch height width"]
+        self,
+        features: Float[Tensor, "batch channels height width"],
+        rank: Float[Tensor, "batch height width"],
     ) -> Float[Tensor, "batch slots height width"]:
         """Logarithms of masks that sum to 1 over slots.
 
@@ -188,7 +233,12 @@ class InstanceColouring(nn.Module):
         colours = self.gate * self.colour(features).float() + self.place
         log_scope, log_masks = torch.zeros_like(rank), []
         for _ in range(self.num_slots - 1):
-            pixel = (rank * log_scope.exp()).flatten(1).argmax(1)[:, None, None].expand(-1, colours.shape[1], 1)
+            pixel = (
+                (rank * log_scope.exp())
+                .flatten(1)
+                .argmax(1)[:, None, None]
+                .expand(-1, colours.shape[1], 1)
+            )
             seed = colours.flatten(2).gather(2, pixel)[..., None]
             near = torch.exp(-(colours - seed).square().sum(1) / self.log_width.exp())
             # Kept off 0 and 1, where a logarithm below would be infinite, while the gradient passes as if it were not.
@@ -207,7 +257,9 @@ class UNet(nn.Module):
         down = [channels] * (num_blocks - 3) + [wide] * 3
         up = [wide, wide] + [channels] * (num_blocks - 2)
         whole = 4 * 4 * wide
-        self.down = nn.ModuleList(_block(inputs, outputs) for inputs, outputs in itertools.pairwise([3, *down]))
+        self.down = nn.ModuleList(
+            _block(inputs, outputs) for inputs, outputs in itertools.pairwise([3, *down])
+        )
         self.middle = nn.Sequential(
             nn.Linear(whole, 128),
             nn.ReLU(inplace=True),
@@ -217,10 +269,13 @@ class UNet(nn.Module):
             nn.ReLU(),
         )
         self.up = nn.ModuleList(
-            _block(below + skipped, outputs) for below, skipped, outputs in zip([wide, *up[:-1]], reversed(down), up, strict=True)
+            _block(below + skipped, outputs)
+            for below, skipped, outputs in zip([wide, *up[:-1]], reversed(down), up, strict=True)
         )
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels height width"]:
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
         x, skipped = images, []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else x[:, :, ::2, ::2])
@@ -251,7 +306,9 @@ class Decoder(nn.Module):
 
     def forward(
         self, slots: Float[Tensor, "batch slots size"]
-    ) -> tuple[Float[Tensor, "batch slots 3 height width"], Float[Tensor, "batch slots height width"]]:
+    ) -> tuple[
+        Float[Tensor, "batch slots 3 height width"], Float[Tensor, "batch slots height width"]
+    ]:
         """A picture in [-1, 1] for each slot, and its opacity before the softmax over slots."""
         flat, side = slots.flatten(0, 1), self.grid.shape[-1]
         broadcast = flat[:, :, None, None].expand(-1, -1, side, side)
@@ -261,7 +318,11 @@ class Decoder(nn.Module):
 
 
 def _block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.GroupNorm(GROUPS, outputs), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+        nn.GroupNorm(GROUPS, outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 def _coordinates(side: int) -> Tensor:

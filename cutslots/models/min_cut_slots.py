@@ -26,8 +26,12 @@ class CutConfig:
     """The quadratic program (see `cutslots.MinCut`)."""
 
     gamma: float = option(0.5, "regularisation, > 0", low=1e-6)
-    gamma_edge: float | None = option(None, "regularisation of neighbour edges; none: gamma", low=1e-6)
-    gamma_terminal: float | None = option(None, "regularisation of terminal edges; none: gamma", low=1e-6)
+    gamma_edge: float | None = option(
+        None, "regularisation of neighbour edges; none: gamma", low=1e-6
+    )
+    gamma_terminal: float | None = option(
+        None, "regularisation of terminal edges; none: gamma", low=1e-6
+    )
     gamma_vertex: float | None = option(None, "regularisation of potentials; none: gamma", low=1e-6)
     reach: float | None = option(
         None,
@@ -39,7 +43,9 @@ class CutConfig:
 
     def check(self) -> None:
         """Raise InputError where two options say the same."""
-        if self.reach is not None and (self.gamma_terminal is not None or self.gamma_vertex is not None):
+        if self.reach is not None and (
+            self.gamma_terminal is not None or self.gamma_vertex is not None
+        ):
             raise InputError(
                 f"cut.reach is {self.reach:g} beside gamma_terminal {self.gamma_terminal} and gamma_vertex {self.gamma_vertex}, "
                 "which say the same. Set these two to none, or leave cut.reach at none."
@@ -83,9 +89,19 @@ class Config:
 
     image_size: int = option(128, "side of the square images, even", low=2)
     num_slots: int = option(12, "slots, the background's included", low=2)
-    init: str = option("torch", "initial weights: torch's own, or He's with an undecided foreground cut", choices=("torch", "he"))
-    object_content: float = option(1.0, "weight of the features beside positions in what the object cuts see (paper: 1)", low=0.0)
-    foreground_position: bool = option(True, "whether the foreground cut sees positions too (paper), or the features alone")
+    init: str = option(
+        "torch",
+        "initial weights: torch's own, or He's with an undecided foreground cut",
+        choices=("torch", "he"),
+    )
+    object_content: float = option(
+        1.0,
+        "weight of the features beside positions in what the object cuts see (paper: 1)",
+        low=0.0,
+    )
+    foreground_position: bool = option(
+        True, "whether the foreground cut sees positions too (paper), or the features alone"
+    )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     cut: CutConfig = field(default_factory=CutConfig)
@@ -141,7 +157,9 @@ class MinCutSlots(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         if config.image_size % 2:
-            raise InputError(f"image_size is {config.image_size}; the encoder halves it, so it must be even.")
+            raise InputError(
+                f"image_size is {config.image_size}; the encoder halves it, so it must be even."
+            )
         self.config = config
         grid, channels = config.image_size // 2, config.encoder.channels
         self.encoder = config.encoder.build()
@@ -159,7 +177,12 @@ class MinCutSlots(nn.Module):
         """Images in [-1, 1] to every intermediate by name."""
         partition = self.partition(images)
         reconstructions, alpha, reconstruction = self.paint(partition.slots)
-        return Outputs(**vars(partition), reconstructions=reconstructions, alpha=alpha, reconstruction=reconstruction)
+        return Outputs(
+            **vars(partition),
+            reconstructions=reconstructions,
+            alpha=alpha,
+            reconstruction=reconstruction,
+        )
 
     def partition(self, images: Float[Tensor, "batch 3 height width"]) -> Partition:
         """The first half of `forward`: images to slots."""
@@ -167,7 +190,9 @@ class MinCutSlots(nn.Module):
         features = self.position(content)
         # What objects have in common against the ground is for the foreground cut; the object cuts are to tell objects apart.
         object_weights = self.object_weights(features - (1 - self.config.object_content) * content)
-        foreground_weights = self.foreground_weights(features if self.config.foreground_position else content)
+        foreground_weights = self.foreground_weights(
+            features if self.config.foreground_position else content
+        )
         temperature = self.config.temperature
 
         object_cut = self.cut(object_weights.flatten(0, 1))

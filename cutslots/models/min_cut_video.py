@@ -24,7 +24,11 @@ from cutslots.qp import Matching
 class MatchingConfig:
     """The matching program and what is made of a pair of slots."""
 
-    gamma: float = option(0.5, "regularisation of the matching program, > 0; it and the temperature count as a product", low=1e-6)
+    gamma: float = option(
+        0.5,
+        "regularisation of the matching program, > 0; it and the temperature count as a product",
+        low=1e-6,
+    )
     temperature: float = option(0.1, "of the softmax over the second frame's slots", low=1e-6)
     hidden: int = option(256, "hidden units of the MLP on pairs of slots", low=1)
 
@@ -34,7 +38,11 @@ class Config(min_cut_slots.Config):
     """The options of the image model, and those of the matching."""
 
     frames: ClassVar[int] = 2
-    distance: int = option(1, "frames from the first to the second of a training pair (paper: 1; frames 5 and 20: 15)", low=1)
+    distance: int = option(
+        1,
+        "frames from the first to the second of a training pair (paper: 1; frames 5 and 20: 15)",
+        low=1,
+    )
     matching: MatchingConfig = field(default_factory=MatchingConfig)
 
     def build(self) -> "MinCutVideo":  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -95,7 +103,9 @@ class MinCutVideo(nn.Module):
         self.image = MinCutSlots(config)
         self.pairing = Pairing(config.matching)
         size, hidden = config.slots.size, config.matching.hidden
-        self.mlp = nn.Sequential(nn.Linear(2 * size, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2 * size))
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * size, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, 2 * size)
+        )
 
     def forward(self, images: Float[Tensor, "batch 2 3 height width"]) -> Outputs:
         """Pairs of frames in [-1, 1] to every intermediate by name."""
@@ -105,7 +115,9 @@ class MinCutVideo(nn.Module):
         paired, assignment = self.pairing(slots[:, 0], slots[:, 1])
         moved = self.mlp(paired.transpose(1, 2).flatten(2)).unflatten(2, (2, -1)).transpose(1, 2)
         paired = paired + moved
-        reconstructions, alpha, reconstruction = (found.unflatten(0, frames) for found in self.image.paint(paired.flatten(0, 1)))
+        reconstructions, alpha, reconstruction = (
+            found.unflatten(0, frames) for found in self.image.paint(paired.flatten(0, 1))
+        )
         return Outputs(
             masks=partition.masks.unflatten(0, frames),
             slots=slots,
@@ -117,6 +129,8 @@ class MinCutVideo(nn.Module):
         )
 
     @staticmethod
-    def loss(outputs: Outputs, images: Float[Tensor, "batch 2 3 height width"]) -> Float[Tensor, ""]:
+    def loss(
+        outputs: Outputs, images: Float[Tensor, "batch 2 3 height width"]
+    ) -> Float[Tensor, ""]:
         """Sum over the two frames of the mean squared error of an element, on [-1, 1]."""
         return (outputs.reconstruction.float() - images).square().mean((0, 2, 3, 4)).sum()

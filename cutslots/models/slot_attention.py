@@ -24,7 +24,9 @@ class AttentionConfig:
     size: int = option(64, "numbers in a slot, and in the keys and values", low=1)
     hidden: int = option(128, "hidden units of the residual MLP after the GRU", low=1)
     num_iterations: int = option(3, "rounds of attention", low=1)
-    epsilon: float = option(1e-8, "added to every attention weight before the weighted mean", low=0.0)
+    epsilon: float = option(
+        1e-8, "added to every attention weight before the weighted mean", low=0.0
+    )
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,11 @@ class Config:
 
     image_size: int = option(128, "side of the square images", low=2)
     num_slots: int = option(12, "slots; none of them is the background's", low=1)
-    init: str = option("glorot", "initial weights: Glorot's (published), torch's own, or He's", choices=("glorot", "torch", "he"))
+    init: str = option(
+        "glorot",
+        "initial weights: Glorot's (published), torch's own, or He's",
+        choices=("glorot", "torch", "he"),
+    )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -87,15 +93,23 @@ class SlotAttention(nn.Module):
         super().__init__()
         size = config.size
         self.num_iterations, self.epsilon = config.num_iterations, config.epsilon
-        self.norm_inputs, self.norm_slots, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(size), nn.LayerNorm(size)
+        self.norm_inputs, self.norm_slots, self.norm_mlp = (
+            nn.LayerNorm(channels),
+            nn.LayerNorm(size),
+            nn.LayerNorm(size),
+        )
         self.queries = nn.Linear(size, size, bias=False)
         self.keys = nn.Linear(channels, size, bias=False)
         self.values = nn.Linear(channels, size, bias=False)
         self.gru = nn.GRUCell(size, size)
-        self.mlp = nn.Sequential(nn.Linear(size, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, size))
+        self.mlp = nn.Sequential(
+            nn.Linear(size, config.hidden), nn.ReLU(inplace=True), nn.Linear(config.hidden, size)
+        )
 
     def forward(
-        self, inputs: Float[Tensor, "batch pixels channels"], slots: Float[Tensor, "batch slots size"]
+        self,
+        inputs: Float[Tensor, "batch pixels channels"],
+        slots: Float[Tensor, "batch slots size"],
     ) -> tuple[Float[Tensor, "batch slots size"], Float[Tensor, "batch slots pixels"]]:
         """The slots after the last round, and the last round's attention, which sums to 1 over slots."""
         inputs = self.norm_inputs(inputs)
@@ -111,7 +125,9 @@ class SlotAttention(nn.Module):
         weights = attention + self.epsilon
         updates = (weights / weights.sum(-1, keepdim=True)).to(values.dtype) @ values
         # In float32: not every device's autocast knows a GRU cell, and what a slot is goes through all rounds.
-        slots = self.gru(updates.flatten(0, 1).float(), slots.flatten(0, 1).float()).unflatten(0, slots.shape[:2])
+        slots = self.gru(updates.flatten(0, 1).float(), slots.flatten(0, 1).float()).unflatten(
+            0, slots.shape[:2]
+        )
         return slots + self.mlp(self.norm_mlp(slots)), attention
 
 
@@ -126,7 +142,10 @@ class SlotAttentionModel(nn.Module):
         self.encoder = config.encoder.build()
         self.position = PositionEncoding(channels, grid, grid)
         self.inputs = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, channels)
+            nn.LayerNorm(channels),
+            nn.Linear(channels, channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(channels, channels),
         )
         self.start = SlotSampler(size, config.num_slots)
         self.attention = SlotAttention(config.attention, channels)
@@ -139,7 +158,9 @@ class SlotAttentionModel(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         """Images in [-1, 1] to every intermediate by name."""
         features = self.position(self.encoder(images))
-        slots, attention = self.attention(self.inputs(features.flatten(2).mT), self.start(images.shape[0]))
+        slots, attention = self.attention(
+            self.inputs(features.flatten(2).mT), self.start(images.shape[0])
+        )
         reconstructions, opacity = self.decoder(slots)
         alpha = torch.softmax(opacity, dim=1)
         return Outputs(

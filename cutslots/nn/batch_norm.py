@@ -15,7 +15,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     `torch.nn.SyncBatchNorm` does the same on GPUs only, and a checkpoint shall mean the same everywhere.
     """
 
-    def forward(self, input: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    def forward(
+        self, input: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
         share = shares.current()
         if not self.training or share.size == 1:
             return super().forward(input)
@@ -30,7 +32,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Move the running statistics as torch does, the variance without its bias."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None  # noqa: PT018
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        )  # noqa: PT018
         assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)

@@ -42,18 +42,25 @@ class BroadcastDecoder(nn.Module):
         inputs, pad = slot_size, config.kernel // 2
         for _ in range(num_doublings):
             layers += [
-                nn.ConvTranspose2d(inputs, config.channels, config.kernel, 2, pad, output_padding=1),
+                nn.ConvTranspose2d(
+                    inputs, config.channels, config.kernel, 2, pad, output_padding=1
+                ),
                 nn.LeakyReLU(inplace=True),
             ]
             inputs = config.channels
         for _ in range(config.num_refine):
-            layers += [nn.Conv2d(inputs, config.channels, config.kernel, 1, pad), nn.LeakyReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(inputs, config.channels, config.kernel, 1, pad),
+                nn.LeakyReLU(inplace=True),
+            ]
             inputs = config.channels
         self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 4, 3, 1, 1))
 
     def forward(
         self, slots: Float[Tensor, "batch slots size"]
-    ) -> tuple[Float[Tensor, "batch slots 3 height width"], Float[Tensor, "batch slots height width"]]:
+    ) -> tuple[
+        Float[Tensor, "batch slots 3 height width"], Float[Tensor, "batch slots height width"]
+    ]:
         """A picture in [-1, 1] for each slot, and its opacity before the softmax over slots."""
         grid = slots.flatten(0, 1)[:, :, None, None].expand(-1, -1, self.start, self.start)
         # The grid lies channels-last, and convolutions keep it so. What follows works on one channel or three of the four: pixel by

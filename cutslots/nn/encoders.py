@@ -15,11 +15,17 @@ class EncoderConfig:
     """Which encoder, and its sizes."""
 
     kind: str = option(
-        "cnn", "a plain stack of convolutions, or residual blocks with batch normalisation", choices=("cnn", "resnet")
+        "cnn",
+        "a plain stack of convolutions, or residual blocks with batch normalisation",
+        choices=("cnn", "resnet"),
     )
     channels: int = option(64, "feature maps that the cuts and slots see", low=1)
-    num_layers: int = option(4, "convolutions (cnn) or residual blocks after the stem (resnet)", low=1)
-    kernel: int = option(5, "side of the convolutions (cnn) or of the stem's (resnet)", low=1, odd=True)
+    num_layers: int = option(
+        4, "convolutions (cnn) or residual blocks after the stem (resnet)", low=1
+    )
+    kernel: int = option(
+        5, "side of the convolutions (cnn) or of the stem's (resnet)", low=1, odd=True
+    )
     stem_channels: int = option(64, "feature maps of the resnet's first convolution", low=1)
 
     def build(self) -> nn.Module:
@@ -51,7 +57,10 @@ class ResNetEncoder(nn.Sequential):
 
     def __init__(self, config: EncoderConfig) -> None:
         stem = config.stem_channels
-        blocks = [ResidualBlock(stem if block == 0 else config.channels, config.channels) for block in range(config.num_layers)]
+        blocks = [
+            ResidualBlock(stem if block == 0 else config.channels, config.channels)
+            for block in range(config.num_layers)
+        ]
         super().__init__(
             nn.Conv2d(3, stem, config.kernel, 2, config.kernel // 2, bias=False),
             BatchNorm2d(stem),
@@ -68,12 +77,22 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), BatchNorm2d(outputs)
-        self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), BatchNorm2d(outputs)
+        self.conv1, self.norm1 = (
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+            BatchNorm2d(outputs),
+        )
+        self.conv2, self.norm2 = (
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            BatchNorm2d(outputs),
+        )
         self.shortcut = (
-            nn.Identity() if inputs == outputs else nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), BatchNorm2d(outputs))
+            nn.Identity()
+            if inputs == outputs
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), BatchNorm2d(outputs))
         )
 
-    def forward(self, x: Float[Tensor, "batch inputs height width"]) -> Float[Tensor, "batch outputs height width"]:
+    def forward(
+        self, x: Float[Tensor, "batch inputs height width"]
+    ) -> Float[Tensor, "batch outputs height width"]:
         y = torch.relu_(self.norm1(self.conv1(x)))
         return torch.relu_(self.norm2(self.conv2(y)) + self.shortcut(x))

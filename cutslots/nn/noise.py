@@ -11,7 +11,9 @@ from cutslots.nn import shares
 SEED = 0
 
 
-def drawn(draw: Callable[..., Tensor], batch: int, *shape: int, fresh: bool, device: torch.device) -> Tensor:
+def drawn(
+    draw: Callable[..., Tensor], batch: int, *shape: int, fresh: bool, device: torch.device
+) -> Tensor:
     """`(batch, *shape)` random numbers of `draw`, which is `torch.randn` or `torch.rand`.
 
     With `fresh`, as in training, they come from torch's global generator, which `fit` seeds and checkpoints keep. Where ranks share
@@ -21,7 +23,9 @@ def drawn(draw: Callable[..., Tensor], batch: int, *shape: int, fresh: bool, dev
     """
     if fresh:
         share = shares.current()
-        return draw(share.size * batch, *shape, device=device)[share.rank * batch : (share.rank + 1) * batch]
+        return draw(share.size * batch, *shape, device=device)[
+            share.rank * batch : (share.rank + 1) * batch
+        ]
     return _fixed(draw, shape).to(device).expand(batch, *shape)
 
 

@@ -14,8 +14,12 @@ class PositionEncoding(nn.Module):
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
         self.project = nn.Linear(4, channels)
-        y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+        y, x = torch.meshgrid(
+            torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij"
+        )
         self.register_buffer("grid", torch.stack([x, y, 1 - x, 1 - y], dim=-1), persistent=False)
 
-    def forward(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    def forward(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
         return features + self.project(self.grid).permute(2, 0, 1)

@@ -15,7 +15,9 @@ class SlotsConfig:
 
     size: int = option(64, "numbers in a slot", low=1)
     hidden: int = option(256, "hidden units of the MLPs", low=1)
-    num_heads: int = option(3, "MLPs that look at the features; their pooled results are summed", low=1)
+    num_heads: int = option(
+        3, "MLPs that look at the features; their pooled results are summed", low=1
+    )
 
 
 class SlotHeads(nn.Module):
@@ -33,17 +35,22 @@ class SlotHeads(nn.Module):
         self.before = nn.Linear(channels, heads * hidden)
         self.project = nn.ModuleList(nn.Linear(hidden, size) for _ in range(heads))
         self.after = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, size)) for _ in range(heads)
+            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, size))
+            for _ in range(heads)
         )
 
     def forward(
-        self, features: Float[Tensor, "batch channels height width"], masks: Float[Tensor, "batch slots height width"]
+        self,
+        features: Float[Tensor, "batch channels height width"],
+        masks: Float[Tensor, "batch slots height width"],
     ) -> Float[Tensor, "batch slots size"]:
         x = self.norm(features.flatten(2).mT)
         hidden = torch.relu_(self.before(x))
         # The mean over pixels is linear, so the second layer of f_h follows it: k projections in place of H W, the same numbers.
         masks = masks.flatten(2)
-        pooled = (masks.to(hidden.dtype) @ hidden / hidden.shape[1]).chunk(len(self.project), dim=-1)
+        pooled = (masks.to(hidden.dtype) @ hidden / hidden.shape[1]).chunk(
+            len(self.project), dim=-1
+        )
         mass = masks.mean(-1, keepdim=True)
         slots = []
         for part, head in zip(pooled, self.project, strict=True):

@@ -31,7 +31,10 @@ class WeightNet(nn.Module):
         sizes = [channels] + [config.hidden] * (config.num_layers - 1)
         layers: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise(sizes):
-            layers += [nn.Conv2d(inputs, outputs, config.kernel, 1, config.kernel // 2), nn.LeakyReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(inputs, outputs, config.kernel, 1, config.kernel // 2),
+                nn.LeakyReLU(inplace=True),
+            ]
         if config.norm:
             # The cut amplifies the mean over the image most when gamma_edge is the largest gamma: without it removed, a random
             # offset at the start lets one cut win everywhere.
@@ -40,5 +43,7 @@ class WeightNet(nn.Module):
         self.last = nn.Conv2d(sizes[-1], 6 * num_cuts, config.kernel, 1, config.kernel // 2)
         self.num_cuts = num_cuts
 
-    def forward(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch cuts 6 height width"]:
+    def forward(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch cuts 6 height width"]:
         return torch.relu_(self.last(self.layers(features))).unflatten(1, (self.num_cuts, 6))

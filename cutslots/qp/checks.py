@@ -15,7 +15,9 @@ def positive(name: str, value: float) -> float:
         InputError: it is not.
     """
     if not 0 < value < math.inf:
-        raise InputError(f"{name} is {value}; programs are strictly convex only for positive finite numbers here.")
+        raise InputError(
+            f"{name} is {value}; programs are strictly convex only for positive finite numbers here."
+        )
     return float(value)
 
 

@@ -50,7 +50,9 @@ class Factor:
     ends: Tensor
     rows: Tensor
     values: Tensor
-    _engines: dict[tuple[torch.device, torch.dtype, bool], Callable[[Tensor], Tensor]] = field(default_factory=dict, repr=False)
+    _engines: dict[tuple[torch.device, torch.dtype, bool], Callable[[Tensor], Tensor]] = field(
+        default_factory=dict, repr=False
+    )
 
     def solve(self, rhs: Tensor, invert: bool = False) -> Tensor:
         """M^-1 applied to each row of `(batch, n)`, on the rows' device and in their precision.
@@ -70,7 +72,14 @@ class Factor:
         runs, at = [], 0
         for start, stop, first, last in zip(starts, starts[1:], ends, ends[1:], strict=False):
             width, height = stop - start, stop - start + last - first
-            runs.append((start, stop, self.rows[first:last], self.values[at : at + width * height].view(height, width)))
+            runs.append(
+                (
+                    start,
+                    stop,
+                    self.rows[first:last],
+                    self.values[at : at + width * height].view(height, width),
+                )
+            )
             at += width * height
         return runs
 
@@ -85,7 +94,9 @@ class Factor:
         n = len(self.permutation)
         return sp.csr_array((data, (row, column)), shape=(n, n))
 
-    def _engine(self, device: torch.device, dtype: torch.dtype, invert: bool) -> Callable[[Tensor], Tensor]:
+    def _engine(
+        self, device: torch.device, dtype: torch.dtype, invert: bool
+    ) -> Callable[[Tensor], Tensor]:
         if device.type == "cuda":
             if invert and len(self.permutation) <= DENSE_UP_TO:
                 return _Inverse(self, device, dtype).solve
@@ -127,14 +138,22 @@ class _Panels:
         x = rhs.T.index_select(0, self.permutation)
         for start, stop, rows, block, inverted, below in self.panels:
             part = x[start:stop]
-            part.copy_(block @ part if inverted else torch.linalg.solve_triangular(block, part, upper=False))
+            part.copy_(
+                block @ part
+                if inverted
+                else torch.linalg.solve_triangular(block, part, upper=False)
+            )
             if len(rows):
                 x.index_add_(0, rows, below @ part, alpha=-1)
         for start, stop, rows, block, inverted, below in reversed(self.panels):
             part = x[start:stop]
             if len(rows):
                 part.addmm_(below.T, x.index_select(0, rows), alpha=-1)
-            part.copy_(block.T @ part if inverted else torch.linalg.solve_triangular(block.T, part, upper=True))
+            part.copy_(
+                block.T @ part
+                if inverted
+                else torch.linalg.solve_triangular(block.T, part, upper=True)
+            )
         return x.index_select(0, self.inverse_permutation).T.contiguous()
 
 
@@ -144,7 +163,9 @@ class _Inverse:
     def __init__(self, factor: Factor, device: torch.device, dtype: torch.dtype) -> None:
         lower = factor.lower().tocoo()
         index = torch.from_numpy(np.stack([lower.row, lower.col]).astype(np.int64))
-        sparse = torch.sparse_coo_tensor(index, torch.from_numpy(lower.data), lower.shape, check_invariants=True)
+        sparse = torch.sparse_coo_tensor(
+            index, torch.from_numpy(lower.data), lower.shape, check_invariants=True
+        )
         dense = sparse.to(device).to_dense()
         back = torch.argsort(factor.permutation.to(device))
         self.inverse = torch.cholesky_inverse(dense)[back][:, back].to(dtype)
@@ -207,7 +228,12 @@ def _superlu(matrix: Any, transposed: bool) -> tuple[sp.csc_array, np.ndarray]:
         matrix = matrix @ matrix.T
     # Pivots stay on the diagonal, so L U = M with U = D L^T, and Cholesky's L is L sqrt(D).
     try:
-        factor = splu(sp.csc_matrix(matrix), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+        factor = splu(
+            sp.csc_matrix(matrix),
+            permc_spec="MMD_AT_PLUS_A",
+            diag_pivot_thresh=0.0,
+            options={"SymmetricMode": True},
+        )
     except RuntimeError as error:  # SuperLU's word for a pivot of exactly 0
         raise _NotPositiveDefiniteError from error
     pivots = factor.U.diagonal()
@@ -223,10 +249,15 @@ def _parted(lower: sp.csc_array, permutation: np.ndarray) -> Factor:
     rows, values = [], []
     for start, stop in itertools.pairwise(starts):
         first, last = lower.indptr[start], lower.indptr[stop]
-        row, column = lower.indices[first:last], np.repeat(np.arange(stop - start), np.diff(lower.indptr[start : stop + 1]))
+        row, column = (
+            lower.indices[first:last],
+            np.repeat(np.arange(stop - start), np.diff(lower.indptr[start : stop + 1])),
+        )
         below = np.unique(row[row >= stop])
         panel = np.zeros((stop - start + len(below), stop - start))
-        panel[np.searchsorted(np.concatenate([np.arange(start, stop), below]), row), column] = lower.data[first:last]
+        panel[np.searchsorted(np.concatenate([np.arange(start, stop), below]), row), column] = (
+            lower.data[first:last]
+        )
         rows.append(below)
         values.append(panel.ravel())
     ends = np.cumsum([0, *map(len, rows)])

@@ -60,7 +60,9 @@ class Substitution:
         with self.lock, torch.cuda.device(self.device), cupy.cuda.Device(self.device.index or 0):
             stream = torch.cuda.current_stream().cuda_stream
             with cupy.cuda.ExternalStream(stream):
-                return self._plan(len(rhs), stream).run(rhs, self.permutation, self.inverse_permutation)
+                return self._plan(len(rhs), stream).run(
+                    rhs, self.permutation, self.inverse_permutation
+                )
 
     def _plan(self, batch: int, stream: int) -> "_Plan":
         plan = self.plans.pop((batch, stream), None)
@@ -88,10 +90,21 @@ class _Plan:
         single = of.dtype == torch.float32
         self.kind = 0 if single else 1  # cudaDataType: CUDA_R_32F, CUDA_R_64F
         self.one = np.ones(1, dtype=np.float32 if single else np.float64)
-        self.factor = of.indptr, of.indices, of.values  # what the handles point at lives as long as they do
-        self.operands = [torch.empty(batch, of.n, dtype=of.dtype, device=of.device) for _ in range(3)]
+        self.factor = (
+            of.indptr,
+            of.indices,
+            of.values,
+        )  # what the handles point at lives as long as they do
+        self.operands = [
+            torch.empty(batch, of.n, dtype=of.dtype, device=of.device) for _ in range(3)
+        ]
         self.dense = [
-            self._kept(cs.createDnMat(of.n, batch, of.n, each.data_ptr(), self.kind, cs.CUSPARSE_ORDER_COL), cs.destroyDnMat)
+            self._kept(
+                cs.createDnMat(
+                    of.n, batch, of.n, each.data_ptr(), self.kind, cs.CUSPARSE_ORDER_COL
+                ),
+                cs.destroyDnMat,
+            )
             for each in self.operands
         ]
         indptr, indices, values = (array.data_ptr() for array in self.factor)
@@ -103,9 +116,13 @@ class _Plan:
             cs.destroySpMat,
         )  # fmt: skip
         cs.spMatSetAttribute(self.sparse, cs.CUSPARSE_SPMAT_FILL_MODE, cs.CUSPARSE_FILL_MODE_LOWER)
-        cs.spMatSetAttribute(self.sparse, cs.CUSPARSE_SPMAT_DIAG_TYPE, cs.CUSPARSE_DIAG_TYPE_NON_UNIT)
+        cs.spMatSetAttribute(
+            self.sparse, cs.CUSPARSE_SPMAT_DIAG_TYPE, cs.CUSPARSE_DIAG_TYPE_NON_UNIT
+        )
         self.solves: list[tuple[int, int, Tensor]] = []  # operation, descriptor, workspace
-        for step, operation in enumerate((cs.CUSPARSE_OPERATION_NON_TRANSPOSE, cs.CUSPARSE_OPERATION_TRANSPOSE)):
+        for step, operation in enumerate(
+            (cs.CUSPARSE_OPERATION_NON_TRANSPOSE, cs.CUSPARSE_OPERATION_TRANSPOSE)
+        ):
             descriptor = self._kept(cs.spSM_createDescr(), cs.spSM_destroyDescr)
             needed = cs.spSM_bufferSize(*self._arguments(step, operation), descriptor)
             workspace = torch.empty(max(needed, 1), dtype=torch.uint8, device=of.device)

@@ -46,27 +46,43 @@ class EqualityQP(nn.Module):
         self.num_constraints, self.num_variables = shape
         right = np.array(b.detach().cpu() if isinstance(b, Tensor) else b, dtype=np.float64)
         if right.shape != (self.num_constraints,):
-            raise InputError(f"b has shape {right.shape}; A of shape {shape} needs ({self.num_constraints},).")
+            raise InputError(
+                f"b has shape {right.shape}; A of shape {shape} needs ({self.num_constraints},)."
+            )
         if not np.isfinite(right).all():
             raise InputError("b holds numbers that are not finite.")
-        regular = np.array(gamma.detach().cpu() if isinstance(gamma, Tensor) else gamma, dtype=np.float64)
+        regular = np.array(
+            gamma.detach().cpu() if isinstance(gamma, Tensor) else gamma, dtype=np.float64
+        )
         if regular.shape not in ((), (self.num_variables,)):
-            raise InputError(f"gamma has shape {regular.shape}; give one number, or one a variable, ({self.num_variables},).")
+            raise InputError(
+                f"gamma has shape {regular.shape}; give one number, or one a variable, ({self.num_variables},)."
+            )
         positive("gamma" if regular.ndim == 0 else "the least gamma", float(regular.min()))
         positive("gamma" if regular.ndim == 0 else "the largest gamma", float(regular.max()))
         weights = np.broadcast_to(regular, (self.num_variables,))
         # In units of the first gamma: the factor then knows how gammas relate and not how large they are.
         self.scale = float(weights[0])
         relative = np.sqrt(self.scale / weights)
-        self.factor = factors.of_constraints(sp.csr_array(matrix @ sp.diags_array(relative)), f"A A^T of a {shape} program")
+        self.factor = factors.of_constraints(
+            sp.csr_array(matrix @ sp.diags_array(relative)), f"A A^T of a {shape} program"
+        )
         coo = matrix.tocoo()
         index = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
-        constraints = torch.sparse_coo_tensor(index, torch.from_numpy(coo.data), shape, check_invariants=True).coalesce()
+        constraints = torch.sparse_coo_tensor(
+            index, torch.from_numpy(coo.data), shape, check_invariants=True
+        ).coalesce()
         self._tables = Tables(constraints, right, 1 / weights)
 
-    def forward(self, c: Float[Tensor, "batch n"], b: Float[Tensor, "batch m"] | None = None) -> Float[Tensor, "batch n"]:
+    def forward(
+        self, c: Float[Tensor, "batch n"], b: Float[Tensor, "batch m"] | None = None
+    ) -> Float[Tensor, "batch n"]:
         c = self._checked("c", c, self.num_variables)
-        right = self._tables.on(c)[1].expand(len(c), -1) if b is None else self._checked("b", b, self.num_constraints).to(c)
+        right = (
+            self._tables.on(c)[1].expand(len(c), -1)
+            if b is None
+            else self._checked("b", b, self.num_constraints).to(c)
+        )
         if len(right) != len(c):
             raise InputError(f"c has {len(c)} rows and b {len(right)}; give one b a cost.")
         return LinearMap.apply(self._minimiser, self._transposed, c, right)
@@ -86,7 +102,9 @@ class EqualityQP(nn.Module):
 
     def _checked(self, name: str, values: Tensor, width: int) -> Tensor:
         if values.ndim != 2 or values.shape[1] != width:
-            raise InputError(f"{name} has shape {tuple(values.shape)}; this program takes (batch, {width}).")
+            raise InputError(
+                f"{name} has shape {tuple(values.shape)}; this program takes (batch, {width})."
+            )
         return floating(name, values)
 
 
@@ -104,7 +122,9 @@ def _sparse(A: Any) -> tuple[sp.csr_array, tuple[int, int]]:
     if not sp.issparse(A):
         A = np.asarray(A, dtype=np.float64)
     if A.ndim != 2 or 0 in A.shape:
-        raise InputError(f"A has shape {A.shape}; a constraint matrix is (m, n) with at least one row and one column.")
+        raise InputError(
+            f"A has shape {A.shape}; a constraint matrix is (m, n) with at least one row and one column."
+        )
     matrix = sp.csr_array(A, dtype=np.float64, copy=True)
     matrix.sum_duplicates()
     if not np.isfinite(matrix.data).all():

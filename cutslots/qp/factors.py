@@ -52,7 +52,11 @@ def folder() -> Path:
     named = os.environ.get("CUTSLOTS_FACTORS")
     if named:
         return Path(named).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "cutslots" / "factors"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
+        / "cutslots"
+        / "factors"
+    )
 
 
 def digest(*parts: Any) -> str:
@@ -91,8 +95,18 @@ def of_constraints(A: sp.csr_array, about: str) -> Factor:
     def build() -> Factor:
         rows = len(A.indptr) - 1
         if rows > 10_000:
-            way = "CHOLMOD" if has_cholmod() else "SciPy (pip install 'cutslots[cholmod]' brings CHOLMOD, which is faster)"
-            LOG.warning("Factoring %s with %s: %d rows, minutes. It is kept in %s.", about, way, rows, folder())
+            way = (
+                "CHOLMOD"
+                if has_cholmod()
+                else "SciPy (pip install 'cutslots[cholmod]' brings CHOLMOD, which is faster)"
+            )
+            LOG.warning(
+                "Factoring %s with %s: %d rows, minutes. It is kept in %s.",
+                about,
+                way,
+                rows,
+                folder(),
+            )
         return factorise(A, transposed=True)
 
     return get(digest("A A^T", np.array(A.shape), A.indptr, A.indices, A.data), about, build)
@@ -136,7 +150,11 @@ def _from_disk(key: str, about: str, build: Callable[[], Factor]) -> Factor:
             # From the file again, so that all processes map one copy.
             return _read(path, key)
     except (OSError, SafetensorError) as error:
-        LOG.warning("The factor of %s is not kept on disk (%s); CUTSLOTS_FACTORS names another folder.", about, error)
+        LOG.warning(
+            "The factor of %s is not kept on disk (%s); CUTSLOTS_FACTORS names another folder.",
+            about,
+            error,
+        )
         return build() if factor is None else factor
 
 
@@ -176,7 +194,9 @@ def _read(path: Path, key: str | None = None) -> Factor:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("cutslots_factor") != VERSION:
-                raise InputError(f"{path} is of version {metadata.get('cutslots_factor')}, not {VERSION}.")
+                raise InputError(
+                    f"{path} is of version {metadata.get('cutslots_factor')}, not {VERSION}."
+                )
             if set(file.keys()) != set(ARRAYS) or not {"key", "about", "sha256"} <= set(metadata):
                 raise InputError(f"{path} is no factor file.")
             arrays = {name: file.get_tensor(name) for name in ARRAYS}

@@ -79,12 +79,16 @@ class EdgeList:
         InputError: edges of another shape or kind, or out of range.
     """
 
-    def __init__(self, edges: np.ndarray | Tensor | Sequence[Sequence[int]], num_vertices: int | None = None) -> None:
+    def __init__(
+        self, edges: np.ndarray | Tensor | Sequence[Sequence[int]], num_vertices: int | None = None
+    ) -> None:
         pairs = np.array(edges)
         if pairs.size == 0:
             pairs = np.zeros((0, 2), dtype=np.int64)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-            raise InputError(f"edges are {pairs.dtype} of shape {pairs.shape}; give integers (E, 2), tail and head of each edge.")
+            raise InputError(
+                f"edges are {pairs.dtype} of shape {pairs.shape}; give integers (E, 2), tail and head of each edge."
+            )
         if num_vertices is None:
             num_vertices = int(pairs.max(initial=-1)) + 1
         if num_vertices < 1:
@@ -112,21 +116,31 @@ class EdgeList:
         head = np.concatenate([self._pairs[:, 1], every, sink])
         return Edges(tail, head, np.arange(len(tail)))
 
-    def divergence(self, weights: Float[Tensor, "batch weights"]) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch 2"]]:
+    def divergence(
+        self, weights: Float[Tensor, "batch weights"]
+    ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch 2"]]:
         """B^T w: what flows out of each vertex minus what flows in, and the same for (s, t)."""
         source, sink = self.terminal_edges(weights)
         between = weights[:, : len(self._pairs)]
         tail, head = self._ends.on(weights)
-        potentials = (sink - source).index_add(1, tail, between).index_add(1, head, between, alpha=-1)
+        potentials = (
+            (sink - source).index_add(1, tail, between).index_add(1, head, between, alpha=-1)
+        )
         return potentials, torch.stack([source.sum(1), -sink.sum(1)], dim=1)
 
-    def gradient(self, potentials: Float[Tensor, "batch n"], terminals: Float[Tensor, "batch 2"]) -> Float[Tensor, "batch weights"]:
+    def gradient(
+        self, potentials: Float[Tensor, "batch n"], terminals: Float[Tensor, "batch 2"]
+    ) -> Float[Tensor, "batch weights"]:
         """B p: the drop of the potential along each edge, the transpose of `divergence`."""
         tail, head = self._ends.on(potentials)
         between = potentials[:, tail] - potentials[:, head]
-        return torch.cat([between, terminals[:, :1] - potentials, potentials - terminals[:, 1:]], dim=1)
+        return torch.cat(
+            [between, terminals[:, :1] - potentials, potentials - terminals[:, 1:]], dim=1
+        )
 
-    def terminal_edges(self, of_edges: Float[Tensor, "batch weights"]) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:
+    def terminal_edges(
+        self, of_edges: Float[Tensor, "batch weights"]
+    ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:
         """The part of s -> vertex and of vertex -> t of something in the layout."""
         return of_edges[:, len(self._pairs) : -self.num_vertices], of_edges[:, -self.num_vertices :]
 
@@ -139,7 +153,9 @@ class EdgeList:
         return of_vertices
 
     def __str__(self) -> str:
-        return f"a graph of {self.num_vertices} vertices and {len(self._pairs)} edges without a grid"
+        return (
+            f"a graph of {self.num_vertices} vertices and {len(self._pairs)} edges without a grid"
+        )
 
 
 class Vertices:

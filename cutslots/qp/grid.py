@@ -33,18 +33,38 @@ class Grid:
     """
 
     def __init__(
-        self, height: int, width: int, neighbours: int = 4, interior_edges: bool = False, pixels: np.ndarray | Tensor | None = None
+        self,
+        height: int,
+        width: int,
+        neighbours: int = 4,
+        interior_edges: bool = False,
+        pixels: np.ndarray | Tensor | None = None,
     ) -> None:
         if height < 1 or width < 1:
-            raise InputError(f"the grid is {height} x {width}; height and width must be at least 1.")
+            raise InputError(
+                f"the grid is {height} x {width}; height and width must be at least 1."
+            )
         if neighbours not in (4, 8):
             raise InputError(f"neighbours is {neighbours}; a pixel has 4, or 8 with the diagonals.")
-        self.height, self.width, self.neighbours, self.interior_edges = height, width, neighbours, interior_edges
+        self.height, self.width, self.neighbours, self.interior_edges = (
+            height,
+            width,
+            neighbours,
+            interior_edges,
+        )
         self._offsets = STRAIGHT if neighbours == 4 else STRAIGHT + DIAGONAL
-        self.channels = (*(name for _, there, back in self._offsets for name in (there, back)), "source", "sink")
+        self.channels = (
+            *(name for _, there, back in self._offsets for name in (there, back)),
+            "source",
+            "sink",
+        )
         self.shape: tuple[int, ...] = (height, width)
         self.layout: tuple[int, ...] = (len(self.channels), height, width)
-        there = np.ones(self.shape, dtype=bool) if pixels is None else _checked_pixels(pixels, self.shape)
+        there = (
+            np.ones(self.shape, dtype=bool)
+            if pixels is None
+            else _checked_pixels(pixels, self.shape)
+        )
         self.num_vertices = int(there.sum())
         self.vertices = None if there.all() else np.flatnonzero(there)
         self.full = neighbours == 4 and not interior_edges and self.vertices is None
@@ -102,18 +122,30 @@ class Grid:
         """The channels of s -> pixel and of pixel -> t."""
         return of_edges[:, -2], of_edges[:, -1]
 
-    def only_edges(self, of_edges: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    def only_edges(
+        self, of_edges: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
         """Something in the layout, 0 where no edge exists."""
         return of_edges.masked_fill(self._absent.on(of_edges)[0], 0)
 
-    def only_vertices(self, of_vertices: Float[Tensor, "batch height width"]) -> Float[Tensor, "batch height width"]:
+    def only_vertices(
+        self, of_vertices: Float[Tensor, "batch height width"]
+    ) -> Float[Tensor, "batch height width"]:
         """Something in the shape, 0 where there is no pixel."""
-        return of_vertices if self.vertices is None else of_vertices.masked_fill(self._absent.on(of_vertices)[1], 0)
+        return (
+            of_vertices
+            if self.vertices is None
+            else of_vertices.masked_fill(self._absent.on(of_vertices)[1], 0)
+        )
 
     def __str__(self) -> str:
         parts = [f"a {self.height} x {self.width} grid"]
-        parts += ["8 neighbours"] * (self.neighbours == 8) + ["interior edges only"] * self.interior_edges
-        parts += [f"{self.num_vertices} of {self.height * self.width} pixels"] * (self.vertices is not None)
+        parts += ["8 neighbours"] * (self.neighbours == 8) + [
+            "interior edges only"
+        ] * self.interior_edges
+        parts += [f"{self.num_vertices} of {self.height * self.width} pixels"] * (
+            self.vertices is not None
+        )
         return ", ".join(parts)
 
     def _ways(self) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
@@ -154,7 +186,9 @@ def _complement(region: tuple[slice, slice]) -> list[tuple[slice, slice]]:
 def _checked_pixels(pixels: np.ndarray | Tensor, shape: tuple[int, ...]) -> np.ndarray:
     there = pixels.cpu().numpy() if isinstance(pixels, Tensor) else np.asarray(pixels)
     if there.dtype != bool or there.shape != shape:
-        raise InputError(f"pixels is {there.dtype} of shape {there.shape}; give bool of shape {shape}.")
+        raise InputError(
+            f"pixels is {there.dtype} of shape {there.shape}; give bool of shape {shape}."
+        )
     if not there.any():
         raise InputError("pixels has no True: there is no pixel to cut.")
     return there.copy()

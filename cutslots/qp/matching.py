@@ -58,7 +58,9 @@ class Matching(nn.Module):
 
     def forward(self, costs: Float[Tensor, "batch m n"]) -> MatchingSolution:
         if costs.ndim != 3:
-            raise InputError(f"costs have shape {tuple(costs.shape)}; matching takes (batch, m, n).")
+            raise InputError(
+                f"costs have shape {tuple(costs.shape)}; matching takes (batch, m, n)."
+            )
         costs = floating("costs", costs)
         with torch.autocast(costs.device.type, enabled=False):
             first, second = self._multipliers(costs)
@@ -73,7 +75,9 @@ class Matching(nn.Module):
         determinant = (n + 2) * (m + 2) - m * n
         sum_first = ((m + 2) * total_first - m * total_second) / determinant
         sum_second = ((n + 2) * total_second - n * total_first) / determinant
-        return (right_first - sum_second[:, None]) / (n + 2), (right_second - sum_first[:, None]) / (m + 2)
+        return (right_first - sum_second[:, None]) / (n + 2), (
+            right_second - sum_first[:, None]
+        ) / (m + 2)
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}, temperature={self.temperature:g}"

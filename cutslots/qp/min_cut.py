@@ -52,7 +52,9 @@ class CutSolution:
 
     def terminal_edges(self) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "batch *shape"]]:
         """The edge variables of `s -> vertex` and `vertex -> t` alone: what a two-way mask needs."""
-        source, sink = (self.terminals[:, which].view(-1, *[1] * len(self.graph.shape)) for which in range(2))
+        source, sink = (
+            self.terminals[:, which].view(-1, *[1] * len(self.graph.shape)) for which in range(2)
+        )
         to_source, to_sink = self.graph.terminal_edges(self.weights)
         scale = 1 / (2 * self.gamma.terminal)
         return (
@@ -65,7 +67,9 @@ class CutSolution:
         return self.terminals[:, 0] - self.terminals[:, 1] - self.beta
 
     def _drop(self) -> Tensor:
-        return LinearMap.apply(self.graph.gradient, self.graph.divergence, self.potentials, self.terminals)
+        return LinearMap.apply(
+            self.graph.gradient, self.graph.divergence, self.potentials, self.terminals
+        )
 
 
 class MinCut(nn.Module):
@@ -113,7 +117,13 @@ class MinCut(nn.Module):
     ) -> None:
         super().__init__()
         gammas = Gamma.of(gamma, gamma_edge, gamma_terminal, gamma_vertex)
-        self._set_up(Grid(height, width, neighbours, interior_edges, pixels), gammas, beta, terminal_slack, solver)
+        self._set_up(
+            Grid(height, width, neighbours, interior_edges, pixels),
+            gammas,
+            beta,
+            terminal_slack,
+            solver,
+        )
 
     @classmethod
     def on(
@@ -131,11 +141,24 @@ class MinCut(nn.Module):
         """Minimum s-t cuts of any graph, say `MinCut.on(EdgeList(edges))`; weights are in the graph's layout."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        layer._set_up(graph, Gamma.of(gamma, gamma_edge, gamma_terminal, gamma_vertex), beta, terminal_slack, solver)
+        layer._set_up(
+            graph,
+            Gamma.of(gamma, gamma_edge, gamma_terminal, gamma_vertex),
+            beta,
+            terminal_slack,
+            solver,
+        )
         return layer
 
-    def _set_up(self, graph: Graph, gamma: Gamma, beta: float, terminal_slack: bool, solver: str) -> None:
-        self.graph, self.gamma, self.beta, self.terminal_slack = graph, gamma, finite("beta", beta), terminal_slack
+    def _set_up(
+        self, graph: Graph, gamma: Gamma, beta: float, terminal_slack: bool, solver: str
+    ) -> None:
+        self.graph, self.gamma, self.beta, self.terminal_slack = (
+            graph,
+            gamma,
+            finite("beta", beta),
+            terminal_slack,
+        )
         self.choice = solvers.choose(graph, solver)
         self._solver = solvers.BACK_ENDS[self.choice.name](graph, gamma)
         # The constant part of the solution: beta pulls s and t apart evenly, so vertices stay where they are.
@@ -149,7 +172,9 @@ class MinCut(nn.Module):
 
     def extra_repr(self) -> str:
         edge, terminal, vertex = self.gamma
-        return f"{self.graph}, gamma=({edge:g}, {terminal:g}, {vertex:g}), solver={self.choice.name}"
+        return (
+            f"{self.graph}, gamma=({edge:g}, {terminal:g}, {vertex:g}), solver={self.choice.name}"
+        )
 
     # The potentials are  p = p_0 - 1/2 S B^T w  with S symmetric. So for a loss l,  dl/dw = -1/2 B S dl/dp : the same solve between
     # the transposed stencils.
@@ -171,7 +196,9 @@ class MinCut(nn.Module):
     def _solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
         potentials, terminals = self._solver.solve(potentials, terminals)
         # Without slack the drop from s to t is fixed; it is an eigenvector of the system (terminals.py), so taking it away is all.
-        return potentials, terminals if self.terminal_slack else terminals.mean(1, keepdim=True).expand_as(terminals).clone()
+        return potentials, terminals if self.terminal_slack else terminals.mean(
+            1, keepdim=True
+        ).expand_as(terminals).clone()
 
     def _in_parts(self, solve: Callable, *inputs: Tensor) -> Any:
         """`solve` of a batch, on a CPU in parts whose temporaries stay in caches and in memory that is already mapped."""

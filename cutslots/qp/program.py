@@ -29,7 +29,9 @@ class Gamma(NamedTuple):
     vertex: float
 
     @classmethod
-    def of(cls, gamma: float, edge: float | None, terminal: float | None, vertex: float | None) -> "Gamma":
+    def of(
+        cls, gamma: float, edge: float | None, terminal: float | None, vertex: float | None
+    ) -> "Gamma":
         """Fill what is None with the paper's single `gamma`.
 
         Raises:
@@ -37,7 +39,9 @@ class Gamma(NamedTuple):
         """
         positive("gamma", gamma)
         named = {"gamma_edge": edge, "gamma_terminal": terminal, "gamma_vertex": vertex}
-        return cls(*(positive(name, gamma if value is None else value) for name, value in named.items()))
+        return cls(
+            *(positive(name, gamma if value is None else value) for name, value in named.items())
+        )
 
 
 class Program(NamedTuple):
@@ -59,7 +63,11 @@ class Program(NamedTuple):
 
 
 def min_cut_program(
-    graph: Graph, gamma: Gamma, beta: float = 1.0, terminal_slack: bool = True, as_published: bool = False
+    graph: Graph,
+    gamma: Gamma,
+    beta: float = 1.0,
+    terminal_slack: bool = True,
+    as_published: bool = False,
 ) -> Program:
     """The program of one s-t cut of a graph.
 
@@ -73,17 +81,27 @@ def min_cut_program(
     num_edges, num_vertices = len(tail), graph.num_vertices + 2
     row = np.arange(num_edges)
     slots = math.prod(graph.layout) if as_published else num_edges
-    D = sp.csr_array((np.ones(num_edges), (row, slot if as_published else row)), shape=(num_edges, slots))
+    D = sp.csr_array(
+        (np.ones(num_edges), (row, slot if as_published else row)), shape=(num_edges, slots)
+    )
     signs = np.concatenate([np.ones(num_edges), -np.ones(num_edges)])
-    B = sp.csr_array((signs, (np.tile(row, 2), np.concatenate([tail, head]))), shape=(num_edges, num_vertices))
-    terminal_row = sp.csr_array(([1.0, -1.0], ([0, 0], [num_vertices - 2, num_vertices - 1])), shape=(1, num_vertices))
+    B = sp.csr_array(
+        (signs, (np.tile(row, 2), np.concatenate([tail, head]))), shape=(num_edges, num_vertices)
+    )
+    terminal_row = sp.csr_array(
+        ([1.0, -1.0], ([0, 0], [num_vertices - 2, num_vertices - 1])), shape=(1, num_vertices)
+    )
     slacks = 1 if terminal_slack or as_published else 0
     last = sp.csr_array(-np.eye(1, slacks) * terminal_slack)
-    A = sp.csr_array(sp.block_array([[D, -sp.eye_array(num_edges), -B, None], [None, None, terminal_row, last]]))
+    A = sp.csr_array(
+        sp.block_array([[D, -sp.eye_array(num_edges), -B, None], [None, None, terminal_row, last]])
+    )
     of_edge = np.where(np.maximum(tail, head) < graph.num_vertices, gamma.edge, gamma.terminal)
     of_d = np.full(slots, gamma.edge)
     of_d[slot if as_published else row] = of_edge
-    G = np.concatenate([of_d, of_edge, np.full(num_vertices, gamma.vertex), np.full(slacks, gamma.terminal)])
+    G = np.concatenate(
+        [of_d, of_edge, np.full(num_vertices, gamma.vertex), np.full(slacks, gamma.terminal)]
+    )
     b = np.zeros(num_edges + 1)
     b[-1] = beta
     ends = np.cumsum([0, slots, num_edges, num_vertices, slacks]).tolist()

@@ -19,6 +19,7 @@ class Tables:
             # Made for all later steps, also when the first one runs in inference mode.
             with torch.inference_mode(False):
                 self._made[key] = tuple(
-                    array.to(like.device, like.dtype if array.is_floating_point() else array.dtype) for array in self._arrays
+                    array.to(like.device, like.dtype if array.is_floating_point() else array.dtype)
+                    for array in self._arrays
                 )
         return self._made[key]

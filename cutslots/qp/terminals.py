@@ -21,7 +21,13 @@ def coupling(num_vertices: int, gamma: Gamma) -> np.ndarray:
     gt, root = gamma.terminal, math.sqrt(num_vertices)
     own = gt * num_vertices / 2 + gamma.vertex + gt
     return np.linalg.inv(
-        np.array([[own, -gt, -gt * root / 2], [-gt, own, -gt * root / 2], [-gt * root / 2, -gt * root / 2, gt + gamma.vertex]])
+        np.array(
+            [
+                [own, -gt, -gt * root / 2],
+                [-gt, own, -gt * root / 2],
+                [-gt * root / 2, -gt * root / 2, gt + gamma.vertex],
+            ]
+        )
     )
 
 
@@ -30,4 +36,8 @@ def pull(num_vertices: int, gamma: Gamma, beta: float, terminal_slack: bool) -> 
 
     With the slack, (gamma_t n / 2 + gamma_v + 2 gamma_t) p_s = gamma_t beta from the difference of the first two rows.
     """
-    return beta / (num_vertices / 2 + gamma.vertex / gamma.terminal + 2) if terminal_slack else beta / 2
+    return (
+        beta / (num_vertices / 2 + gamma.vertex / gamma.terminal + 2)
+        if terminal_slack
+        else beta / 2
+    )

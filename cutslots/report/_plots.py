@@ -6,7 +6,14 @@ from typing import Any
 from cutslots.files import atomic
 
 # Colours that colour-blind readers tell apart, on white and in print (Okabe and Ito, Color universal design, 2008).
-BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)
 
 
 def pyplot() -> Any:

@@ -22,24 +22,48 @@ def clip_animation(sample: Clips, path: Path, tile: int = 96, labels: Sequence[s
     A colour stands for one true object, or one slot, over the whole clip, with the palette of the other figures. `labels` are lines
     above the rows.
     """
-    pictures, palette = _quantised(np.stack([_to_bytes(sample.images), _to_bytes(sample.outputs.reconstruction)]))
-    maps = {title: getattr(sample.outputs, name) for name, title in MAPS.items() if hasattr(sample.outputs, name)}
-    masks = np.stack([sample.true.numpy(), *(labels.numpy() for labels in maps.values())]) % len(PALETTE)
+    pictures, palette = _quantised(
+        np.stack([_to_bytes(sample.images), _to_bytes(sample.outputs.reconstruction)])
+    )
+    maps = {
+        title: getattr(sample.outputs, name)
+        for name, title in MAPS.items()
+        if hasattr(sample.outputs, name)
+    }
+    masks = np.stack([sample.true.numpy(), *(labels.numpy() for labels in maps.values())]) % len(
+        PALETTE
+    )
     titles = ("frame", "reconstruction", "true masks", *maps)
     frames = [
         _frame(
-            np.concatenate([pictures[:, :, time], masks[:, :, time]]), titles, f"{time + 1}/{masks.shape[2]}", palette, tile, labels
+            np.concatenate([pictures[:, :, time], masks[:, :, time]]),
+            titles,
+            f"{time + 1}/{masks.shape[2]}",
+            palette,
+            tile,
+            labels,
         )
         for time in range(masks.shape[2])
     ]
     with atomic(path) as temporary:
         frames[0].save(
-            temporary, format="GIF", save_all=True, append_images=frames[1:], duration=MILLISECONDS, loop=0, optimize=False
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=MILLISECONDS,
+            loop=0,
+            optimize=False,
         )
 
 
 def _frame(
-    columns: np.ndarray, titles: tuple[str, ...], time: str, palette: np.ndarray, tile: int, labels: Sequence[str]
+    columns: np.ndarray,
+    titles: tuple[str, ...],
+    time: str,
+    palette: np.ndarray,
+    tile: int,
+    labels: Sequence[str],
 ) -> Image.Image:
     """One picture from palette indices `(columns, rows, side, side)`."""
     rows = columns.shape[1]
@@ -54,7 +78,9 @@ def _frame(
         left = GAP + column * (tile + GAP)
         draw.text((left, 3), f"{title} {time}" if column == 0 else title, fill=0, font=font)
         for row in range(rows):
-            picture = Image.fromarray(columns[column, row].astype(np.uint8)).resize((tile, tile), Image.Resampling.NEAREST)
+            picture = Image.fromarray(columns[column, row].astype(np.uint8)).resize(
+                (tile, tile), Image.Resampling.NEAREST
+            )
             canvas.paste(picture, (left, HEADER + row * height + above))
     return canvas
 
@@ -72,4 +98,6 @@ def _quantised(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _to_bytes(pictures) -> np.ndarray:
-    return np.clip(np.round((pictures.movedim(-3, -1).numpy() + 1) * 127.5), 0, 255).astype(np.uint8)
+    return np.clip(np.round((pictures.movedim(-3, -1).numpy() + 1) * 127.5), 0, 255).astype(
+        np.uint8
+    )

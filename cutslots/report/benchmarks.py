@@ -31,22 +31,40 @@ def solvers_figure(figures: dict[str, Any], path: Path) -> None:
     sizes = sorted({cell["size"] for cell in figures["cells"]})
     # A batch measured at one size alone would be a column of dots.
     batches = sorted(
-        batch for batch in {cell["batch"] for cell in cells} if len({c["size"] for c in cells if c["batch"] == batch}) > 1
+        batch
+        for batch in {cell["batch"] for cell in cells}
+        if len({c["size"] for c in cells if c["batch"] == batch}) > 1
     ) or sorted({cell["batch"] for cell in cells})
     figure, axes = pyplot().subplots(
-        2, len(batches), figsize=(1 + 4 * len(batches), 7.5), sharex=True, sharey="row", squeeze=False, layout="constrained"
+        2,
+        len(batches),
+        figsize=(1 + 4 * len(batches), 7.5),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
     for column, batch in enumerate(batches):
         for row, (key, unit) in enumerate((("seconds", 1e-3), ("memory_bytes", 1e6))):
             axis = axes[row, column]
             for name in figures["methods"]:
                 points = sorted(
-                    (c["size"], c[key] / unit) for c in cells if c["method"] == name and c["batch"] == batch and c[key] > 0
+                    (c["size"], c[key] / unit)
+                    for c in cells
+                    if c["method"] == name and c["batch"] == batch and c[key] > 0
                 )
                 colour, marker, line = STYLES[name]
-                label = name if figures["methods"][name]["exact"] else f"{name} (another problem, forward)"
+                label = (
+                    name
+                    if figures["methods"][name]["exact"]
+                    else f"{name} (another problem, forward)"
+                )
                 axis.plot(
-                    *zip(*points, strict=True) if points else ([], []), color=colour, marker=marker, linestyle=line, label=label
+                    *zip(*points, strict=True) if points else ([], []),
+                    color=colour,
+                    marker=marker,
+                    linestyle=line,
+                    label=label,
                 )
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
@@ -57,6 +75,10 @@ def solvers_figure(figures: dict[str, Any], path: Path) -> None:
     axes[0, 0].set_ylabel("forward and backward, ms")
     axes[1, 0].set_ylabel("memory, MB")
     about = figures["machine"]
-    figure.suptitle(f"Min-cut programs of a full grid: {about['gpu'] or about['processor']}, {about['threads']} threads")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle(
+        f"Min-cut programs of a full grid: {about['gpu'] or about['processor']}, {about['threads']} threads"
+    )
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False
+    )
     save(figure, path)

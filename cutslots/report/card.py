@@ -19,7 +19,13 @@ FACTS = {
 PROGRAM = "model.pt2"
 
 
-def model_card(name: str, config: RunConfig, num_parameters: int, known: Mapping[str, Any], program: bool | None = None) -> str:
+def model_card(
+    name: str,
+    config: RunConfig,
+    num_parameters: int,
+    known: Mapping[str, Any],
+    program: bool | None = None,
+) -> str:
     """The card as markdown.
 
     Args:
@@ -35,7 +41,14 @@ def model_card(name: str, config: RunConfig, num_parameters: int, known: Mapping
         f"A `{config.model_name}` of cutslots that divides images of {size} x {size}{into}; {num_parameters:,} parameters.",
         "The options are in `config.json`, the weights in `weights.safetensors`; neither holds code.",
         "",
-        *_table(["what", "which"], [[title, str(known[key])] for key, title in FACTS.items() if known.get(key) is not None]),
+        *_table(
+            ["what", "which"],
+            [
+                [title, str(known[key])]
+                for key, title in FACTS.items()
+                if known.get(key) is not None
+            ],
+        ),
         "",
         "## Scores",
         "",
@@ -58,7 +71,11 @@ def _scores(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
         return ["None are known."]
     names = [name for name in TITLES if any(name in each for each in scores.values())]
     rows = [
-        [where, f"{each['num_images']:,.0f}" if "num_images" in each else "", *(number(name, each) for name in names)]
+        [
+            where,
+            f"{each['num_images']:,.0f}" if "num_images" in each else "",
+            *(number(name, each) for name in names),
+        ]
         for where, each in scores.items()
     ]
     return [

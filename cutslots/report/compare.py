@@ -34,7 +34,9 @@ class Line:
 
     def labelled(self) -> list[tuple[str, Configuration]]:
         """All configurations with the name of their row: the setting's value, else what `other` says."""
-        return [(f"{value:g}", each) for value, each in self.points] + [(self.other(each), each) for each in self.others]
+        return [(f"{value:g}", each) for value, each in self.points] + [
+            (self.other(each), each) for each in self.others
+        ]
 
     def other(self, configuration: Configuration) -> str:
         """A configuration without a value of the setting: its model, with what it is where that model has several."""
@@ -44,7 +46,12 @@ class Line:
 
     def values(self, label: str, score: str) -> list[float]:
         """A row's values of all seeds."""
-        return [value for name, each in self.labelled() if name == label for value in each.values(self.sweep.place, score)]
+        return [
+            value
+            for name, each in self.labelled()
+            if name == label
+            for value in each.values(self.sweep.place, score)
+        ]
 
 
 def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path]:
@@ -61,10 +68,15 @@ def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path
     """
     sweeps = [sweep_runs(name) for name in names]
     sets = [sweep.place[0] for sweep in sweeps]
-    lines = [_line(sweep, setting, sweep.name if sets.count(sweep.place[0]) > 1 else sweep.place[0]) for sweep in sweeps]
+    lines = [
+        _line(sweep, setting, sweep.name if sets.count(sweep.place[0]) > 1 else sweep.place[0])
+        for sweep in sweeps
+    ]
     objectives = sorted({line.sweep.objectives[0] for line in lines})
     if len(objectives) > 1:
-        raise InputError(f"--compare {setting}: the sweeps have different objectives, {', '.join(objectives)}. Compare them apart.")
+        raise InputError(
+            f"--compare {setting}: the sweeps have different objectives, {', '.join(objectives)}. Compare them apart."
+        )
     scores = _scores(lines, objectives[0])
     out.mkdir(parents=True, exist_ok=True)
     table, figure = out / f"compare-{setting}.md", out / f"compare-{setting}.png"
@@ -74,11 +86,17 @@ def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path
 
 
 def _line(sweep: SweepRuns, setting: str, title: str) -> Line:
-    known = {name for configuration in sweep.configurations for name in configuration.trials[0].run.params}
+    known = {
+        name
+        for configuration in sweep.configurations
+        for name in configuration.trials[0].run.params
+    }
     whole = {name for name in known if name == setting or name.endswith(f".{setting}")}
     if len(whole) != 1:
         hint = f"It may be {' or '.join(sorted(whole))}." if whole else _hint(setting, sweep)
-        raise InputError(f"--compare {setting}: the runs of sweep {sweep.name!r} have no one such setting. {hint}")
+        raise InputError(
+            f"--compare {setting}: the runs of sweep {sweep.name!r} have no one such setting. {hint}"
+        )
     (name,) = whole
     points, others = [], []
     for configuration in sweep.configurations:
@@ -98,8 +116,17 @@ def _line(sweep: SweepRuns, setting: str, title: str) -> Line:
 
 def _hint(setting: str, sweep: SweepRuns) -> str:
     """What may be meant: numbers in which the runs differ."""
-    differing = {name for trial in sweep.trials for name, text in trial.settings.items() if _number(text) is not None}
-    return nearest(setting, sorted(differing)) if differing else "Its runs differ in no number besides the seed."
+    differing = {
+        name
+        for trial in sweep.trials
+        for name, text in trial.settings.items()
+        if _number(text) is not None
+    }
+    return (
+        nearest(setting, sorted(differing))
+        if differing
+        else "Its runs differ in no number besides the seed."
+    )
 
 
 def _number(text: str | None) -> float | None:
@@ -113,7 +140,11 @@ def _number(text: str | None) -> float | None:
 def _scores(lines: Sequence[Line], objective: str) -> list[str]:
     """The objective, and the same by cut masks where there are any."""
     found = {
-        score for line in lines for _, each in line.points for trial in each.trials for score in trial.scores[line.sweep.place]
+        score
+        for line in lines
+        for _, each in line.points
+        for trial in each.trials
+        for score in trial.scores[line.sweep.place]
     }
     return [objective, *({f"cut_{objective}"} & found)]
 
@@ -136,17 +167,31 @@ def _cell(values: Sequence[float]) -> str:
 
 def _markdown(lines: Sequence[Line], setting: str, scores: Sequence[str]) -> str:
     text = [f"# {setting} in {', '.join(line.sweep.name for line in lines)}", ""]
-    text += ["Validation split; mean ± sample standard deviation over seeds (number of them), each run at its best step.", ""]
+    text += [
+        "Validation split; mean ± sample standard deviation over seeds (number of them), each run at its best step.",
+        "",
+    ]
     labels = sorted(
         {label for line in lines for label, _ in line.labelled()},
         key=lambda label: (math.inf if (value := _number(label)) is None else value, label),
     )
     for score in scores:
-        text += [f"## {_title(score)}", "", f"| {setting} | {' | '.join(line.title for line in lines)} |"]
+        text += [
+            f"## {_title(score)}",
+            "",
+            f"| {setting} | {' | '.join(line.title for line in lines)} |",
+        ]
         text.append("|---" * (len(lines) + 1) + "|")
-        text += [f"| {label} | {' | '.join(_cell(line.values(label, score)) for line in lines)} |" for label in labels]
+        text += [
+            f"| {label} | {' | '.join(_cell(line.values(label, score)) for line in lines)} |"
+            for label in labels
+        ]
         text.append("")
-    text += ["## Runs", "", f"| sweep | {setting} or model | seed | {' | '.join(map(_title, scores))} | signature | commit |"]
+    text += [
+        "## Runs",
+        "",
+        f"| sweep | {setting} or model | seed | {' | '.join(map(_title, scores))} | signature | commit |",
+    ]
     text.append("|---" * (5 + len(scores)) + "|")
     for line in lines:
         for label, configuration in line.labelled():
@@ -162,7 +207,12 @@ def _figure(lines: Sequence[Line], setting: str, scores: Sequence[str], path: Pa
     from matplotlib.ticker import NullLocator
 
     figure, axes = pyplot().subplots(
-        1, len(scores), figsize=(1 + 4.6 * len(scores), 4.4), squeeze=False, sharey=True, layout="constrained"
+        1,
+        len(scores),
+        figsize=(1 + 4.6 * len(scores), 4.4),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
     )
     for axis, score in zip(axes[0], scores, strict=True):
         for index, line in enumerate(lines):
@@ -177,7 +227,9 @@ def _figure(lines: Sequence[Line], setting: str, scores: Sequence[str], path: Pa
         tidy(axis)
     axes[0][0].set_ylabel("validation, mean and every seed")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=len(lines), fontsize=9)
+    figure.legend(
+        handles, labels, loc="outside lower center", frameon=False, ncols=len(lines), fontsize=9
+    )
     save(figure, path)
 
 
@@ -195,8 +247,17 @@ def _draw(axis: Any, line: Line, score: str, color: str, marker: str) -> None:
         zorder=3,
     )
     for value, found in shown:
-        axis.scatter([value] * len(found), found, s=14, color=color, alpha=0.45, linewidths=0, zorder=2)
+        axis.scatter(
+            [value] * len(found), found, s=14, color=color, alpha=0.45, linewidths=0, zorder=2
+        )
     for other in line.others:
         if found := other.values(line.sweep.place, score):
             level = statistics.fmean(found)
-            axis.axhline(level, color=color, linestyle="--", linewidth=1.2, label=f"{line.title}, {line.other(other)}", zorder=1)
+            axis.axhline(
+                level,
+                color=color,
+                linestyle="--",
+                linewidth=1.2,
+                label=f"{line.title}, {line.other(other)}",
+                zorder=1,
+            )

@@ -55,7 +55,10 @@ def chosen(sweep: SweepRuns) -> list[Chosen]:
 def caption(sweep: SweepRuns, each: Chosen) -> list[str]:
     """Which run it is, in two lines."""
     first = f"{each.role.capitalize()} run: {_value(sweep, each.trial)}, {each.trial.name}"
-    return [first, f"seed {each.trial.seed}, signature {each.trial.signature}, commit {each.trial.commit}"]
+    return [
+        first,
+        f"seed {each.trial.seed}, signature {each.trial.signature}, commit {each.trial.commit}",
+    ]
 
 
 def scenes_figure(sweep: SweepRuns, path: Path) -> str | None:
@@ -79,7 +82,9 @@ def scenes_figure(sweep: SweepRuns, path: Path) -> str | None:
     beside = sum(panel.width + GAP for _, panel in panels) <= WIDEST
     widths, heights = [panel.width for _, panel in panels], [panel.height for _, panel in panels]
     size = (
-        (sum(widths) + GAP * (len(panels) - 1), max(heights)) if beside else (max(widths), sum(heights) + GAP * (len(panels) - 1))
+        (sum(widths) + GAP * (len(panels) - 1), max(heights))
+        if beside
+        else (max(widths), sum(heights) + GAP * (len(panels) - 1))
     )
     canvas = Image.new("RGB", size, "white")
     left = top = 0
@@ -91,7 +96,9 @@ def scenes_figure(sweep: SweepRuns, path: Path) -> str | None:
     return f"{text}. {'; '.join(', '.join(caption(sweep, each)) for each, _ in panels)}."
 
 
-def _panels(sweep: SweepRuns, runs: Sequence[Chosen], folder: str) -> list[tuple[Chosen, Image.Image]]:
+def _panels(
+    sweep: SweepRuns, runs: Sequence[Chosen], folder: str
+) -> list[tuple[Chosen, Image.Image]]:
     """The last picture that each of these runs has in a folder of its artifacts, with a caption."""
     found = [(each, last_artifact(each.trial.run.run_id, folder)) for each in runs]
     # Of an animation the first frame.
@@ -122,7 +129,10 @@ def curves_figure(sweep: SweepRuns, path: Path) -> str | None:
     best = {trial.run.run_id: color for trial, color in zip(sweep.ranked, BEST, strict=False)}
     shown = [*(trial for trial in sweep.trials if trial.counts), *sweep.unfinished]
     found = metric_histories([trial.run.run_id for trial in shown], f"val/{objective}")
-    lines = [(trial, [point for point in found[trial.run.run_id] if math.isfinite(point[1])]) for trial in shown]
+    lines = [
+        (trial, [point for point in found[trial.run.run_id] if math.isfinite(point[1])])
+        for trial in shown
+    ]
     lines = [(trial, points) for trial, points in lines if points]
     if not lines:
         return None
@@ -143,24 +153,45 @@ def curves_figure(sweep: SweepRuns, path: Path) -> str | None:
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel(f"{_title(sweep)}, validation")
-    if smaller_is_better(objective) and all(value > 0 for _, points in lines for _, value in points):
-        _logarithmic(axis, "y")  # errors fall by whole factors, and the first ones would hide the last
+    if smaller_is_better(objective) and all(
+        value > 0 for _, points in lines for _, value in points
+    ):
+        _logarithmic(
+            axis, "y"
+        )  # errors fall by whole factors, and the first ones would hide the last
     tidy(axis)
-    named = [(trial, color) for trial, color in zip(sweep.ranked, BEST, strict=False) if any(trial is each for each, _ in lines)]
-    entries = [(color, 1.8, "-", _cut(f"{_value(sweep, trial)}, seed {trial.seed}: {trial.name}")) for trial, color in named]
+    named = [
+        (trial, color)
+        for trial, color in zip(sweep.ranked, BEST, strict=False)
+        if any(trial is each for each, _ in lines)
+    ]
+    entries = [
+        (color, 1.8, "-", _cut(f"{_value(sweep, trial)}, seed {trial.seed}: {trial.name}"))
+        for trial, color in named
+    ]
     states = {trial.state for trial, _ in lines if trial.run.run_id not in best}
     kinds = (("finished", "-", "other runs"), ("pruned", "--", "pruned"))
     entries += [(OTHERS, 1.0, dash, text) for state, dash, text in kinds if state in states]
-    entries += [(OTHERS, 1.0, ":", ", ".join(rest))] if (rest := sorted(states - set(DASHES))) else []
-    handles = [pyplot().Line2D([], [], color=c, linewidth=w, linestyle=d, label=text) for c, w, d, text in entries]
+    entries += (
+        [(OTHERS, 1.0, ":", ", ".join(rest))] if (rest := sorted(states - set(DASHES))) else []
+    )
+    handles = [
+        pyplot().Line2D([], [], color=c, linewidth=w, linestyle=d, label=text)
+        for c, w, d, text in entries
+    ]
     figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
     save(figure, path)
-    origin = "; ".join(f"{_value(sweep, trial)}: signature {trial.signature}, commit {trial.commit}" for trial, _ in named)
+    origin = "; ".join(
+        f"{_value(sweep, trial)}: signature {trial.signature}, commit {trial.commit}"
+        for trial, _ in named
+    )
     return f"The objective on the validation split over training, {len(lines)} runs. In colour the best: {origin or 'none yet'}."
 
 
 def _value(sweep: SweepRuns, trial: Trial) -> str:
-    return f"{_title(sweep)} {number(sweep.objectives[0], {sweep.objectives[0]: sweep.value(trial)})}"
+    return (
+        f"{_title(sweep)} {number(sweep.objectives[0], {sweep.objectives[0]: sweep.value(trial)})}"
+    )
 
 
 def _cut(text: str) -> str:
@@ -177,12 +208,19 @@ def slices_figure(sweep: SweepRuns, slices: Sequence[Slice], path: Path) -> str 
     columns = min(3, len(slices))
     rows = math.ceil(len(slices) / columns)
     figure, axes = pyplot().subplots(
-        rows, columns, figsize=(1 + 3.4 * columns, 0.7 + 2.9 * rows), squeeze=False, sharey=True, layout="constrained"
+        rows,
+        columns,
+        figsize=(1 + 3.4 * columns, 0.7 + 2.9 * rows),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
     )
     for axis, each in zip(axes.flat, slices, strict=False):
         _draw_slice(axis, each)
         tidy(axis)
-    if smaller_is_better(sweep.objectives[0]) and all(value > 0 for each in slices for _, value in [*each.finished, *each.pruned]):
+    if smaller_is_better(sweep.objectives[0]) and all(
+        value > 0 for each in slices for _, value in [*each.finished, *each.pruned]
+    ):
         for axis in list(axes.flat)[: len(slices)]:
             _logarithmic(axis, "y")
     for axis in list(axes.flat)[len(slices) :]:
@@ -190,12 +228,22 @@ def slices_figure(sweep: SweepRuns, slices: Sequence[Slice], path: Path) -> str 
     for row in axes:
         row[0].set_ylabel(_title(sweep))
     pruned = any(each.pruned for each in slices)
-    handles = [axes[0][0].scatter([], [], **style, label=text) for text, style in MARKS.items() if pruned or text != PRUNED]
+    handles = [
+        axes[0][0].scatter([], [], **style, label=text)
+        for text, style in MARKS.items()
+        if pruned or text != PRUNED
+    ]
     figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     save(figure, path)
     text = f"Optuna's slices: the best {_title(sweep)} of every finished run over each setting of the space, the most important "
-    text += "first." + (" Of pruned runs it is the last reading before the sweep ended them." if pruned else "")
-    return text + (" At whole numbers and choices the dots are spread sideways." if any(map(_is_whole, slices)) else "")
+    text += "first." + (
+        " Of pruned runs it is the last reading before the sweep ended them." if pruned else ""
+    )
+    return text + (
+        " At whole numbers and choices the dots are spread sideways."
+        if any(map(_is_whole, slices))
+        else ""
+    )
 
 
 def _title(sweep: SweepRuns) -> str:
@@ -213,19 +261,31 @@ def _draw_slice(axis: Any, each: Slice) -> None:
     whole = _is_whole(each)
 
     def places(points: Sequence[tuple[Any, float]]) -> list[tuple[float, float]]:
-        found = [(each.choices.index(value) if each.choices else value, objective) for value, objective in points]
+        found = [
+            (each.choices.index(value) if each.choices else value, objective)
+            for value, objective in points
+        ]
         # Beside each other what would hide each other: multiples of the golden ratio never meet.
         return [
-            (at + (((0.618 * number + 0.5) % 1 - 0.5) * SPREAD if whole else 0), value) for number, (at, value) in enumerate(found)
+            (at + (((0.618 * number + 0.5) % 1 - 0.5) * SPREAD if whole else 0), value)
+            for number, (at, value) in enumerate(found)
         ]
 
     finished, pruned = places(each.finished), places(each.pruned)
-    for points, style in ((pruned, MARKS[PRUNED]), (finished, MARKS["finished"]), (finished[:1], MARKS["best"])):
+    for points, style in (
+        (pruned, MARKS[PRUNED]),
+        (finished, MARKS["finished"]),
+        (finished[:1], MARKS["best"]),
+    ):
         if points:
             axis.scatter(*zip(*points, strict=True), **style)
     axis.set_xlabel(each.setting, fontsize=9)
     if each.choices:
-        axis.set_xticks(range(len(each.choices)), [short(str(choice))[:10] for choice in each.choices], fontsize=8)
+        axis.set_xticks(
+            range(len(each.choices)),
+            [short(str(choice))[:10] for choice in each.choices],
+            fontsize=8,
+        )
         axis.set_xlim(-0.5, len(each.choices) - 0.5)
         return
     low, high = each.range

@@ -25,7 +25,9 @@ EXAMPLES = "examples"  # the artifacts' folder of the scenes of best, median and
 GROUPINGS = {"masks": "cut masks", "attention": "attention"}
 
 
-def sample_figure(sample: Sample, path: Path, rows: int = 6, tile: int = 96, labels: Sequence[str] = ()) -> None:
+def sample_figure(
+    sample: Sample, path: Path, rows: int = 6, tile: int = 96, labels: Sequence[str] = ()
+) -> None:
     """Write a PNG: a row an image, with image, reconstruction, true masks, alpha masks, what the model has of cut masks and
     attention, then a picture a slot.
 
@@ -63,7 +65,10 @@ def example_labels(examples: Examples) -> list[str]:
     """What is said above the examples: `worst: scenes_val_000123, ARI-FG 0.1234`."""
     title = TITLES.get(examples.score, examples.score)
     each = zip(examples.roles, examples.ids, examples.values, strict=True)
-    return [f"{role}: {name}, {title} {number(examples.score, {examples.score: value})}" for role, name, value in each]
+    return [
+        f"{role}: {name}, {title} {number(examples.score, {examples.score: value})}"
+        for role, name, value in each
+    ]
 
 
 def _columns(sample: Sample) -> list[tuple[str, np.ndarray]]:

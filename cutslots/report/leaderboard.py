@@ -110,7 +110,9 @@ def leaderboards(
     boards = [board for board in boards if board.num_runs + board.num_unranked]
     if not boards:
         names = {name for found in places.values() for _, scores in found for name in scores}
-        raise InputError(f"metric {metric!r}: no run has it on split {split!r}. {_known('Scores that some have', names)}")
+        raise InputError(
+            f"metric {metric!r}: no run has it on split {split!r}. {_known('Scores that some have', names)}"
+        )
     return sorted(boards, key=lambda board: (-board.num_runs, board.dataset))
 
 
@@ -126,7 +128,11 @@ def scores_of(run: FoundRun, split: str) -> dict[str, dict[str, float]]:
         parts = name.split("/")
         if len(parts) == 3 and parts[1] == split:
             found.setdefault(parts[0], {})[parts[2]] = value
-    best = {name.removeprefix("best/"): value for name, value in run.metrics.items() if name.startswith("best/")}
+    best = {
+        name.removeprefix("best/"): value
+        for name, value in run.metrics.items()
+        if name.startswith("best/")
+    }
     if split == VALIDATION and best:
         found[set_of(run)] = {name: value for name, value in best.items() if name != "step"}
     return found
@@ -135,7 +141,11 @@ def scores_of(run: FoundRun, split: str) -> dict[str, dict[str, float]]:
 def _runs(sweep: str | None, model: str | None) -> list[FoundRun]:
     """Runs of ours that were trained: neither sweeps themselves nor published figures."""
     where = "" if sweep is None else f"tags.`sweep.{sweep}` LIKE '%'"
-    runs = [run for run in find_runs(where) if run.tags.get("kind") != "sweep" and run.tags.get("published") != "true"]
+    runs = [
+        run
+        for run in find_runs(where)
+        if run.tags.get("kind") != "sweep" and run.tags.get("published") != "true"
+    ]
     if not runs:
         raise InputError(_no_runs(sweep))
     if model is None:
@@ -150,12 +160,18 @@ def _runs(sweep: str | None, model: str | None) -> list[FoundRun]:
 def _no_runs(sweep: str | None) -> str:
     if sweep is None:
         return "the tracking store has no runs yet. Train something first: cutslots train scenes"
-    sweeps = sorted({run.tags["sweep"] for run in find_runs("tags.kind = 'sweep'") if "sweep" in run.tags})
+    sweeps = sorted(
+        {run.tags["sweep"] for run in find_runs("tags.kind = 'sweep'") if "sweep" in run.tags}
+    )
     return f"--sweep {sweep}: no run of it is there. {nearest(sweep, sweeps) if sweeps else 'No sweep has been run yet.'}"
 
 
 def _known(what: str, names: Collection[str]) -> str:
-    return f"{what}: {', '.join(sorted(names))}." if names else "Score runs first: cutslots evaluate RUN --data DIR --split SPLIT"
+    return (
+        f"{what}: {', '.join(sorted(names))}."
+        if names
+        else "Score runs first: cutslots evaluate RUN --data DIR --split SPLIT"
+    )
 
 
 def set_of(run: FoundRun) -> str:
@@ -163,14 +179,25 @@ def set_of(run: FoundRun) -> str:
     return run.tags.get("set") or run.tags.get("dataset", "unknown")
 
 
-def _board(dataset: str, split: str, metric: str, found: Sequence[tuple[FoundRun, dict[str, float]]], limit: int) -> Board:
+def _board(
+    dataset: str,
+    split: str,
+    metric: str,
+    found: Sequence[tuple[FoundRun, dict[str, float]]],
+    limit: int,
+) -> Board:
     sign = -1 if smaller_is_better(metric) else 1
     scored = [(run, scores) for run, scores in found if metric in scores]
     ranked = [(run, scores) for run, scores in scored if math.isfinite(scores[metric])]
-    ranked.sort(key=lambda each: (-sign * each[1][metric], each[0].started))  # of equals, the one that was there first
+    ranked.sort(
+        key=lambda each: (-sign * each[1][metric], each[0].started)
+    )  # of equals, the one that was there first
     shown = ranked[:limit]
     settings = differing([run for run, _ in shown])
-    entries = [_entry(rank, run, scores, metric, settings[run.run_id]) for rank, (run, scores) in enumerate(shown, 1)]
+    entries = [
+        _entry(rank, run, scores, metric, settings[run.run_id])
+        for rank, (run, scores) in enumerate(shown, 1)
+    ]
     published = [row for row in rows(dataset) if metric in row.scores]
     published.sort(key=lambda row: -sign * row.scores[metric])
     return Board(
@@ -185,7 +212,9 @@ def _board(dataset: str, split: str, metric: str, found: Sequence[tuple[FoundRun
     )
 
 
-def _entry(rank: int, run: FoundRun, scores: dict[str, float], metric: str, settings: dict[str, str]) -> Entry:
+def _entry(
+    rank: int, run: FoundRun, scores: dict[str, float], metric: str, settings: dict[str, str]
+) -> Entry:
     step = run.metrics.get("best/step")
     return Entry(
         rank=rank,
@@ -208,12 +237,24 @@ def differing(runs: Sequence[FoundRun]) -> dict[str, dict[str, str]]:
     """The parameters of each run, by its id, in which these runs differ; one that a model lacks makes no difference."""
     # How long a run is may change when it is resumed, so it is a tag; the data's digest is one too.
     extra = {"train.steps": "train.steps", "data_digest": "data"}
-    settings = {run.run_id: run.params | {name: run.tags[tag] for tag, name in extra.items() if tag in run.tags} for run in runs}
+    settings = {
+        run.run_id: run.params
+        | {name: run.tags[tag] for tag, name in extra.items() if tag in run.tags}
+        for run in runs
+    }
     names = dict.fromkeys(name for each in settings.values() for name in each)
     values = {name: {each[name] for each in settings.values() if name in each} for name in names}
     changing = [name for name in names if len(values[name]) > 1 and name not in NO_SETTINGS]
-    ends = {name: next(end for end in _endings(name) if sum(end in _endings(other) for other in names) == 1) for name in changing}
-    return {run_id: {ends[name]: each[name] for name in changing if name in each} for run_id, each in settings.items()}
+    ends = {
+        name: next(
+            end for end in _endings(name) if sum(end in _endings(other) for other in names) == 1
+        )
+        for name in changing
+    }
+    return {
+        run_id: {ends[name]: each[name] for name in changing if name in each}
+        for run_id, each in settings.items()
+    }
 
 
 def _endings(path: str) -> list[str]:
@@ -222,7 +263,9 @@ def _endings(path: str) -> list[str]:
     return [".".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)]
 
 
-def known_differences(published: Sequence[Row], shown: Sequence[tuple[FoundRun, dict[str, float]]], split: str) -> list[str]:
+def known_differences(
+    published: Sequence[Row], shown: Sequence[tuple[FoundRun, dict[str, float]]], split: str
+) -> list[str]:
     """What differs between ours and the published rows, with the number of our runs where it is not all."""
     counted: dict[str, set[str]] = {}
     for row in published:
@@ -236,15 +279,33 @@ def known_differences(published: Sequence[Row], shown: Sequence[tuple[FoundRun, 
                 trained_on=set_of(run),
             ):
                 counted.setdefault(reason, set()).add(run.run_id)
-    return [reason if len(of) == len(shown) else f"{reason} ({len(of)} of {len(shown)} runs)" for reason, of in counted.items()]
+    return [
+        reason if len(of) == len(shown) else f"{reason} ({len(of)} of {len(shown)} runs)"
+        for reason, of in counted.items()
+    ]
 
 
 def cells(board: Board) -> tuple[list[str], list[list[str]]]:
     """A board as a table: its header, a line an entry, a line a published row; columns that would be empty are left out."""
-    others = [name for name in BESIDES if name != board.metric and any(name in entry.scores for entry in board.entries)]
+    others = [
+        name
+        for name in BESIDES
+        if name != board.metric and any(name in entry.scores for entry in board.entries)
+    ]
     scores = [board.metric, *others]
     header = ["rank", *(TITLES.get(name, name) for name in scores)]
-    header += ["model", "trained on", "sweep", "seed", "step", "time", "state", "run", "settings", "id"]
+    header += [
+        "model",
+        "trained on",
+        "sweep",
+        "seed",
+        "step",
+        "time",
+        "state",
+        "run",
+        "settings",
+        "id",
+    ]
     lines = [_line(entry, scores) for entry in board.entries]
     marks = marks_of(board.published)
     for row in board.published:
@@ -255,7 +316,8 @@ def cells(board: Board) -> tuple[list[str], list[list[str]]]:
     kept = [
         at
         for at, title in enumerate(header)
-        if any(line[at] for line in lines) and not (title in alike and {line[at] for line in lines} <= alike[title])
+        if any(line[at] for line in lines)
+        and not (title in alike and {line[at] for line in lines} <= alike[title])
     ]
     return [header[at] for at in kept], [[line[at] for at in kept] for line in lines]
 
@@ -289,7 +351,10 @@ def short(value: str) -> str:
 
 def marks_of(published: Sequence[Row]) -> dict[str, str]:
     """A letter for each publication, in the order of the rows."""
-    return {name: chr(ord("a") + at) for at, name in enumerate(dict.fromkeys(row.publication for row in published))}
+    return {
+        name: chr(ord("a") + at)
+        for at, name in enumerate(dict.fromkeys(row.publication for row in published))
+    }
 
 
 def clock(seconds: float) -> str:
@@ -305,8 +370,16 @@ def notes(board: Board) -> Iterator[str]:
     if board.num_unranked:
         yield f"without a finite {board.metric}: {board.num_unranked}"
     for publication, mark in marks_of(board.published).items():
-        differs = {reason: None for row in board.published if row.publication == publication for reason in row.differs}
+        differs = {
+            reason: None
+            for row in board.published
+            if row.publication == publication
+            for reason in row.differs
+        }
         yield f"[{mark}] {publication}" + "".join(f"; {reason}" for reason in differs)
     if board.published:
-        known = "; ".join(board.differs) or "as far as the runs tell, nothing but how the set was prepared"
+        known = (
+            "; ".join(board.differs)
+            or "as far as the runs tell, nothing but how the set was prepared"
+        )
         yield f"Published rows are not ranked among ours. What differs in ours: {known}."

@@ -69,7 +69,11 @@ for (const table of document.querySelectorAll("table")) {
 """
 
 MOST_LINES = 25  # of a table, and those with the best value of a score
-PICTURES = {"figure.png": "Scenes", "curves.png": "Learning curves", "slices.png": "Slices"}  # the pictures, in their order
+PICTURES = {
+    "figure.png": "Scenes",
+    "curves.png": "Learning curves",
+    "slices.png": "Slices",
+}  # the pictures, in their order
 _CODE = ("signature", "signatures", "commit")
 
 
@@ -81,10 +85,17 @@ def html(sweep: SweepRuns, pictures: Mapping[str, str], analysis: Analysis | Non
         analysis: what came of the settings; None: it is not said.
     """
     body = [f"<h1>Sweep {escape(sweep.name)}</h1>", _list(summary(sweep))]
-    body.append('<nav>Files: <a href="table.md">table.md</a>, <a href="runs.csv">runs.csv</a></nav>')
+    body.append(
+        '<nav>Files: <a href="table.md">table.md</a>, <a href="runs.csv">runs.csv</a></nav>'
+    )
     found = tables(sweep)
     body += _table(found[0]) if found else []
-    body += [part for name, title in PICTURES.items() if name in pictures for part in _picture(name, title, pictures[name])]
+    body += [
+        part
+        for name, title in PICTURES.items()
+        if name in pictures
+        for part in _picture(name, title, pictures[name])
+    ]
     body += _analysis(analysis) if analysis else []
     body += [part for table in found[1:] for part in _table(table)]
     return (
@@ -124,7 +135,8 @@ def _analysis(analysis: Analysis) -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     yield f"<h2>{escape(table.title)}</h2>"
     heads = "".join(
-        f"<th{_class(column, name, table)}><button>{escape(name)}</button></th>" for column, name in enumerate(table.header)
+        f"<th{_class(column, name, table)}><button>{escape(name)}</button></th>"
+        for column, name in enumerate(table.header)
     )
     marked = {at for at, _ in table.best}
     shown = [at for at in range(len(table.lines)) if at < MOST_LINES or at in marked]
@@ -149,7 +161,11 @@ def _row(line: Sequence[str], table: Table, at: int | None) -> str:
 
 def _cell(text: str, name: str) -> str:
     """A word of code is not broken: browsers would do it at the hyphen of "-dirty"."""
-    return " ".join(f"<code>{escape(word)}</code>" for word in text.split()) if name in _CODE else escape(text)
+    return (
+        " ".join(f"<code>{escape(word)}</code>" for word in text.split())
+        if name in _CODE
+        else escape(text)
+    )
 
 
 def _class(column: int, name: str, table: Table, best: bool = False) -> str:

@@ -17,7 +17,10 @@ BENCHMARK = "the ClevrTex benchmark's preparation and definitions, test split, 1
 TABLE_1, TABLE_2 = "Pervez et al. 2023, Table 1", "Pervez et al. 2023, Table 2"
 WILDER = "Wilder et al. 2018, Table 1"
 PAPER = "min-cut slots (the paper)"
-LABELS = {PAPER: "Ours", "GENESIS-V2": "Gen. V2"}  # where the tables' first column says it otherwise
+LABELS = {
+    PAPER: "Ours",
+    "GENESIS-V2": "Gen. V2",
+}  # where the tables' first column says it otherwise
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,26 @@ _TABLE_1: dict[str, tuple[str, tuple[float, ...]]] = {
     "GNM": ("gnm", (59.92, 65.05, 43, 42.25, 53.37, 383, 40.84, 48.43, 626, 17.56, 15.73, 353)),
     "MN": ("mn", (56.81, 72.12, 75, 10.46, 38.31, 335, 12.13, 37.29, 409, 8.79, 31.52, 265)),
     "DTI": ("dti", (48.74, 89.54, 77, 33.79, 79.90, 438, 32.55, 73.67, 590, 27.54, 72.90, 377)),
-    "GENESIS-V2": ("genesis_v2", (9.48, 57.90, 158, 7.93, 31.19, 315, 8.74, 29.04, 539, 7.49, 29.60, 278)),
+    "GENESIS-V2": (
+        "genesis_v2",
+        (9.48, 57.90, 158, 7.93, 31.19, 315, 8.74, 29.04, 539, 7.49, 29.60, 278),
+    ),
     "eMORL": ("emorl", (21.98, 93.25, 26, 30.17, 45.00, 347, 25.03, 43.13, 546, 19.53, 42.34, 315)),
     "MONet": ("monet", (30.66, 54.47, 58, 19.78, 36.66, 146, 19.30, 32.97, 231, 10.52, 12.44, 112)),
-    "IODINE": ("iodine", (45.14, 93.81, 44, 29.16, 59.52, 340, 26.28, 53.20, 504, 17.52, 36.31, 315)),
-    "Slot Attention": ("slot_attention", (36.61, 95.89, 23, 22.58, 62.40, 254, 20.98, 58.45, 487, 19.83, 57.54, 215)),
+    "IODINE": (
+        "iodine",
+        (45.14, 93.81, 44, 29.16, 59.52, 340, 26.28, 53.20, 504, 17.52, 36.31, 315),
+    ),
+    "Slot Attention": (
+        "slot_attention",
+        (36.61, 95.89, 23, 22.58, 62.40, 254, 20.98, 58.45, 487, 19.83, 57.54, 215),
+    ),
     PAPER: ("min_cut_slots", (49.04, 95.40, 14, 42.4, 80.2, 207, 38.0, 72.6, 577, 38.9, 75.5, 189)),
 }
 
-_MOVI_PROTOCOL = "all frames of a clip jointly; 24 frames, crop 0.8, 128 x 128; the split is not said"
+_MOVI_PROTOCOL = (
+    "all frames of a clip jointly; 24 frames, crop 0.8, 128 x 128; the split is not said"
+)
 _MOVI_DIFFERS = ("the split of the published figures is not said",)
 # ARI-FG and ARI, per cent. The paper has them of whole clips, which are our video scores.
 _TABLE_2 = {"Slot Attention": ("slot_attention", 4.2, 0.3), PAPER: ("min_cut_video", 65.6, 77.7)}
@@ -164,7 +178,11 @@ def _later() -> Iterator[Row]:
         protocol="their own, +- as they give it",
         differs=("their protocol was not compared with ours",),
     )
-    akorn = {"clevrtex": (0.885, 0.009), "clevrtex_outd": (0.877, 0.005), "clevrtex_camo": (0.770, 0.005)}
+    akorn = {
+        "clevrtex": (0.885, 0.009),
+        "clevrtex_outd": (0.877, 0.005),
+        "clevrtex_camo": (0.770, 0.005),
+    }
     for dataset, (ari_fg, spread) in akorn.items():
         yield Row(
             method="Large AKOrN",
@@ -186,7 +204,9 @@ def _later() -> Iterator[Row]:
         source="re-run by a user: github.com/google-research/slot-attention-video, issue 12",
         protocol="SAVi's: all frames of a clip jointly, background left away; no conditioning",
         split=None,
-        differs=("re-run by a user with settings of their own, in SAVi's preparation of the frames",),
+        differs=(
+            "re-run by a user with settings of their own, in SAVi's preparation of the frames",
+        ),
     )
 
 
@@ -228,7 +248,8 @@ def differences(
     """
     few = num_images is not None and num_images < row.num_images
     reasons = {
-        f"scored at {image_size} x {image_size}, published at {SIZE} x {SIZE}": image_size not in (None, SIZE),
+        f"scored at {image_size} x {image_size}, published at {SIZE} x {SIZE}": image_size
+        not in (None, SIZE),
         **{f"prepared with {change}": True for change in prepared},
         f"split {split}, published on {row.split}": row.split not in (None, split),
         f"records from {first:,} on, published from the first on": split == row.split and first > 0,
@@ -261,7 +282,10 @@ def _record(found: Sequence[Row]) -> Record:
             if score not in row.spread:
                 continue
             half = row.spread[score]
-            low_high = {"interval_low": round(value - half, 6), "interval_high": round(value + half, 6)}
+            low_high = {
+                "interval_low": round(value - half, 6),
+                "interval_high": round(value + half, 6),
+            }
             metrics |= low_high if row.dataset == "cora" else {f"{front}{score}_spread": half}
     sources = "; ".join(dict.fromkeys(row.source for row in found))
     protocols = "; ".join(dict.fromkeys(row.protocol for row in found))

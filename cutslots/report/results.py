@@ -38,10 +38,21 @@ def results_table(folder: Path) -> str:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict) and "trained_on" in found:
             for each in found["sets"]:
-                scores = each["scores"] | {f"tiles_{name}": value for name, value in each.get("tiles", {}).items()}
+                scores = each["scores"] | {
+                    f"tiles_{name}": value for name, value in each.get("tiles", {}).items()
+                }
                 model = found.get("architecture") or path.stem
-                key = (path.parent.name, model, found["trained_on"], each["name"], each["split"], each["digest"])
-                rows.setdefault(key, []).append(_Scored(path.relative_to(folder.parent), found, scores))
+                key = (
+                    path.parent.name,
+                    model,
+                    found["trained_on"],
+                    each["name"],
+                    each["split"],
+                    each["digest"],
+                )
+                rows.setdefault(key, []).append(
+                    _Scored(path.relative_to(folder.parent), found, scores)
+                )
     header = ["trained on", "scored on", "model", "runs", "images", "size", *SCORES.values()]
     return markdown_table(header, [_row(key, runs) for key, runs in rows.items()], left=3) + "\n"
 
@@ -59,8 +70,18 @@ def _row(key: tuple[str, ...], runs: Sequence[_Scored]) -> list[str]:
     _, model, trained_on, name, split, _ = key
     link = (runs[0].path if len(runs) == 1 else runs[0].path.parent).as_posix()
     images, size = runs[0].scores["num_images"], runs[0].found["image_size"]
-    cells = [_mean(score, [run.scores[score] for run in runs if score in run.scores]) for score in SCORES]
-    return [trained_on, f"{name}, {split}", f"[{model}]({link})", f"{len(runs)}", f"{images:,.0f}", f"{size}", *cells]
+    cells = [
+        _mean(score, [run.scores[score] for run in runs if score in run.scores]) for score in SCORES
+    ]
+    return [
+        trained_on,
+        f"{name}, {split}",
+        f"[{model}]({link})",
+        f"{len(runs)}",
+        f"{images:,.0f}",
+        f"{size}",
+        *cells,
+    ]
 
 
 def _mean(score: str, values: Sequence[float]) -> str:
@@ -80,17 +101,26 @@ def put_table(text: str, table: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in after:
-        raise InputError(f"the text needs one line {BEGIN} and one line {END} after it, for the table to stand between.")
+        raise InputError(
+            f"the text needs one line {BEGIN} and one line {END} after it, for the table to stand between."
+        )
     return f"{before}{BEGIN}\n{table}{END}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the table of a README anew; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m cutslots.report.results", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("readme", type=Path, help="a text with the two marks; results/ lies beside it")
+    parser = argparse.ArgumentParser(
+        prog="python -m cutslots.report.results", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "readme", type=Path, help="a text with the two marks; results/ lies beside it"
+    )
     readme = parser.parse_args(arguments).readme
     return exit_status(
-        lambda: write_text(readme, put_table(readme.read_text(encoding="utf-8"), results_table(readme.parent / "results")))
+        lambda: write_text(
+            readme,
+            put_table(readme.read_text(encoding="utf-8"), results_table(readme.parent / "results")),
+        )
     )
 
 

@@ -11,16 +11,24 @@ COLUMNS = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
 # The scores of each kind of mask by the front of their names; a table has the columns that one of its sets has.
 KINDS = {"": "", "cut_": "cut ", "video_": "video ", "video_cut_": "video cut "}
 TILES = "fixed tiles"
-TITLES = {f"{kind}{score}": f"{title}{column}" for kind, title in KINDS.items() for score, column in COLUMNS.items()}
+TITLES = {
+    f"{kind}{score}": f"{title}{column}"
+    for kind, title in KINDS.items()
+    for score, column in COLUMNS.items()
+}
 
 
 def set_name(manifest: Manifest) -> str:
     """The source and what was chosen in place of a default among its options of few words: clevrtex_outd, scenes_textured."""
-    words = (str(manifest.options[option.path]) for option in _changed(manifest) if "|" in option.range)
+    words = (
+        str(manifest.options[option.path]) for option in _changed(manifest) if "|" in option.range
+    )
     return "_".join([manifest.source, *words])
 
 
-def published(manifest: Manifest, split: str, num_images: int, image_size: int, trained_on: str | None) -> dict[str, Any] | None:
+def published(
+    manifest: Manifest, split: str, num_images: int, image_size: int, trained_on: str | None
+) -> dict[str, Any] | None:
     """The paper's row for a set, None where there is none; `cutslots.report.published` has those of other methods.
 
     Args:
@@ -42,14 +50,25 @@ def published(manifest: Manifest, split: str, num_images: int, image_size: int, 
         num_images=num_images,
         trained_on=trained_on,
         first=manifest.ranges.get(split, (0, None))[0],
-        prepared=[f"{each.path} {manifest.options[each.path]}" for each in _changed(manifest) if "|" not in each.range],
+        prepared=[
+            f"{each.path} {manifest.options[each.path]}"
+            for each in _changed(manifest)
+            if "|" not in each.range
+        ],
     )
-    return {"scores": dict(row.scores), "split": row.split or "", "source": row.source, "not_comparable": reasons}
+    return {
+        "scores": dict(row.scores),
+        "split": row.split or "",
+        "source": row.source,
+        "not_comparable": reasons,
+    }
 
 
 def scores_table(found: Mapping[str, Any]) -> str:
     """What `cutslots evaluate --json` writes as markdown: a row a set and split, how it was made, and a table a breakdown."""
-    return "\n\n".join([_main_table(found["sets"]), _about(found), *_breakdowns(found["sets"])]) + "\n"
+    return (
+        "\n\n".join([_main_table(found["sets"]), _about(found), *_breakdowns(found["sets"])]) + "\n"
+    )
 
 
 def _changed(manifest: Manifest) -> list[options.Option]:
@@ -57,17 +76,39 @@ def _changed(manifest: Manifest) -> list[options.Option]:
     if manifest.source not in sources.names():
         return []
     defaults = options.describe(sources.load(manifest.source).Options())
-    return [option for option in defaults if manifest.options.get(option.path, option.value) != option.value]
+    return [
+        option
+        for option in defaults
+        if manifest.options.get(option.path, option.value) != option.value
+    ]
 
 
 def _main_table(sets: Sequence[Mapping[str, Any]]) -> str:
-    columns = {name: title for name, title in TITLES.items() if any(name in each["scores"] for each in sets)}
+    columns = {
+        name: title
+        for name, title in TITLES.items()
+        if any(name in each["scores"] for each in sets)
+    }
     rows = []
     for each in sets:
         count = f"{each['scores']['num_images']:,.0f}"
-        rows.append([each["name"], each["split"], count, *(number(name, each["scores"]) for name in columns)])
+        rows.append(
+            [
+                each["name"],
+                each["split"],
+                count,
+                *(number(name, each["scores"]) for name in columns),
+            ]
+        )
         if each.get("tiles"):  # not in files of before
-            rows.append([f"{TILES}: {each['name']}", each["split"], count, *(number(name, each["tiles"]) for name in columns)])
+            rows.append(
+                [
+                    f"{TILES}: {each['name']}",
+                    each["split"],
+                    count,
+                    *(number(name, each["tiles"]) for name in columns),
+                ]
+            )
         if each["published"]:
             theirs = each["published"]["scores"]
             numbers = (f"{theirs[name]:g}" if name in theirs else "" for name in columns)
@@ -76,21 +117,30 @@ def _main_table(sets: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _about(found: Mapping[str, Any]) -> str:
-    made = [f"signature {found['signature']}", f"step {found['step']:,}"] if "signature" in found else ["an exported model"]
+    made = (
+        [f"signature {found['signature']}", f"step {found['step']:,}"]
+        if "signature" in found
+        else ["an exported model"]
+    )
     trained = [f"trained on {found['trained_on']}"] if found["trained_on"] else []
     about = ", ".join([*made, *trained, f"cutslots commit {found['commit'] or 'unknown'}"])
     side = found["image_size"]
     kinds = {name for each in found["sets"] for name in each["scores"]}
-    scored = "ARI-FG, ARI and mIoU are those of the alpha masks" + (", cut of the cut masks" if "cut_ari_fg" in kinds else "")
+    scored = "ARI-FG, ARI and mIoU are those of the alpha masks" + (
+        ", cut of the cut masks" if "cut_ari_fg" in kinds else ""
+    )
     scored += f"; MSE is summed over an image in [0, 1] of {side} x {side}. Means over images."
     if "video_ari_fg" in kinds:
         scored += " Frames of clips are images; video is of all frames of a clip as one image, means over clips."
     if any(each.get("tiles") for each in found["sets"]):
-        scored += (
-            " Fixed tiles: a square grid, the same on every image, of at most as many tiles as the model has slots; a model that"
-        )
+        scored += " Fixed tiles: a square grid, the same on every image, of at most as many tiles as the model has slots; a model that"
         scored += " scores no more has found no objects."
-    lines = [f"Model {found['model']}: {about}.", scored, "", *(_about_set(each, side) for each in found["sets"])]
+    lines = [
+        f"Model {found['model']}: {about}.",
+        scored,
+        "",
+        *(_about_set(each, side) for each in found["sets"]),
+    ]
     return "\n".join(lines)
 
 
@@ -101,7 +151,9 @@ def _about_set(each: Mapping[str, Any], side: int) -> str:
     line += "".join(f" {note}." for note in each["notes"])
     if each["published"]:
         reasons = each["published"]["not_comparable"]
-        line += f" Published: {each['published']['source']}" + (f"; not comparable: {'; '.join(reasons)}." if reasons else ".")
+        line += f" Published: {each['published']['source']}" + (
+            f"; not comparable: {'; '.join(reasons)}." if reasons else "."
+        )
     return line
 
 
@@ -111,9 +163,17 @@ def _breakdowns(sets: Sequence[Mapping[str, Any]]) -> list[str]:
     for each in sets:
         for key, groups in each["by"].items():
             rows = sorted(groups.items(), key=lambda group: group[1]["iou"])
-            columns = {"iou": "IoU", "cut_iou": "cut IoU"} if "cut_iou" in each["objects"] else {"iou": "IoU"}
+            columns = (
+                {"iou": "IoU", "cut_iou": "cut IoU"}
+                if "cut_iou" in each["objects"]
+                else {"iou": "IoU"}
+            )
             table = [
-                [name, f"{means['num_objects']:,.0f}", *(number(column, means) for column in columns)]
+                [
+                    name,
+                    f"{means['num_objects']:,.0f}",
+                    *(number(column, means) for column in columns),
+                ]
                 for name, means in [*rows, ("all objects", each["objects"])]
             ]
             found += [
@@ -121,7 +181,9 @@ def _breakdowns(sets: Sequence[Mapping[str, Any]]) -> list[str]:
                 markdown_table([key, "objects", *columns.values()], table, 1),
             ]
     if found:
-        found.append("IoU of an object: with the mask that mIoU's assignment gives it; means over objects.")
+        found.append(
+            "IoU of an object: with the mask that mIoU's assignment gives it; means over objects."
+        )
     return found
 
 
@@ -135,10 +197,18 @@ def number(name: str, scores: Mapping[str, float]) -> str:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     """A markdown table that is aligned as it stands: the first `left` columns to the left, the others to the right."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    widths = [max(2, *map(len, column)) for column in zip(*cells, strict=True)]  # a rule to the right needs two signs
+    widths = [
+        max(2, *map(len, column)) for column in zip(*cells, strict=True)
+    ]  # a rule to the right needs two signs
     lines = [
-        [cell.ljust(width) if at < left else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        [
+            cell.ljust(width) if at < left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         for row in cells
     ]
-    lines.insert(1, ["-" * width if at < left else "-" * (width - 1) + ":" for at, width in enumerate(widths)])
+    lines.insert(
+        1,
+        ["-" * width if at < left else "-" * (width - 1) + ":" for at, width in enumerate(widths)],
+    )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

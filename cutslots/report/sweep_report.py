@@ -14,7 +14,9 @@ from cutslots.report.sweep_tables import markdown, runs_csv
 PAGE, TABLE, RUNS = "index.html", "table.md", "runs.csv"
 
 
-def write_report(name: str, out: Path, analyse: Callable[[SweepRuns], Analysis] | None = None) -> Path:
+def write_report(
+    name: str, out: Path, analyse: Callable[[SweepRuns], Analysis] | None = None
+) -> Path:
     """Write the report of a sweep to a folder of its name; from the same runs it is the same, byte by byte.
 
     Args:
@@ -46,11 +48,19 @@ def write_report(name: str, out: Path, analyse: Callable[[SweepRuns], Analysis] 
 def _folder(name: str, out: Path) -> Path:
     """The sweep's folder, which is there then, and is a report's."""
     if name in (".", "..") or "/" in name:
-        raise InputError(f"sweep {name!r} has a name that no folder can have; tag its runs with another one.")
+        raise InputError(
+            f"sweep {name!r} has a name that no folder can have; tag its runs with another one."
+        )
     folder = out / name
-    if (folder / TABLE).exists() and f"# Sweep {name}\n" not in (folder / TABLE).read_text(encoding="utf-8"):
-        raise InputError(f"{folder / TABLE} is of something else than a report of sweep {name!r}. Give another folder with --out.")
+    if (folder / TABLE).exists() and f"# Sweep {name}\n" not in (folder / TABLE).read_text(
+        encoding="utf-8"
+    ):
+        raise InputError(
+            f"{folder / TABLE} is of something else than a report of sweep {name!r}. Give another folder with --out."
+        )
     if out.is_file() or folder.is_file():
-        raise InputError(f"--out {out}: {folder if folder.is_file() else out} is a file. Give a folder.")
+        raise InputError(
+            f"--out {out}: {folder if folder.is_file() else out} is a file. Give a folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder

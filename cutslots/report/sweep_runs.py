@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cutslots.errors import InputError
-from cutslots.report.leaderboard import NO_SETTINGS, SETTINGS_SHOWN, VALIDATION, differing, set_of, short, smaller_is_better
+from cutslots.report.leaderboard import (
+    NO_SETTINGS,
+    SETTINGS_SHOWN,
+    VALIDATION,
+    differing,
+    set_of,
+    short,
+    smaller_is_better,
+)
 from cutslots.runlog import FoundRun, children, find_runs
 
 Place = tuple[str, str]  # a set and its split
@@ -120,13 +128,25 @@ class SweepRuns:
         """The trials that count and have a finite objective, best first."""
         sign = 1 if smaller_is_better(self.objectives[0]) else -1
         valued = [(self.value(trial), trial) for trial in self.trials if trial.counts]
-        return [trial for value, trial in sorted(valued, key=lambda each: sign * each[0]) if math.isfinite(value)]
+        return [
+            trial
+            for value, trial in sorted(valued, key=lambda each: sign * each[0])
+            if math.isfinite(value)
+        ]
 
     @property
     def unfinished(self) -> list[Trial]:
         """Trials without a result, those left out whose signature was finished by another run."""
-        done = {trial.run.tags.get("signature", trial.run.run_id) for trial in self.trials if trial.counts}
-        return [trial for trial in self.trials if not trial.counts and trial.run.tags.get("signature") not in done]
+        done = {
+            trial.run.tags.get("signature", trial.run.run_id)
+            for trial in self.trials
+            if trial.counts
+        }
+        return [
+            trial
+            for trial in self.trials
+            if not trial.counts and trial.run.tags.get("signature") not in done
+        ]
 
     def value(self, trial: Trial) -> float:
         """A trial's objective; not a number where it has none."""
@@ -137,7 +157,11 @@ class SweepRuns:
         """The distributions of what was sampled, as the sweep logged them, by the settings' whole names."""
         front = "space/"
         found = self.parents[0].params if self.parents else {}
-        return {name.removeprefix(front): text for name, text in sorted(found.items()) if name.startswith(front)}
+        return {
+            name.removeprefix(front): text
+            for name, text in sorted(found.items())
+            if name.startswith(front)
+        }
 
     @property
     def places(self) -> list[Place]:
@@ -152,9 +176,13 @@ def sweep_names() -> list[str]:
     Raises:
         InputError: the store cannot be reached, or has none.
     """
-    names = sorted({run.tags["sweep"] for run in find_runs("tags.kind = 'sweep'") if "sweep" in run.tags})
+    names = sorted(
+        {run.tags["sweep"] for run in find_runs("tags.kind = 'sweep'") if "sweep" in run.tags}
+    )
     if not names:
-        raise InputError("the tracking store has no sweeps yet. Run one first, such as: python sweeps/demo.py")
+        raise InputError(
+            "the tracking store has no sweeps yet. Run one first, such as: python sweeps/demo.py"
+        )
     return names
 
 
@@ -167,10 +195,16 @@ def sweep_runs(name: str) -> SweepRuns:
     known = sweep_names()
     if name not in known:
         raise InputError(f"no sweep {name!r} in the tracking store. Known: {', '.join(known)}.")
-    parents = [run for run in find_runs(f"tags.sweep = '{name}'") if run.tags.get("kind") == "sweep"]
+    parents = [
+        run for run in find_runs(f"tags.sweep = '{name}'") if run.tags.get("kind") == "sweep"
+    ]
     parents.sort(key=lambda run: (-run.started, run.run_id))
-    found = [run for parent in parents for run in children(parent.run_id)] + find_runs(f"tags.`sweep.{name}` LIKE '%'")
-    runs = sorted({run.run_id: run for run in found}.values(), key=lambda run: (run.started, run.run_id))
+    found = [run for parent in parents for run in children(parent.run_id)] + find_runs(
+        f"tags.`sweep.{name}` LIKE '%'"
+    )
+    runs = sorted(
+        {run.run_id: run for run in found}.values(), key=lambda run: (run.started, run.run_id)
+    )
     if not runs:
         raise InputError(f"sweep {name!r} has no trials yet.")
     params = parents[0].params
@@ -181,7 +215,11 @@ def sweep_runs(name: str) -> SweepRuns:
 
 def _trials(name: str, runs: Sequence[FoundRun], place: Place) -> list[Trial]:
     settings = differing(runs)
-    last = {run.tags.get("signature", run.run_id): run for run in sorted(runs, key=lambda run: run.ended or 0) if _is_finished(run)}
+    last = {
+        run.tags.get("signature", run.run_id): run
+        for run in sorted(runs, key=lambda run: run.ended or 0)
+        if _is_finished(run)
+    }
     counted = {run.run_id for run in last.values()}
     numbers = {run.run_id: run.tags.get(f"sweep.{name}", "") for run in runs}
     return [
@@ -198,7 +236,11 @@ def _trials(name: str, runs: Sequence[FoundRun], place: Place) -> list[Trial]:
 
 def _is_finished(run: FoundRun) -> bool:
     state = run.tags.get("state")
-    return run.status == "FINISHED" and state in (None, "finished") and any(name.startswith("best/") for name in run.metrics)
+    return (
+        run.status == "FINISHED"
+        and state in (None, "finished")
+        and any(name.startswith("best/") for name in run.metrics)
+    )
 
 
 def _scores(run: FoundRun, place: Place) -> dict[Place, dict[str, float]]:
@@ -213,7 +255,9 @@ def _scores(run: FoundRun, place: Place) -> dict[Place, dict[str, float]]:
     return found
 
 
-def _grouped(name: str, place: Place, objectives: list[str], parents: list[FoundRun], trials: Sequence[Trial]) -> SweepRuns:
+def _grouped(
+    name: str, place: Place, objectives: list[str], parents: list[FoundRun], trials: Sequence[Trial]
+) -> SweepRuns:
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(_identity(trial.run), []).append(trial)
@@ -222,7 +266,9 @@ def _grouped(name: str, place: Place, objectives: list[str], parents: list[Found
         counted = sorted((trial for trial in group if trial.counts), key=_by_seed)
         seeds = {trial.seed for trial in counted}
         if counted:
-            configurations.append(Configuration(counted, len({trial.seed for trial in group} - seeds)))
+            configurations.append(
+                Configuration(counted, len({trial.seed for trial in group} - seeds))
+            )
     sign = 1 if smaller_is_better(objectives[0]) else -1
 
     def order(configuration: Configuration) -> tuple[bool, float]:
@@ -231,7 +277,10 @@ def _grouped(name: str, place: Place, objectives: list[str], parents: list[Found
 
     configurations.sort(key=order)
     counted = [trial for configuration in configurations for trial in configuration.trials]
-    rest = sorted((trial for trial in trials if not trial.counts), key=lambda trial: (trial.number or 0, trial.run.started))
+    rest = sorted(
+        (trial for trial in trials if not trial.counts),
+        key=lambda trial: (trial.number or 0, trial.run.started),
+    )
     return SweepRuns(name, place, objectives, parents, configurations, [*counted, *rest])
 
 
@@ -242,5 +291,7 @@ def _by_seed(trial: Trial) -> tuple[int, str]:
 def _identity(run: FoundRun) -> str:
     """The same text for runs that differ in the seed only."""
     tags = {tag: run.tags.get(tag, "") for tag in ("model", "train.steps", "data_digest")}
-    params: Mapping[str, str] = {name: value for name, value in run.params.items() if name not in NO_SETTINGS}
+    params: Mapping[str, str] = {
+        name: value for name, value in run.params.items() if name not in NO_SETTINGS
+    }
     return repr(sorted({**tags, **params}.items()))

@@ -26,7 +26,9 @@ from cutslots.runlog.found import ready as ready
 from cutslots.runlog.journal import events as events
 from cutslots.runlog.log import RunLog as RunLog
 from cutslots.runlog.log import sync as sync
-from cutslots.runlog.model import _load_pyfunc as _load_pyfunc  # MLflow calls it by this name, see model.py
+from cutslots.runlog.model import (
+    _load_pyfunc as _load_pyfunc,
+)  # MLflow calls it by this name, see model.py
 from cutslots.runlog.model import package_model as package_model
 from cutslots.runlog.records import Imported as Imported
 from cutslots.runlog.records import Record as Record

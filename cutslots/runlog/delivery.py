@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cutslots.runlog.journal import FILE, opening, read
-from cutslots.runlog.store import METRICS_PER_CALL, OutageError, RefusedError, Store, locked, without_password
+from cutslots.runlog.store import (
+    METRICS_PER_CALL,
+    OutageError,
+    RefusedError,
+    Store,
+    locked,
+    without_password,
+)
 
 Say = Callable[[str], None]
 
@@ -48,7 +55,15 @@ class Delivery(threading.Thread):
     One that is not `patient` leaves its lines to the process that is delivering already, and an absent store to a later `sync`.
     """
 
-    def __init__(self, run_dir: Path, uri: str, say: Say, pause: tuple[float, float], gather: float, patient: bool = True) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        uri: str,
+        say: Say,
+        pause: tuple[float, float],
+        gather: float,
+        patient: bool = True,
+    ) -> None:
         super().__init__(name=f"run log of {run_dir.name}", daemon=True)
         self.run_dir, self.uri, self._say = run_dir, uri, say
         self.state = Delivered.load(run_dir, without_password(uri))
@@ -56,7 +71,11 @@ class Delivery(threading.Thread):
         self._first_pause, self._longest_pause = pause
         self._gather, self._patient = gather, patient
         self.left_to_another = False
-        self._new, self._finishing, self._abandoned = threading.Event(), threading.Event(), threading.Event()
+        self._new, self._finishing, self._abandoned = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
         self._connected = self._out = False
 
     def wake(self) -> None:
@@ -96,7 +115,9 @@ class Delivery(threading.Thread):
                 return
             if not self._out:
                 self._out = True
-                self.say(f"another process is delivering {self.run_dir}; this one waits for it, the journal keeps everything")
+                self.say(
+                    f"another process is delivering {self.run_dir}; this one waits for it, the journal keeps everything"
+                )
             self._abandoned.wait(1.0)
 
     def _deliver(self) -> None:
@@ -105,20 +126,26 @@ class Delivery(threading.Thread):
             try:
                 busy = self._step()
                 failures = 0
-            except Exception as error:  # an outage, or a fault of ours: neither may end the delivery
+            except (
+                Exception
+            ) as error:  # an outage, or a fault of ours: neither may end the delivery
                 failures += 1
                 self._connected = False
                 self._wait_out(error, failures)
                 continue
             if self._out and self._connected:
                 self._out = False
-                self.say(f"tracking store {self.state.tracking_uri} is back; what it missed is being delivered")
+                self.say(
+                    f"tracking store {self.state.tracking_uri} is back; what it missed is being delivered"
+                )
             if not busy:
                 if self._finishing.is_set():
                     return
                 self._new.wait()
                 self._new.clear()
-                self._finishing.wait(self._gather)  # let lines come together: one call takes a thousand points
+                self._finishing.wait(
+                    self._gather
+                )  # let lines come together: one call takes a thousand points
 
     def _wait_out(self, error: Exception, failures: int) -> None:
         # A locked database or a dropped connection is over within a second; what lasts is said, once.
@@ -129,8 +156,14 @@ class Delivery(threading.Thread):
             self._out = True
             uri = self.state.tracking_uri
             text = str(error) if isinstance(error, OutageError) else repr(error)
-            self.say(f"tracking store {uri} unreachable: {text}; training goes on, the journal keeps everything")
-        pause = 1.0 if failures == 1 else min(self._first_pause * 2.0 ** min(failures - 2, 30), self._longest_pause)
+            self.say(
+                f"tracking store {uri} unreachable: {text}; training goes on, the journal keeps everything"
+            )
+        pause = (
+            1.0
+            if failures == 1
+            else min(self._first_pause * 2.0 ** min(failures - 2, 30), self._longest_pause)
+        )
         if not self._finishing.wait(min(pause, self._longest_pause)):
             return
         self._abandoned.wait(min(1.0, self._first_pause))
@@ -140,7 +173,9 @@ class Delivery(threading.Thread):
         try:
             if not self._connected:
                 self._find_run()
-        except RefusedError as refused:  # not an MLflow server, say: no ground for skipping an event
+        except (
+            RefusedError
+        ) as refused:  # not an MLflow server, say: no ground for skipping an event
             raise OutageError(str(refused)) from refused
         batch = self._next()
         if not batch:
@@ -202,8 +237,12 @@ class Delivery(threading.Thread):
     def _refuse(self, what: str, why: str) -> None:
         self.state.refused += 1
         if self.state.refused <= REFUSALS_SAID:
-            more = " (more of the kind is only counted)" if self.state.refused == REFUSALS_SAID else ""
-            self.say(f"tracking store refused {what} for good, it stays in the journal only: {why}{more}")
+            more = (
+                " (more of the kind is only counted)" if self.state.refused == REFUSALS_SAID else ""
+            )
+            self.say(
+                f"tracking store refused {what} for good, it stays in the journal only: {why}{more}"
+            )
 
     def _save(self, position: int) -> None:
         self.state.position = position
@@ -223,5 +262,10 @@ def _parts(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _named(event: dict[str, Any]) -> str:
-    name = event.get("name") or event.get("path") or event.get("status") or next(iter(event.get("values", {})), "")
+    name = (
+        event.get("name")
+        or event.get("path")
+        or event.get("status")
+        or next(iter(event.get("values", {})), "")
+    )
     return f"{event['kind']} {name!r}"

@@ -61,7 +61,9 @@ def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             _download(origin.uri, uri, Path(temporary), folder)
-        write_text(folder / FETCHED, json.dumps({"reference": reference, **origin.known}, indent=1) + "\n")
+        write_text(
+            folder / FETCHED, json.dumps({"reference": reference, **origin.known}, indent=1) + "\n"
+        )
         return folder
 
     try:
@@ -69,7 +71,9 @@ def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
     except RefusedError as refused:
         raise InputError(f"MLflow has no model {reference}: {refused}") from refused
     if found is None:
-        raise InputError(f"MLflow has no model {reference}: there is no tracking store at {without_password(uri)} yet.")
+        raise InputError(
+            f"MLflow has no model {reference}: there is no tracking store at {without_password(uri)} yet."
+        )
     return found
 
 
@@ -95,16 +99,27 @@ def _known(client: "MlflowClient", run_id: str) -> dict[str, Any]:
             return {}
         raise
     tags = {name: text for name, text in run.data.tags.items() if not name.startswith("mlflow.")}
-    return {"run_id": run_id, "run": run.info.run_name, "tags": tags, "metrics": dict(run.data.metrics)}
+    return {
+        "run_id": run_id,
+        "run": run.info.run_name,
+        "tags": tags,
+        "metrics": dict(run.data.metrics),
+    }
 
 
 def _download(artifact_uri: str, tracking_uri: str, temporary: Path, folder: Path) -> None:
     from mlflow.artifacts import download_artifacts
 
-    there = Path(download_artifacts(artifact_uri=artifact_uri, dst_path=str(temporary), tracking_uri=tracking_uri))
+    there = Path(
+        download_artifacts(
+            artifact_uri=artifact_uri, dst_path=str(temporary), tracking_uri=tracking_uri
+        )
+    )
     for weights in there.rglob(WEIGHTS):
         if (weights.parent / CONFIG).is_file():
             for name in (CONFIG, WEIGHTS):  # the copy is on the cache's own disk
                 os.replace(weights.parent / name, folder / name)
             return
-    raise RefusedError(f"{artifact_uri} has no {CONFIG} beside {WEIGHTS}: it is not a model of cutslots")
+    raise RefusedError(
+        f"{artifact_uri} has no {CONFIG} beside {WEIGHTS}: it is not a model of cutslots"
+    )

@@ -72,7 +72,10 @@ def find_run(reference: str, tracking_uri: str | None = None) -> FoundRun | None
 
 
 def find_runs(
-    where: str = "", order_by: Sequence[str] = (), limit: int | None = None, tracking_uri: str | None = None
+    where: str = "",
+    order_by: Sequence[str] = (),
+    limit: int | None = None,
+    tracking_uri: str | None = None,
 ) -> list[FoundRun]:
     """The runs of all experiments for which `where` holds, newest first unless ordered otherwise; deleted ones left out.
 
@@ -97,7 +100,9 @@ def find_runs(
         with _without_collection():
             return ask(search, tracking_uri) or []
     except RefusedError as refused:
-        raise InputError(f"the tracking store refuses to search for {where!r} by {list(order_by)}: {refused}") from refused
+        raise InputError(
+            f"the tracking store refuses to search for {where!r} by {list(order_by)}: {refused}"
+        ) from refused
 
 
 def experiments(tracking_uri: str | None = None) -> dict[str, str]:
@@ -106,7 +111,13 @@ def experiments(tracking_uri: str | None = None) -> dict[str, str]:
     Raises:
         InputError: the tracking store cannot be reached.
     """
-    found = ask(lambda client: list(_all(client.search_experiments, order_by=["creation_time DESC"])), tracking_uri) or []
+    found = (
+        ask(
+            lambda client: list(_all(client.search_experiments, order_by=["creation_time DESC"])),
+            tracking_uri,
+        )
+        or []
+    )
     return {each.name: each.experiment_id for each in found if each.name != "Default"}
 
 
@@ -165,14 +176,23 @@ def ask(question: "Callable[[MlflowClient], T]", tracking_uri: str | None = None
 
 
 def unreachable(store: Store, why: object) -> InputError:
-    return InputError(f"tracking store {without_password(store.uri)} unreachable: {why}. Check MLFLOW_TRACKING_URI.")
+    return InputError(
+        f"tracking store {without_password(store.uri)} unreachable: {why}. Check MLFLOW_TRACKING_URI."
+    )
 
 
-def _all(search: Callable[..., Any], *arguments: Any, limit: int | None = None, **options: Any) -> Iterator[Any]:
+def _all(
+    search: Callable[..., Any], *arguments: Any, limit: int | None = None, **options: Any
+) -> Iterator[Any]:
     """The pages of one of MLflow's searches as one."""
     left, token = limit, None
     while left is None or left > 0:
-        page = search(*arguments, max_results=PAGE if left is None else min(PAGE, left), page_token=token, **options)
+        page = search(
+            *arguments,
+            max_results=PAGE if left is None else min(PAGE, left),
+            page_token=token,
+            **options,
+        )
         yield from page
         token, left = page.token, None if left is None else left - len(page)
         if not token:
@@ -212,7 +232,9 @@ def _found(run: Any) -> FoundRun:
     )
 
 
-def metric_histories(run_ids: Sequence[str], metric: str, tracking_uri: str | None = None) -> dict[str, list[tuple[int, float]]]:
+def metric_histories(
+    run_ids: Sequence[str], metric: str, tracking_uri: str | None = None
+) -> dict[str, list[tuple[int, float]]]:
     """A metric's values by step of every run, in order of steps; of a step that was logged twice (a resumed run) the later one.
 
     Through one connection: to make one takes ten times as long as to ask it.
@@ -226,7 +248,12 @@ def metric_histories(run_ids: Sequence[str], metric: str, tracking_uri: str | No
 
     found = ask(fetch, tracking_uri) or {run_id: [] for run_id in run_ids}
     return {
-        run_id: sorted({point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}.items())
+        run_id: sorted(
+            {
+                point.step: point.value
+                for point in sorted(points, key=lambda point: point.timestamp)
+            }.items()
+        )
         for run_id, points in found.items()
     }
 
@@ -235,7 +262,9 @@ def _points(client: "MlflowClient", run_id: str, metric: str) -> list[Any]:
     try:
         return client.get_metric_history(run_id, metric)
     except Exception as error:
-        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":  # of a run that was deleted meanwhile
+        if (
+            getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+        ):  # of a run that was deleted meanwhile
             return []
         raise
 
@@ -248,7 +277,9 @@ def last_artifact(run_id: str, folder: str, tracking_uri: str | None = None) -> 
     """
 
     def fetch(client: "MlflowClient") -> bytes | None:
-        paths = sorted(each.path for each in client.list_artifacts(run_id, folder) if not each.is_dir)
+        paths = sorted(
+            each.path for each in client.list_artifacts(run_id, folder) if not each.is_dir
+        )
         if not paths:
             return None
         with tempfile.TemporaryDirectory() as temporary:

@@ -75,7 +75,9 @@ class Journal:
             OSError: the disk refuses it.
         """
         event = {"time": time.time_ns() // 1_000_000, "kind": kind, **fields}
-        text = json.dumps(event, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=str)
+        text = json.dumps(
+            event, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=str
+        )
         line = text.encode(errors="replace") + b"\n"
         with self._lock:
             # After a full disk took only a part, the next line starts afresh; readers skip the torn one.

@@ -48,7 +48,9 @@ def latest(run_dir: Path) -> Latest | None:
 
 def _parsed(lines: list[bytes]) -> list[Any]:
     try:
-        return json.loads(b"[" + b",".join(lines) + b"]")  # one call for all takes a third of the time
+        return json.loads(
+            b"[" + b",".join(lines) + b"]"
+        )  # one call for all takes a third of the time
     except ValueError:
         return [event for line in lines if (event := _event(line)) is not None]
 
@@ -70,7 +72,9 @@ def _state(events: Iterable[Any]) -> Latest | None:
         match event["kind"]:
             case "metrics":
                 step = event["step"]
-                found.metrics.update({name: (float(value), step) for name, value in event["values"].items()})
+                found.metrics.update(
+                    {name: (float(value), step) for name, value in event["values"].items()}
+                )
             case "tags":
                 found.tags.update(event["values"])
             case "status":

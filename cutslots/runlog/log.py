@@ -17,7 +17,10 @@ from cutslots.runlog.store import absolute, default_uri, without_password
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-CLOSE_SECONDS, ANNOTATE_SECONDS = 30.0, 10.0  # the second has to hold the import of MLflow; an absent store is given up sooner
+CLOSE_SECONDS, ANNOTATE_SECONDS = (
+    30.0,
+    10.0,
+)  # the second has to hold the import of MLflow; an absent store is given up sooner
 
 
 def to_stderr(text: str) -> None:
@@ -61,7 +64,9 @@ class RunLog:
         self._journal = Journal(self.run_dir / FILE, shared=annotate)
         earlier = opening(self.run_dir)
         self._annotates = annotate and earlier is not None
-        self._delivery = Delivery(self.run_dir, uri, say, pause, gather, patient=not self._annotates)
+        self._delivery = Delivery(
+            self.run_dir, uri, say, pause, gather, patient=not self._annotates
+        )
         self._closed = self._disk_said = False
         if not self._annotates:
             self._append(
@@ -82,9 +87,20 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not self._closed:
-            self.close("FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
+            self.close(
+                "FINISHED"
+                if kind is None
+                else "FAILED"
+                if issubclass(kind, Exception)
+                else "KILLED"
+            )
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters, written with `str`; MLflow refuses a later change of one."""
@@ -96,7 +112,11 @@ class RunLog:
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
         """Log numbers (anything `float` takes; NaN and infinities too) at `step`, with the present time."""
-        self._append("metrics", step=int(step), values={name: number(value) for name, value in values.items()})
+        self._append(
+            "metrics",
+            step=int(step),
+            values={name: number(value) for name, value in values.items()},
+        )
 
     def dataset(
         self,
@@ -126,7 +146,9 @@ class RunLog:
         """
         path = Path(path).absolute()
         inside = path.is_relative_to(self.run_dir)  # a moved run folder can still be delivered
-        self._append("artifact", path=str(path.relative_to(self.run_dir) if inside else path), folder=folder)
+        self._append(
+            "artifact", path=str(path.relative_to(self.run_dir) if inside else path), folder=folder
+        )
 
     @property
     def run_id(self) -> str | None:
@@ -158,13 +180,17 @@ class RunLog:
 
     def _append(self, kind: str, **fields: Any) -> None:
         if self._closed:
-            raise ValueError(f"{kind} logged after close. Log it before, or open RunLog({str(self.run_dir)!r}) again.")
+            raise ValueError(
+                f"{kind} logged after close. Log it before, or open RunLog({str(self.run_dir)!r}) again."
+            )
         try:
             self._journal.append(kind, fields)
         except OSError as error:
             if not self._disk_said:
                 self._disk_said = True
-                self._delivery.say(f"journal {self._journal.path} cannot be written: {error}; training goes on, unlogged")
+                self._delivery.say(
+                    f"journal {self._journal.path} cannot be written: {error}; training goes on, unlogged"
+                )
         self._delivery.wake()
 
 
@@ -183,7 +209,9 @@ def _said_at_end(delivery: Delivery) -> int:
             f"{delivery.run_dir / FILE}. To deliver them: cutslots sync {delivery.run_dir}"
         )
     if delivery.state.refused:
-        delivery.say(f"{delivery.state.refused} events were refused by the tracking store and are in the journal only")
+        delivery.say(
+            f"{delivery.state.refused} events were refused by the tracking store and are in the journal only"
+        )
     return left
 
 
@@ -210,9 +238,15 @@ def sync(
         InputError: `run_dir` has no journal.
     """
     run_dir = Path(run_dir).absolute()
-    opened = [event for event in events(run_dir) if event["kind"] == "open"] if (run_dir / FILE).exists() else []
+    opened = (
+        [event for event in events(run_dir) if event["kind"] == "open"]
+        if (run_dir / FILE).exists()
+        else []
+    )
     if not opened:
-        raise InputError(f"{run_dir} has no run log: no {FILE} with an entry. Give the folder of a run.")
+        raise InputError(
+            f"{run_dir} has no run log: no {FILE} with an entry. Give the folder of a run."
+        )
     if status is not None or tags:
         journal = Journal(run_dir / FILE)
         if tags:

@@ -26,9 +26,15 @@ def package_model(export_dir: Path, out_dir: Path, size: int) -> Path:
     Raises:
         FileNotFoundError: the export is not complete.
     """
-    missing = [name for name in ("config.json", "weights.safetensors") if not (Path(export_dir) / name).is_file()]
+    missing = [
+        name
+        for name in ("config.json", "weights.safetensors")
+        if not (Path(export_dir) / name).is_file()
+    ]
     if missing:
-        raise FileNotFoundError(f"{export_dir} is not an exported model: it has no {' and no '.join(missing)}")
+        raise FileNotFoundError(
+            f"{export_dir} is not an exported model: it has no {' and no '.join(missing)}"
+        )
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -44,7 +50,9 @@ def package_model(export_dir: Path, out_dir: Path, size: int) -> Path:
             data_path=str(export_dir),
             signature=ModelSignature(inputs=Schema([images]), outputs=Schema([masks])),
             # Without a list MLflow loads the model in a fresh process to find out what it imports: 5-12 s.
-            pip_requirements=[f"{name}=={re.sub(r'[+].*', '', version(name))}" for name in REQUIREMENTS],
+            pip_requirements=[
+                f"{name}=={re.sub(r'[+].*', '', version(name))}" for name in REQUIREMENTS
+            ],
         )
     return Path(out_dir)
 

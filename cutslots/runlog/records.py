@@ -34,7 +34,9 @@ class Imported(NamedTuple):
     unchanged: int
 
 
-def import_records(experiment: str, records: Sequence[Record], tracking_uri: str | None = None) -> Imported:
+def import_records(
+    experiment: str, records: Sequence[Record], tracking_uri: str | None = None
+) -> Imported:
     """Make sure that an experiment has a finished run for every record; what is there already stays untouched.
 
     Raises:
@@ -49,23 +51,38 @@ def import_records(experiment: str, records: Sequence[Record], tracking_uri: str
     except OutageError as outage:
         raise unreachable(store, outage) from outage
     except RefusedError as refused:
-        raise InputError(f"the tracking store does not take the experiment {experiment!r}: {refused}") from refused
+        raise InputError(
+            f"the tracking store does not take the experiment {experiment!r}: {refused}"
+        ) from refused
     return Imported(**done)
 
 
 def _import(store: Store, experiment: str, record: Record) -> str:
     now = time.time_ns() // 1_000_000
-    opened = {"log_id": record.key, "experiment": experiment, "run_name": record.name, "run_dir": "", "user": user(), "time": now}
+    opened = {
+        "log_id": record.key,
+        "experiment": experiment,
+        "run_name": record.name,
+        "run_dir": "",
+        "user": user(),
+        "time": now,
+    }
     _, run_id = store.find_or_create(opened)
     with store.calling() as client:
         run = client.get_run(run_id)
     new = not run.data.metrics
     tags = {name: text for name, text in record.tags.items() if run.data.tags.get(name) != text}
-    metrics = {name: value for name, value in record.metrics.items() if run.data.metrics.get(name) != value}
+    metrics = {
+        name: value for name, value in record.metrics.items() if run.data.metrics.get(name) != value
+    }
     events: list[dict[str, Any]] = [
         *([{"kind": "tags", "values": tags}] if tags else []),
         *([{"kind": "metrics", "step": 0, "time": now, "values": metrics}] if metrics else []),
-        *([{"kind": "status", "status": "FINISHED", "time": now}] if run.info.status != "FINISHED" else []),
+        *(
+            [{"kind": "status", "status": "FINISHED", "time": now}]
+            if run.info.status != "FINISHED"
+            else []
+        ),
     ]
     for event in events:
         store.send(run_id, [event], Path())

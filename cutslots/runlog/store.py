@@ -28,8 +28,19 @@ LOCK_SECONDS = 60.0
 
 # Answers that will be the same at every repetition. All others (dead server, locked database, full disk, missing
 # rights) are taken as an outage: somebody can mend those, and the journal loses nothing by waiting.
-FINAL_CODES = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE", "NOT_IMPLEMENTED"}
-FINAL_CODES |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "NOT_FOUND", "ENDPOINT_NOT_FOUND"}
+FINAL_CODES = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "MALFORMED_REQUEST",
+    "INVALID_STATE",
+    "NOT_IMPLEMENTED",
+}
+FINAL_CODES |= {
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "NOT_FOUND",
+    "ENDPOINT_NOT_FOUND",
+}
 PASSING_HTTP = {401, 403, 407, 408, 425, 429}
 
 
@@ -92,7 +103,9 @@ def _is_final(error: Exception) -> bool:
     if isinstance(http, int):
         return 400 <= http < 500 and http not in PASSING_HTTP
     code = getattr(error, "error_code", None)
-    return code in FINAL_CODES or (code is None and isinstance(error, TypeError | ValueError | KeyError))
+    return code in FINAL_CODES or (
+        code is None and isinstance(error, TypeError | ValueError | KeyError)
+    )
 
 
 @contextmanager
@@ -110,7 +123,9 @@ def _quiet() -> Iterator[None]:
     """Keep this thread's chatter out of the training's output: an outage is said once, by the run log."""
     thread = threading.get_ident()
     levels = {"urllib3.connectionpool": logging.ERROR, "mlflow.store.db.utils": logging.WARNING}
-    levels |= dict.fromkeys(("alembic.runtime.migration", "alembic.runtime.plugins"), logging.WARNING)
+    levels |= dict.fromkeys(
+        ("alembic.runtime.migration", "alembic.runtime.plugins"), logging.WARNING
+    )
     levels["mlflow.utils.validation"] = logging.ERROR
 
     def silent(record: logging.LogRecord) -> bool:
@@ -146,7 +161,9 @@ def locked(path: Path, *, seconds: float = 0) -> Iterator[bool]:
         try:
             yield True
         finally:
-            with suppress(OSError):  # closing is not enough: a forked data worker would keep the lock
+            with suppress(
+                OSError
+            ):  # closing is not enough: a forked data worker would keep the lock
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -197,7 +214,9 @@ class Store:
                     return False
                 raise
             if run.info.lifecycle_stage == "deleted":
-                raise OutageError(f"run {run_id} was deleted there; restore it, or take another run folder")
+                raise OutageError(
+                    f"run {run_id} was deleted there; restore it, or take another run folder"
+                )
             return True
 
     def find_or_create(self, opened: Mapping[str, Any]) -> tuple[str, str]:
@@ -266,10 +285,14 @@ class Store:
                 case "status":
                     client.set_terminated(run_id, first["status"], first["time"])
                 case other:
-                    raise RefusedError(f"unknown kind of event {other!r}; was the journal written by a newer cutslots?")
+                    raise RefusedError(
+                        f"unknown kind of event {other!r}; was the journal written by a newer cutslots?"
+                    )
 
     @staticmethod
-    def _send_metrics(client: "MlflowClient", run_id: str, events: Sequence[Mapping[str, Any]]) -> None:
+    def _send_metrics(
+        client: "MlflowClient", run_id: str, events: Sequence[Mapping[str, Any]]
+    ) -> None:
         from mlflow.entities import Metric
 
         points = [
@@ -281,24 +304,36 @@ class Store:
             client.log_batch(run_id, metrics=points[start : start + METRICS_PER_CALL])
 
     @staticmethod
-    def _send_texts(client: "MlflowClient", run_id: str, kind: str, values: Mapping[str, str]) -> None:
+    def _send_texts(
+        client: "MlflowClient", run_id: str, kind: str, values: Mapping[str, str]
+    ) -> None:
         from mlflow.entities import Param, RunTag
 
         names = list(values)
         for start in range(0, len(names), PARAMS_PER_CALL):
             some = names[start : start + PARAMS_PER_CALL]
             if kind == "params":
-                client.log_batch(run_id, params=[Param(_legal(name), _cut(values[name], PARAM_LENGTH)) for name in some])
+                client.log_batch(
+                    run_id,
+                    params=[Param(_legal(name), _cut(values[name], PARAM_LENGTH)) for name in some],
+                )
             else:
-                client.log_batch(run_id, tags=[RunTag(_legal(name), _cut(values[name], TAG_LENGTH)) for name in some])
+                client.log_batch(
+                    run_id,
+                    tags=[RunTag(_legal(name), _cut(values[name], TAG_LENGTH)) for name in some],
+                )
 
 
 def _dataset_input(event: Mapping[str, Any]) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     schema = event["schema"]
-    if not any(str(name).startswith("mlflow_") for name in schema):  # the form that MLflow's pages show as a table
-        columns = [{"name": name, "type": str(kind), "required": True} for name, kind in schema.items()]
+    if not any(
+        str(name).startswith("mlflow_") for name in schema
+    ):  # the form that MLflow's pages show as a table
+        columns = [
+            {"name": name, "type": str(kind), "required": True} for name, kind in schema.items()
+        ]
         schema = {"mlflow_colspec": columns}
     dataset = Dataset(
         name=event["name"],

@@ -40,7 +40,9 @@ def finished_run(signature: str, tracking_uri: str | None = None) -> FoundRun | 
     where = f"tags.signature = '{signature}' and attributes.status = 'FINISHED'"
     for run in find_runs(where, ["attributes.end_time DESC"], tracking_uri=tracking_uri):
         state = run.tags.get("state")
-        if state == "finished" or (state is None and any(name.startswith("best/") for name in run.metrics)):
+        if state == "finished" or (
+            state is None and any(name.startswith("best/") for name in run.metrics)
+        ):
             return run
     return None
 
@@ -67,7 +69,9 @@ def tag_runs(tags: Mapping[str, Mapping[str, Any]], tracking_uri: str | None = N
         return len(tags)
     left = list(tags.items())
     refused = outages = 0
-    while left and outages < 2:  # a locked database is free again at the second attempt; what lasts would last for all the others
+    while (
+        left and outages < 2
+    ):  # a locked database is free again at the second attempt; what lasts would last for all the others
         run_id, values = left[-1]
         event = {"kind": "tags", "values": {name: str(value) for name, value in values.items()}}
         try:
@@ -82,12 +86,19 @@ def tag_runs(tags: Mapping[str, Mapping[str, Any]], tracking_uri: str | None = N
     return refused + len(left)
 
 
-def add_metrics(run_id: str, step: int, values: Mapping[str, float], tracking_uri: str | None = None) -> bool:
+def add_metrics(
+    run_id: str, step: int, values: Mapping[str, float], tracking_uri: str | None = None
+) -> bool:
     """Add scores to a run that the tracking store has, whose folder may be on another machine; its state stays as it is.
 
     Returns: False when the store is away or has no such run, and nothing was added.
     """
-    event = {"kind": "metrics", "step": step, "time": time.time_ns() // 1_000_000, "values": dict(values)}
+    event = {
+        "kind": "metrics",
+        "step": step,
+        "time": time.time_ns() // 1_000_000,
+        "values": dict(values),
+    }
     try:
         Store(tracking_uri or default_uri()).send(run_id, [event], Path())
     except (RefusedError, OutageError):
@@ -116,7 +127,9 @@ def end_run(
     Raises:
         InputError: `run_dir` has no journal.
     """
-    return sync(run_dir, tracking_uri=tracking_uri, status=status, tags=tags, say=say, timeout=timeout)
+    return sync(
+        run_dir, tracking_uri=tracking_uri, status=status, tags=tags, say=say, timeout=timeout
+    )
 
 
 def undelivered(folder: Path) -> list[Path]:
@@ -137,6 +150,8 @@ def _lags(run_dir: Path) -> bool:
     noted = Delivered.noted(run_dir)
     position = noted.position if noted else 0
     journal = run_dir / FILE
-    if journal.stat().st_size <= position or next(read(journal, position), None) is None:  # at most half a line
+    if (
+        journal.stat().st_size <= position or next(read(journal, position), None) is None
+    ):  # at most half a line
         return False
     return position > 0 or opening(run_dir) is not None

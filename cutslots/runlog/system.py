@@ -41,7 +41,9 @@ class SystemMetrics:
     def _run(self) -> None:
         stopped = False
         while not stopped:
-            stopped = self._stop.wait(self._interval)  # a last sample at the end: short runs have one too
+            stopped = self._stop.wait(
+                self._interval
+            )  # a last sample at the end: short runs have one too
             # A counter the machine lacks, or a log closed first, is no reason to disturb a training.
             with contextlib.suppress(Exception):
                 self._log.metrics(int(time.time() - self._log.started), self.sample())
@@ -59,8 +61,12 @@ class SystemMetrics:
             "disk_available_megabytes": disk.free / 1e6,
         }
         if network is not None and self._network is not None:  # None on a machine without a network
-            numbers["network_receive_megabytes"] = (network.bytes_recv - self._network.bytes_recv) / 1e6
-            numbers["network_transmit_megabytes"] = (network.bytes_sent - self._network.bytes_sent) / 1e6
+            numbers["network_receive_megabytes"] = (
+                network.bytes_recv - self._network.bytes_recv
+            ) / 1e6
+            numbers["network_transmit_megabytes"] = (
+                network.bytes_sent - self._network.bytes_sent
+            ) / 1e6
         return {f"system/{name}": value for name, value in (numbers | _gpus()).items()}
 
 

@@ -19,7 +19,9 @@ def keys(batches: Batches) -> list[str]:
     found: dict[str, None] = {}
     for objects in batches.metadata(range(batches.num_scenes)):
         for entry in objects:
-            found |= {key: None for key, value in entry.items() if isinstance(value, str | int | float)}
+            found |= {
+                key: None for key, value in entry.items() if isinstance(value, str | int | float)
+            }
     return list(found)
 
 
@@ -41,7 +43,9 @@ class Breakdown:
     def __call__(self, index: np.ndarray, true: Tensor, outputs: Any) -> None:
         """Take in the objects of a batch."""
         ious = {
-            f"{name.removesuffix('masks')}iou": object_iou(true, labels, outputs.alpha.shape[1]).cpu().numpy()
+            f"{name.removesuffix('masks')}iou": object_iou(true, labels, outputs.alpha.shape[1])
+            .cpu()
+            .numpy()
             for name, labels in label_maps(outputs, true.shape[-1]).items()
         }
         seen = ~np.isnan(ious["iou"])
@@ -62,17 +66,26 @@ class Breakdown:
         A key of more than ten different numbers is cut into three groups of about as many objects, named by their least and
         largest number.
         """
-        return {key: {name: self._means(rows) for name, rows in _groups(values)} for key, values in self._values.items()}
+        return {
+            key: {name: self._means(rows) for name, rows in _groups(values)}
+            for key, values in self._values.items()
+        }
 
     def _means(self, rows: Any) -> dict[str, float]:
         ious = {name: np.concatenate(parts)[rows] for name, parts in self._ious.items()}
         count = len(ious["iou"])
-        return {"num_objects": count} | {name: float(values.mean()) for name, values in ious.items() if count}
+        return {"num_objects": count} | {
+            name: float(values.mean()) for name, values in ious.items() if count
+        }
 
 
 def _groups(values: Sequence[Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Name and rows of every group."""
-    array = np.array(values if _numbers(values) else ["(none)" if value is None else str(value) for value in values])
+    array = np.array(
+        values
+        if _numbers(values)
+        else ["(none)" if value is None else str(value) for value in values]
+    )
     distinct = np.unique(array)
     if array.dtype.kind not in "if" or len(distinct) <= MOST_NUMBERS:
         yield from ((str(value), array == value) for value in distinct)

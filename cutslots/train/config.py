@@ -24,10 +24,14 @@ class OptimConfig:
     """Adam and its schedule: `learning_rate * min(1, (step + 1) / warmup_steps) * decay ** (step / (decay_share * steps))`."""
 
     learning_rate: float = option(4e-4, "Adam's learning rate before warm-up and decay", low=0.0)
-    batch_size: int = option(64, "images a step, pairs of frames for a model of video, over all workers", low=1)
+    batch_size: int = option(
+        64, "images a step, pairs of frames for a model of video, over all workers", low=1
+    )
     warmup_steps: int = option(0, "steps over which the rate rises from zero", low=0)
     decay: float = option(0.8, "factor of the exponential decay", low=1e-6, high=1.0)
-    decay_share: float = option(0.2, "share of all steps after which the factor has been applied once", low=1e-6)
+    decay_share: float = option(
+        0.2, "share of all steps after which the factor has been applied once", low=1e-6
+    )
     clip_norm: float | None = option(None, "largest gradient norm; none: no clipping", low=1e-12)
 
     def rate(self, step: int, steps: int) -> float:
@@ -42,7 +46,9 @@ class TrainConfig:
 
     steps: int = option(312_500, "optimisation steps", low=1)
     seed: int = option(0, "seed of the weights and of the order of images", low=0)
-    precision: str = option("auto", "bfloat16 autocast where the device has it", choices=("auto", "float32", "bfloat16"))
+    precision: str = option(
+        "auto", "bfloat16 autocast where the device has it", choices=("auto", "float32", "bfloat16")
+    )
     log_every: int = option(50, "steps between training metrics", low=1)
     eval_every: int = option(5_000, "steps between evaluations on the validation split", low=1)
     eval_images: int = option(1_000, "validation images of an evaluation, at most", low=1)
@@ -70,7 +76,10 @@ class RunConfig:
 
 
 # What may differ between a checkpoint and the command that resumes it: nothing here changes the steps already taken.
-RESUMABLE = tuple(f"train.{name}" for name in ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last"))
+RESUMABLE = tuple(
+    f"train.{name}"
+    for name in ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
+)
 
 # Options that came after the first recorded runs: unset they do not count in a signature, so that older runs keep theirs.
 YOUNGER = ("model.cut.reach",)
@@ -102,13 +111,17 @@ def small() -> RunConfig:
             decoder=DecoderConfig(start=4, channels=24, num_refine=0),
         ),
         optim=OptimConfig(learning_rate=3e-3, batch_size=16, warmup_steps=100, clip_norm=1.0),
-        train=TrainConfig(steps=2_000, seed=1, log_every=25, eval_every=500, eval_images=200, checkpoint_every=250),
+        train=TrainConfig(
+            steps=2_000, seed=1, log_every=25, eval_every=500, eval_images=200, checkpoint_every=250
+        ),
     )
 
 
 def paper_movi() -> RunConfig:
     """The paper's model of moving objects for MOVi-A (section 6.3): 8 slots, adjacent frames; the rest as `paper-clevr`."""
-    return RunConfig(model=min_cut_video.Config(num_slots=8), train=TrainConfig(best_metric="video_ari_fg"))
+    return RunConfig(
+        model=min_cut_video.Config(num_slots=8), train=TrainConfig(best_metric="video_ari_fg")
+    )
 
 
 def small_video() -> RunConfig:
@@ -135,7 +148,9 @@ def slot_attention_clevr() -> RunConfig:
 def slot_attention_clevrtex() -> RunConfig:
     """Slot Attention for ClevrTex between the encoder and decoder of `paper-clevrtex`."""
     config = slot_attention_clevr()
-    return replace(config, model=slot_attention.Config(encoder=EncoderConfig(kind="resnet", channels=100)))
+    return replace(
+        config, model=slot_attention.Config(encoder=EncoderConfig(kind="resnet", channels=100))
+    )
 
 
 def slot_attention_small() -> RunConfig:
@@ -202,7 +217,9 @@ def preset(name: str) -> RunConfig:
 
 def to_json(config: RunConfig) -> str:
     """A config as indented JSON."""
-    return json.dumps({"model_name": config.model_name, **dataclasses.asdict(config)}, indent=2) + "\n"
+    return (
+        json.dumps({"model_name": config.model_name, **dataclasses.asdict(config)}, indent=2) + "\n"
+    )
 
 
 def from_json(text: str) -> RunConfig:
@@ -228,10 +245,16 @@ def signature(config: RunConfig, data_digest: str) -> str:
     flat = options.flat(config)
     ignored |= {name for name in YOUNGER if flat.get(name) is None}
     values = {path: value for path, value in flat.items() if path not in ignored}
-    return hashlib.sha256(json.dumps([config.model_name, values, data_digest], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        json.dumps([config.model_name, values, data_digest], sort_keys=True).encode()
+    ).hexdigest()[:12]
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """The options in which two configs differ, `{path: (old, new)}`."""
     before, after = options.flat(old), options.flat(new)
-    return {path: (before.get(path), after.get(path)) for path in {**before, **after} if before.get(path) != after.get(path)}
+    return {
+        path: (before.get(path), after.get(path))
+        for path in {**before, **after}
+        if before.get(path) != after.get(path)
+    }

@@ -12,7 +12,14 @@ from cutslots.errors import InputError
 from cutslots.train.inputs import check_data, image_size, masks_to_model, to_model
 from cutslots.train.observer import Sample
 from cutslots.train.ranks import Ranks
-from cutslots.train.scoring import Scored, evaluating, first_images, first_items, image_scores, means
+from cutslots.train.scoring import (
+    Scored,
+    evaluating,
+    first_images,
+    first_items,
+    image_scores,
+    means,
+)
 from cutslots.train.track import evaluate_clips, sample_clips
 
 
@@ -48,10 +55,14 @@ def evaluate(
     check_data(model, batches)
     if batches.num_frames is not None:
         if watch:
-            raise InputError("watch is given, but the data are clips, whose frames are not shown to it. Leave it out.")
+            raise InputError(
+                "watch is given, but the data are clips, whose frames are not shown to it. Leave it out."
+            )
         return evaluate_clips(model, batches, device, max_images, progress, ranks, scored)
     if max_images is not None and max_images < 1:
-        raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")
+        raise InputError(
+            f"the number of images is {max_images}; give at least 1, or leave it out for all images."
+        )
     assert (batches.rank, batches.world_size) == (ranks.rank, ranks.size)
     size = image_size(model)
     totals: dict[str, float] = {}
@@ -73,7 +84,9 @@ def evaluate(
             done += len(images)
             progress(done)
     scores, count = means(totals, done, ranks)
-    return scores | {"num_images": float(count)}, sample or Sample(torch.empty(0), torch.empty(0), None)
+    return scores | {"num_images": float(count)}, sample or Sample(
+        torch.empty(0), torch.empty(0), None
+    )
 
 
 @torch.no_grad()

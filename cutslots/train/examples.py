@@ -34,7 +34,9 @@ class ItemScores:
 
     def chosen(self, ranks: Ranks) -> dict[int, str]:
         """The items of the best, the median and the worst value and which they are, each item once; none that is not finite."""
-        count = int(ranks.sum({"count": len(self.values)})["count"])  # the first so many of the split
+        count = int(
+            ranks.sum({"count": len(self.values)})["count"]
+        )  # the first so many of the split
         values = ranks.sum({str(item): self.values.get(item, 0.0) for item in range(count)})
         sign = 1 if self.smaller_is_better else -1
         self.values = {int(item): value for item, value in values.items() if math.isfinite(value)}
@@ -45,7 +47,9 @@ class ItemScores:
         places = {last // 2: "median", last: "worst", 0: "best"}  # of the same place the last holds
         return {order[place]: places[place] for place in sorted(places)}
 
-    def examples(self, model: nn.Module, batches: Batches, device: torch.device, ranks: Ranks) -> Examples | None:
+    def examples(
+        self, model: nn.Module, batches: Batches, device: torch.device, ranks: Ranks
+    ) -> Examples | None:
         """Those scenes with what the model makes of them, on rank 0; None on the others, and where no value is finite.
 
         Costs a forward pass of three items. A model in evaluation draws no random numbers, so a training goes on as without it.

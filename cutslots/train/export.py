@@ -26,7 +26,10 @@ ABOUT = "cutslots"  # the entry in the head of the weights' file
 
 
 def save_model(
-    state: Mapping[str, Tensor], config: RunConfig, folder: Path, about: Mapping[str, Any] = MappingProxyType({})
+    state: Mapping[str, Tensor],
+    config: RunConfig,
+    folder: Path,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write a model's `state_dict()` and its configuration into `folder`.
 
@@ -70,15 +73,21 @@ def weights_digest(model: nn.Module) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        found.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()[:12]
 
 
-def load_weights(path: Path, device: torch.device | str = "cpu") -> tuple[RunConfig, dict[str, Any]]:
+def load_weights(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[RunConfig, dict[str, Any]]:
     """Configuration and weights behind a path; see `load_model`."""
     if (path / WEIGHTS).is_file():
         try:
-            return from_json((path / CONFIG).read_text()), load_file(path / WEIGHTS, device=str(device))
+            return from_json((path / CONFIG).read_text()), load_file(
+                path / WEIGHTS, device=str(device)
+            )
         except (OSError, SafetensorError) as error:
             raise InputError(f"the exported model in {path} cannot be read: {error}") from None
     state = checkpoint.load(find_checkpoint(path), device)
@@ -94,7 +103,9 @@ def find_checkpoint(path: Path) -> Path:
     for candidate in found:
         if candidate.is_file():
             return candidate
-    raise InputError(f"there is neither a checkpoint, nor a run with checkpoints, nor an exported model at {path}.")
+    raise InputError(
+        f"there is neither a checkpoint, nor a run with checkpoints, nor an exported model at {path}."
+    )
 
 
 @torch.no_grad()
@@ -120,14 +131,19 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
     count, size = len(images), image_size(model)
     reduction((images.shape[1], images.shape[2]), size)
     if not count:
-        return {name: value[:0] for name, value in predict(model, np.zeros((1, *images.shape[1:]), np.uint8)).items()}
+        return {
+            name: value[:0]
+            for name, value in predict(model, np.zeros((1, *images.shape[1:]), np.uint8)).items()
+        }
     found: dict[str, list[Tensor]] = {}
     similarities: list[Tensor] = []
     for start in range(0, count, batch_size):
         now = np.arange(start, min(start + batch_size, count))
         if is_video(model):
             pairs = np.stack([images[now], images[np.minimum(now + 1, count - 1)]], axis=1)
-            outputs, similarity = first_frames(model, to_model(torch.from_numpy(pairs), size, device))
+            outputs, similarity = first_frames(
+                model, to_model(torch.from_numpy(pairs), size, device)
+            )
             similarities.append(similarity)
         else:
             outputs = model(to_model(torch.from_numpy(images[now]), size, device))
@@ -142,6 +158,8 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
 
 def readings(outputs: Any, size: int) -> dict[str, Tensor]:
     """What `predict` reads off a model's outputs, uint8: `masks`, `cut_masks` of models that cut, `reconstructions`."""
-    picture = ((outputs.reconstruction.float() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
+    picture = (
+        ((outputs.reconstruction.float() + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1)
+    )
     found = {**label_maps(outputs, size), "reconstructions": picture}
     return {name: value.to(torch.uint8) for name, value in found.items()}

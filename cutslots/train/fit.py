@@ -88,7 +88,17 @@ def fit(
         What one rank raises before its first step, in an evaluation, or in what rank 0 does alone, every rank raises.
     """
     with ranks.agreed():
-        run = _Run(config, Path(data_dir), Path(run_dir), observer or Observer(), device, resume, debug, ranks, stop)
+        run = _Run(
+            config,
+            Path(data_dir),
+            Path(run_dir),
+            observer or Observer(),
+            device,
+            resume,
+            debug,
+            ranks,
+            stop,
+        )
     return run.train()
 
 
@@ -104,9 +114,17 @@ class _Loss(nn.Module):
 
 
 class _Run:
-    def __init__(self, config, data_dir, run_dir, observer, device, resume, debug, ranks, stop) -> None:
+    def __init__(
+        self, config, data_dir, run_dir, observer, device, resume, debug, ranks, stop
+    ) -> None:
         options.check(config)
-        self.config, self.data_dir, self.run_dir, self.resume, self.debug = config, data_dir, run_dir, resume, debug
+        self.config, self.data_dir, self.run_dir, self.resume, self.debug = (
+            config,
+            data_dir,
+            run_dir,
+            resume,
+            debug,
+        )
         self.ranks, self.stop = ranks, stop
         self.observer = observer
         self.device = pick_device(device)
@@ -127,7 +145,9 @@ class _Run:
         self.model = config.model.build().to(self.device)
         if self.device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=config.optim.learning_rate, fused=True
+        )
         self.step, self.saved_at, self.best = 0, 0, {}
         self.began, self.seconds_before = time.monotonic(), 0.0
 
@@ -156,8 +176,12 @@ class _Run:
             drop_last=False,
             prefetch=0 if self.debug else 2,
         )
-        if batches.num_scenes < ranks.size:  # rank 0's share would be empty, and it is the one that shows a sample
-            raise InputError(f"split 'val' has {batches.num_scenes} scenes for {ranks.size} ranks. Use no more ranks than scenes.")
+        if (
+            batches.num_scenes < ranks.size
+        ):  # rank 0's share would be empty, and it is the one that shows a sample
+            raise InputError(
+                f"split 'val' has {batches.num_scenes} scenes for {ranks.size} ranks. Use no more ranks than scenes."
+            )
         return batches
 
     def train(self) -> Result:
@@ -193,14 +217,22 @@ class _Run:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = str(self.precision).removeprefix("torch.")
         with self.ranks.agreed():
-            self.observer.started(Start(self.step, train.steps, parameters, str(self.device), precision, self.ranks.size))
+            self.observer.started(
+                Start(
+                    self.step, train.steps, parameters, str(self.device), precision, self.ranks.size
+                )
+            )
         self.model.train()
         with torch.autograd.set_detect_anomaly(self.debug):
             try:
                 self._steps()
             except KeyboardInterrupt:
                 # Between two steps or inside one: the newest checkpoint is whole either way, and resuming repeats what it lacks.
-                newest = f"the newest checkpoint is of step {self.saved_at}" if self.saved_at else "there is no checkpoint yet"
+                newest = (
+                    f"the newest checkpoint is of step {self.saved_at}"
+                    if self.saved_at
+                    else "there is no checkpoint yet"
+                )
                 self.observer.said(f"interrupted after step {self.step}; {newest}.")
                 raise
         return Result(self.step, self.best, self.model, self._seconds())
@@ -210,7 +242,9 @@ class _Run:
 
     def _steps(self) -> None:
         train = self.config.train
-        if self.step == train.steps and not self.best:  # resumed with fewer steps than before, at a checkpoint without evaluation
+        if (
+            self.step == train.steps and not self.best
+        ):  # resumed with fewer steps than before, at a checkpoint without evaluation
             self._save(evaluating=True)
         meter = self.meter = Meter(self.ranks)
         while self.step < train.steps:
@@ -226,7 +260,11 @@ class _Run:
                     self._check_finite(meter)
                 if self.step % train.log_every == 0 or last:
                     rate = self.config.optim.rate(self.step - 1, train.steps)
-                    values = {**meter.read(), "learning_rate": rate, "epoch": self.step / self.batches.steps_per_epoch}
+                    values = {
+                        **meter.read(),
+                        "learning_rate": rate,
+                        "epoch": self.step / self.batches.steps_per_epoch,
+                    }
                     with self.ranks.agreed():
                         self.observer.progress(self.step, values)
                 if saving:
@@ -259,7 +297,9 @@ class _Run:
             group["lr"] = rate
         images = to_model(batch.images, self.config.model.image_size, self.device)
         start = time.perf_counter()
-        autocast = torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+        autocast = torch.autocast(
+            self.device.type, self.precision, enabled=self.precision != torch.float32
+        )
         with autocast, shares.of(self.ranks):
             loss = self.loss(images)
         self.optimizer.zero_grad(set_to_none=True)
@@ -278,7 +318,9 @@ class _Run:
 
     def _not_finite(self, step: int) -> NonFiniteLossError:
         epoch, offset = divmod(step - 1, self.batches.steps_per_epoch)
-        ids = ", ".join(self.batches.ids(self._training_batches(Ranks()).batch(epoch, offset).index))
+        ids = ", ".join(
+            self.batches.ids(self._training_batches(Ranks()).batch(epoch, offset).index)
+        )
         good = checkpoint.steps(self.run_dir / CHECKPOINTS)
         return NonFiniteLossError(
             f"the loss or its gradient is not finite at step {step}. Images of that batch: {ids}. "
@@ -291,13 +333,20 @@ class _Run:
         """Scores of the validation split, a sample of it, whether they are the best so far, and if so its telling scenes."""
         metric, limit = self.config.train.best_metric, self.config.train.eval_images
         items = ItemScores(metric, metric in SMALLER_IS_BETTER)
-        scores, sample = evaluate(self.model, self.validation, self.device, limit, ranks=self.ranks, scored=items)
+        scores, sample = evaluate(
+            self.model, self.validation, self.device, limit, ranks=self.ranks, scored=items
+        )
         sign = -1 if metric in SMALLER_IS_BETTER else 1
         better = not self.best or sign * scores[metric] > sign * self.best[metric]
         if not better:
             return scores, sample, False, None
         self.best = {**scores, "step": float(self.step)}
-        return scores, sample, True, items.examples(self.model, self.validation, self.device, self.ranks)
+        return (
+            scores,
+            sample,
+            True,
+            items.examples(self.model, self.validation, self.device, self.ranks),
+        )
 
     def _save(self, evaluating: bool) -> None:
         """Evaluate if asked, write the checkpoint, then tell of both: a listener that fails costs no steps."""
@@ -335,10 +384,14 @@ class _Run:
     def _restore(self, state: Mapping[str, Any]) -> None:
         steps = self.config.train.steps
         if state["step"] > steps:
-            raise InputError(f"{self.run_dir} is already at step {state['step']}; train.steps is {steps}. Ask for more steps.")
+            raise InputError(
+                f"{self.run_dir} is already at step {state['step']}; train.steps is {steps}. Ask for more steps."
+            )
         # 1 data: the position in the epoch is a function of the step, if the data are the same.
         if state["data_digest"] != self.batches.manifest.digest:
-            raise InputError(f"{self.run_dir} was trained on other data than these; resume with the same prepared folder.")
+            raise InputError(
+                f"{self.run_dir} was trained on other data than these; resume with the same prepared folder."
+            )
         # 2 weights, 3 optimiser, 4 random numbers, 5 counters. The schedule is a function of the step.
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -359,7 +412,11 @@ class _Run:
 
 def _precision(asked: str, device: torch.device) -> torch.dtype:
     if asked == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else torch.float32
+        )
     return getattr(torch, asked)
 
 

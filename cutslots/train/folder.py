@@ -24,14 +24,20 @@ def exclusive(run_dir: Path, say: Callable[[str], None]) -> Iterator[None]:
         # A file, as network file systems do not lock folders. It stays: without it the next two could lock different ones.
         handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise InputError(f"the run's folder {run_dir} cannot be written ({error.strerror}). Name another one.") from None
+        raise InputError(
+            f"the run's folder {run_dir} cannot be written ({error.strerror}). Name another one."
+        ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BusyError(f"another process is training in {run_dir}. Wait for it, or give the run another name.") from None
+            raise BusyError(
+                f"another process is training in {run_dir}. Wait for it, or give the run another name."
+            ) from None
         except OSError:
-            say(f"{run_dir} cannot be locked on this file system; do not train in it twice at once.")
+            say(
+                f"{run_dir} cannot be locked on this file system; do not train in it twice at once."
+            )
         yield
     finally:
         os.close(handle)
@@ -64,10 +70,18 @@ def stored(run_dir: Path, config: RunConfig, resume: bool) -> dict[str, Any] | N
     # Without a checkpoint nothing is lost: the run that left the configuration stopped before it had anything to keep.
     if not path.exists() or not checkpoint.steps(run_dir / CHECKPOINTS):
         return None
-    changed = {name: pair for name, pair in differences(from_json(path.read_text()), config).items() if name not in RESUMABLE}
+    changed = {
+        name: pair
+        for name, pair in differences(from_json(path.read_text()), config).items()
+        if name not in RESUMABLE
+    }
     if changed:
-        listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items())
-        raise InputError(f"{run_dir} holds a run with another configuration: {listed}. Give the run another name.")
+        listed = "; ".join(
+            f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items()
+        )
+        raise InputError(
+            f"{run_dir} holds a run with another configuration: {listed}. Give the run another name."
+        )
     found = checkpoint.newest(run_dir / CHECKPOINTS)
     if found and not resume:
         raise InputError(

@@ -22,9 +22,13 @@ def pick_device(name: str | torch.device | None) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"device {str(name)!r} is unknown. Use cpu or cuda.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device is {str(name)!r}, but this machine has no usable CUDA device. Use cpu.")
+        raise InputError(
+            f"device is {str(name)!r}, but this machine has no usable CUDA device. Use cpu."
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device is {str(name)!r}, but the last CUDA device is cuda:{torch.cuda.device_count() - 1}.")
+        raise InputError(
+            f"device is {str(name)!r}, but the last CUDA device is cuda:{torch.cuda.device_count() - 1}."
+        )
     return device
 
 
@@ -82,4 +86,6 @@ def check_data(model: nn.Module, batches: Batches) -> None:
     """
     reduction(batches.image_size, image_size(model))
     if is_video(model) and batches.num_frames is None:
-        raise InputError("the model takes pairs of frames, but the data are single images. Use data with clips, such as movi_a.")
+        raise InputError(
+            "the model takes pairs of frames, but the data are single images. Use data with clips, such as movi_a."
+        )

@@ -40,7 +40,9 @@ class Meter:
         never."""
         if self.checked == len(self.losses):
             return None
-        losses, norms = (torch.stack(values[self.checked :]) for values in (self.losses, self.norms))
+        losses, norms = (
+            torch.stack(values[self.checked :]) for values in (self.losses, self.norms)
+        )
         if self.ranks.size > 1:
             losses = self.ranks.mean(losses)
             self.losses[self.checked :] = losses.unbind()

@@ -44,12 +44,16 @@ def save_program(model: nn.Module, path: Path) -> bool:
         InputError: torch cannot trace the model, or the program does not do what the model does; nothing is written then.
     """
     if is_video(model):
-        raise InputError("a model of video follows its slots through a clip by an assignment, which torch.export cannot trace")
+        raise InputError(
+            "a model of video follows its slots through a clip by an assignment, which torch.export cannot trace"
+        )
     program = Program(copy.deepcopy(model)).eval()
     # Tables that parts of the model make when they are first used must be real before they are traced.
     truth = [program(_images(model, batch)) for batch in BATCHES]
     exported, any_number = _traced(program)
-    program.requires_grad_(False)  # after it: weights that take no gradient are traced in ways that fix the batch
+    program.requires_grad_(
+        False
+    )  # after it: weights that take no gradient are traced in ways that fix the batch
     with atomic(path) as temporary:
         with open(temporary, "wb") as file, _quiet():
             torch.export.save(exported, file)
@@ -68,9 +72,13 @@ def load_program(path: Path | str) -> Callable[[Tensor], dict[str, Tensor]]:
 
 def _images(model: nn.Module, batch: int, seed: int = 0) -> Tensor:
     size, device = image_size(model), next(model.parameters()).device
-    return torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)).to(
-        device
-    )
+    return torch.randint(
+        0,
+        256,
+        (batch, size, size, 3),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    ).to(device)
 
 
 def _traced(program: Program) -> tuple[Any, bool]:
@@ -84,7 +92,9 @@ def _traced(program: Program) -> tuple[Any, bool]:
             return _export(program, one, None), False
         except Exception as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise InputError(f"torch.export cannot trace this model{_solver(program.model)}: {reason}") from error
+            raise InputError(
+                f"torch.export cannot trace this model{_solver(program.model)}: {reason}"
+            ) from error
 
 
 def _export(program: Program, images: Tensor, dynamic_shapes: Any) -> Any:
@@ -94,7 +104,11 @@ def _export(program: Program, images: Tensor, dynamic_shapes: Any) -> Any:
 
 def _solver(model: nn.Module) -> str:
     choice = getattr(getattr(model, "cut", None), "choice", None)
-    return f" (its cuts are solved by {choice.name!r}; 'dct' can be traced)" if choice and choice.name != "dct" else ""
+    return (
+        f" (its cuts are solved by {choice.name!r}; 'dct' can be traced)"
+        if choice and choice.name != "dct"
+        else ""
+    )
 
 
 def _compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -102,10 +116,14 @@ def _compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         if name == "alpha":
             same = bool(torch.allclose(found[name], value, atol=CLOSE))
         else:
-            close = (found[name].int() - value.int()).abs() <= (1 if name == "reconstructions" else 0)
+            close = (found[name].int() - value.int()).abs() <= (
+                1 if name == "reconstructions" else 0
+            )
             same = bool(close.float().mean() >= SAME)
         if not same:
-            raise InputError(f"the program that torch.export made gives other {name} than the model, so it is not kept")
+            raise InputError(
+                f"the program that torch.export made gives other {name} than the model, so it is not kept"
+            )
 
 
 @contextmanager

@@ -57,7 +57,9 @@ class Ranks:
             return dict(values)
         names = self.from_first(lambda: list(values))
         assert values.keys() <= set(names), f"rank 0 lacks {sorted(values.keys() - set(names))}"
-        total = torch.tensor([values.get(name, 0.0) for name in names], dtype=torch.float64, device=_device())
+        total = torch.tensor(
+            [values.get(name, 0.0) for name in names], dtype=torch.float64, device=_device()
+        )
         distributed.all_reduce(total)
         return dict(zip(names, total.tolist(), strict=True))
 
@@ -102,7 +104,12 @@ class Ranks:
         # Buffers move alike on all ranks (`cutslots.nn.shares`) and need no sending at every step; torch renamed that option.
         renamed = "forward_sync_buffers" in inspect.signature(wrap).parameters
         unsent: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return wrap(module, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True, **unsent)
+        return wrap(
+            module,
+            [device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **unsent,
+        )
 
     def _largest(self, number: int) -> int:
         if self.size == 1:

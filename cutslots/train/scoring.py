@@ -32,7 +32,11 @@ def first_items(batches: Batches, limit: int | None) -> Iterator[Batch]:
     for batch in batches.epoch(0):
         if limit is not None and (batch.index >= limit).any():
             kept = batch.index < limit
-            batch = Batch(batch.images[torch.from_numpy(kept)], batch.masks[torch.from_numpy(kept)], batch.index[kept])
+            batch = Batch(
+                batch.images[torch.from_numpy(kept)],
+                batch.masks[torch.from_numpy(kept)],
+                batch.index[kept],
+            )
         if len(batch.index):
             yield batch
         elif not batches.shuffle:
@@ -62,11 +66,17 @@ def image_scores(outputs, images: Tensor, true: Tensor) -> dict[str, Tensor]:
     scores = {"mse": error, "mse_mean": error / images[0].numel()}
     for name, labels in label_maps(outputs, images.shape[-1]).items():
         found = segmentation(true, labels, outputs.alpha.shape[1])
-        scores |= {f"{name.removesuffix('masks')}{score}": values for score, values in found.items()}
+        scores |= {
+            f"{name.removesuffix('masks')}{score}": values for score, values in found.items()
+        }
     return scores
 
 
 def first_images(images: Tensor, true: Tensor, outputs) -> Sample:
     """The sample of a batch that is kept to be drawn, on the CPU."""
-    few = {name: value[:SAMPLE_IMAGES].float().cpu() for name, value in vars(outputs).items() if isinstance(value, Tensor)}
+    few = {
+        name: value[:SAMPLE_IMAGES].float().cpu()
+        for name, value in vars(outputs).items()
+        if isinstance(value, Tensor)
+    }
     return Sample(images[:SAMPLE_IMAGES].cpu(), true[:SAMPLE_IMAGES].cpu(), type(outputs)(**few))

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from cutslots.train.observer import Observer, Sample, Start
 
@@ -33,7 +40,9 @@ class Terminal(Observer):
             console=self.console,
             disable=not self.live,
         )
-        self.task: TaskID | None = None  # added once the number of steps is known: a column formats it
+        self.task: TaskID | None = (
+            None  # added once the number of steps is known: a column formats it
+        )
         self.begun, self.first, self.steps = time.monotonic(), 0, 0
         self.printed = 0.0
 
@@ -47,11 +56,19 @@ class Terminal(Observer):
     def started(self, start: Start) -> None:
         self.first, self.steps, self.begun = start.step, start.steps, time.monotonic()
         origin = f"resumed at step {start.step}" if start.step else "from scratch"
-        where = start.device if start.num_ranks == 1 else f"{start.num_ranks} ranks, here {start.device},"
-        self.say(f"{start.num_parameters:,} parameters on {where} in {start.precision}, {origin}, to step {start.steps:,}")
+        where = (
+            start.device
+            if start.num_ranks == 1
+            else f"{start.num_ranks} ranks, here {start.device},"
+        )
+        self.say(
+            f"{start.num_parameters:,} parameters on {where} in {start.precision}, {origin}, to step {start.steps:,}"
+        )
         if self.task is not None:
             self.bar.remove_task(self.task)
-        self.task = self.bar.add_task("training", total=start.steps, completed=start.step, values="")
+        self.task = self.bar.add_task(
+            "training", total=start.steps, completed=start.step, values=""
+        )
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         shown = f"loss {values['loss']:.5f}  {values['images_per_second']:.0f} images/s"
@@ -66,10 +83,14 @@ class Terminal(Observer):
     def evaluated(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         cuts = ""
         if "cut_ari_fg" in scores:
-            cuts = f"   by cut masks: ARI-FG {scores['cut_ari_fg']:.3f}  mIoU {scores['cut_miou']:.3f}"
+            cuts = (
+                f"   by cut masks: ARI-FG {scores['cut_ari_fg']:.3f}  mIoU {scores['cut_miou']:.3f}"
+            )
         clips = ""
         if "video_ari_fg" in scores:
-            clips = f"   over clips: ARI-FG {scores['video_ari_fg']:.3f}  ARI {scores['video_ari']:.3f}"
+            clips = (
+                f"   over clips: ARI-FG {scores['video_ari_fg']:.3f}  ARI {scores['video_ari']:.3f}"
+            )
         self.say(
             f"step {step:>6}  ARI-FG {scores['ari_fg']:.3f}  ARI {scores['ari']:.3f}  mIoU {scores['miou']:.3f}"
             f"  MSE {scores['mse']:.1f}{cuts}{clips}   ({scores['num_images']:.0f} validation images)"

@@ -22,7 +22,9 @@ def tiles(num_slots: int, size: int) -> Tensor:
     return place[:, None] * side + place
 
 
-def tiles_scores(batches: Batches, num_slots: int, size: int, max_images: int | None = None) -> dict[str, float]:
+def tiles_scores(
+    batches: Batches, num_slots: int, size: int, max_images: int | None = None
+) -> dict[str, float]:
     """The scores that `evaluate` would give to the tiles: `ari_fg`, `ari`, `miou`, and of clips `video_*`.
 
     Args:
@@ -39,8 +41,12 @@ def tiles_scores(batches: Batches, num_slots: int, size: int, max_images: int | 
             true = masks_to_model(masks, size, cpu)
             found = segmentation(true, grid.expand_as(true), num_slots)
             if batches.num_frames:  # a clip: the mean over its frames, and all of it as one image
-                clip = segmentation(true.reshape(1, -1, size), grid.expand_as(true).reshape(1, -1, size), num_slots)
-                found = {name: values.mean() for name, values in found.items()} | {f"video_{name}": clip[name] for name in clip}
+                clip = segmentation(
+                    true.reshape(1, -1, size), grid.expand_as(true).reshape(1, -1, size), num_slots
+                )
+                found = {name: values.mean() for name, values in found.items()} | {
+                    f"video_{name}": clip[name] for name in clip
+                }
             for name, values in found.items():
                 totals[name] = totals.get(name, 0.0) + float(values.sum())
         done += len(batch.index)

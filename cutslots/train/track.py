@@ -67,7 +67,9 @@ def chain(similarity: np.ndarray) -> np.ndarray:
         InputError: a similarity is not finite.
     """
     if not np.isfinite(similarity).all():
-        raise InputError("the model's slots are not finite numbers, so it has diverged. Use a checkpoint from before that.")
+        raise InputError(
+            "the model's slots are not finite numbers, so it has diverged. Use a checkpoint from before that."
+        )
     identities = [np.arange(similarity.shape[-1])]
     for frame in similarity:
         partner = linear_sum_assignment(frame, maximize=True)[1]
@@ -90,7 +92,10 @@ def track(model: nn.Module, frames: Tensor) -> Tracked:
 def renamed(maps: Mapping[str, Tensor], similarity: Tensor) -> dict[str, Tensor]:
     """Label maps of the frames of a clip, `(T, size, size)`, with identities in place of slot numbers; see `chain`."""
     identities = torch.from_numpy(chain(similarity.double().cpu().numpy()))
-    return {name: identities.to(labels.device).gather(1, labels.flatten(1).long()).view_as(labels) for name, labels in maps.items()}
+    return {
+        name: identities.to(labels.device).gather(1, labels.flatten(1).long()).view_as(labels)
+        for name, labels in maps.items()
+    }
 
 
 def first_frames(model: nn.Module, pairs: Tensor) -> tuple[Any, Tensor]:
@@ -103,7 +108,9 @@ def first_frames(model: nn.Module, pairs: Tensor) -> tuple[Any, Tensor]:
 def _frame_by_frame(model: nn.Module, frames: Tensor) -> tuple[Any, Tensor]:
     """Outputs with a frame in place of an image, and how alike the slots of adjacent frames are, `(T - 1, k, k)`."""
     if is_video(model):
-        outputs, similarity = first_frames(model, torch.stack([frames, torch.cat([frames[1:], frames[-1:]])], dim=1))
+        outputs, similarity = first_frames(
+            model, torch.stack([frames, torch.cat([frames[1:], frames[-1:]])], dim=1)
+        )
         return outputs, similarity[:-1]
     outputs = model(frames)
     if hasattr(outputs, "slots"):
@@ -136,7 +143,9 @@ def evaluate_clips(
         InputError: `max_images` is less than 1, the frames are no whole multiple of the model's size, or see `chain`.
     """
     if max_images is not None and max_images < 1:
-        raise InputError(f"the number of images is {max_images}; give at least 1, or leave it out for all images.")
+        raise InputError(
+            f"the number of images is {max_images}; give at least 1, or leave it out for all images."
+        )
     assert batches.num_frames is not None
     assert (batches.rank, batches.world_size) == (ranks.rank, ranks.size)
     num_clips = None if max_images is None else -(-max_images // batches.num_frames)
@@ -149,7 +158,9 @@ def evaluate_clips(
             for item, clip, ids in zip(batch.index, batch.images, batch.masks, strict=True):
                 frames, true = to_model(clip, size, device), masks_to_model(ids, size, device)
                 tracked = track(model, frames)
-                each = {name: scores.mean() for name, scores in _scores(tracked, frames, true).items()}
+                each = {
+                    name: scores.mean() for name, scores in _scores(tracked, frames, true).items()
+                }
                 for name, score in each.items():
                     totals[name] = totals.get(name, 0.0) + float(score)
                 if scored:
@@ -174,7 +185,12 @@ def sample_clips(model: nn.Module, batch: Batch, device: torch.device) -> Clips:
 
 
 def _shown(tracked: Tracked, frames: Tensor, true: Tensor) -> dict[str, Tensor]:
-    return {"images": frames, "true": true, "reconstruction": tracked.outputs.reconstruction.float(), **tracked.maps}
+    return {
+        "images": frames,
+        "true": true,
+        "reconstruction": tracked.outputs.reconstruction.float(),
+        **tracked.maps,
+    }
 
 
 def _sample(shown: Sequence[Mapping[str, Tensor]]) -> Clips:
@@ -188,6 +204,10 @@ def _scores(tracked: Tracked, frames: Tensor, true: Tensor) -> dict[str, Tensor]
     scores = image_scores(tracked.outputs, frames, true)
     num_slots = tracked.outputs.alpha.shape[1]
     for name, labels in tracked.maps.items():
-        found = segmentation(true.reshape(1, -1, true.shape[-1]), labels.reshape(1, -1, true.shape[-1]), num_slots)
-        scores |= {f"video_{name.removesuffix('masks')}{score}": value for score, value in found.items()}
+        found = segmentation(
+            true.reshape(1, -1, true.shape[-1]), labels.reshape(1, -1, true.shape[-1]), num_slots
+        )
+        scores |= {
+            f"video_{name.removesuffix('masks')}{score}": value for score, value in found.items()
+        }
     return scores

@@ -18,9 +18,30 @@ from cutslots.train.config import RunConfig, preset
 
 CPU = torch.device("cpu")
 TINY = {
-    "small": ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=6", "batch_size=2"),
-    "paper-clevr": ("image_size=16", "num_slots=3", "encoder.channels=6", "weights.hidden=5", "slots.size=7", "batch_size=2"),
-    "paper-clevrtex": ("image_size=16", "num_slots=3", "stem_channels=5", "encoder.channels=6", "weights.hidden=5", "batch_size=2"),
+    "small": (
+        "encoder.channels=8",
+        "weights.hidden=8",
+        "slots.size=8",
+        "slots.hidden=16",
+        "decoder.channels=6",
+        "batch_size=2",
+    ),
+    "paper-clevr": (
+        "image_size=16",
+        "num_slots=3",
+        "encoder.channels=6",
+        "weights.hidden=5",
+        "slots.size=7",
+        "batch_size=2",
+    ),
+    "paper-clevrtex": (
+        "image_size=16",
+        "num_slots=3",
+        "stem_channels=5",
+        "encoder.channels=6",
+        "weights.hidden=5",
+        "batch_size=2",
+    ),
 }
 
 
@@ -69,7 +90,9 @@ def test_operations_of_the_decoder_are_those_that_torch_counts(name):
         pictures, opacity = decoder(torch.randn(1, 1, config.model.slots.size, requires_grad=True))
         (pictures.sum() + opacity.sum()).backward()
     counted = counter.get_flop_counts()["Global"]
-    assert model.decoder_flops(config) == sum(number for operation, number in counted.items() if "convolution" in str(operation))
+    assert model.decoder_flops(config) == sum(
+        number for operation, number in counted.items() if "convolution" in str(operation)
+    )
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -92,7 +115,9 @@ def test_parts_make_up_a_step_and_change_nothing(plain, tmp_path):
     worker.marks = _steps._Marks(CPU)
     step(worker._to_model(images))
     for name, parameter in worker.model.named_parameters():
-        torch.testing.assert_close(parameter.grad.double(), truth["gradients"][name], atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(
+            parameter.grad.double(), truth["gradients"][name], atol=1e-6, rtol=1e-3
+        )
     order = [name for name, _ in worker.marks.marks if name[0] != "rest"]
     there = [part for part, way in order if way == "forward"]
     assert list(dict.fromkeys(there)) == ["encoder", "weights", "cut", "slots", "decoder"]
@@ -100,7 +125,11 @@ def test_parts_make_up_a_step_and_change_nothing(plain, tmp_path):
     assert list(dict.fromkeys(back)) == ["decoder", "slots", "cut", "weights", "encoder"]
 
 
-@pytest.mark.parametrize("way", [way for way in model.WAYS["cpu"].values() if way.mode is None], ids=lambda way: way.title)
+@pytest.mark.parametrize(
+    "way",
+    [way for way in model.WAYS["cpu"].values() if way.mode is None],
+    ids=lambda way: way.title,
+)
 def test_every_eager_way_takes_the_same_step(way, tmp_path):
     config = tiny("small")
     images, truth = model._truth(config)
@@ -112,11 +141,17 @@ def test_what_fails_has_its_reason_and_the_others_go_on(tmp_path):
     config = tiny("small")
     model._write_images(tmp_path / "set", config)
     images, truth = model._truth(config)
-    ways = {"plain": model.WAYS["cpu"]["plain"], "graph": model.WAYS["cuda"]["graph"], "float32": Way("ours")}
+    ways = {
+        "plain": model.WAYS["cpu"]["plain"],
+        "graph": model.WAYS["cuda"]["graph"],
+        "float32": Way("ours"),
+    }
     arguments = argparse.Namespace(turns=2, steps=1)
     if torch.cuda.is_available():
         pytest.skip("here a graph would be captured")
-    plain, graph, ours = model._measured(ways, config, "cpu", tmp_path / "set", images, truth, arguments)
+    plain, graph, ours = model._measured(
+        ways, config, "cpu", tmp_path / "set", images, truth, arguments
+    )
     assert graph["status"] == "failed"
     assert "CUDA" in graph["reason"] or "cuda" in graph["reason"].lower()
     assert plain["status"] == ours["status"] == "measured"
@@ -125,18 +160,28 @@ def test_what_fails_has_its_reason_and_the_others_go_on(tmp_path):
     assert "parts" in plain
     assert "parts" in ours
     # Wrong numbers are not timed.
-    truth["gradients"]["decoder.layers.0.weight"] = truth["gradients"]["decoder.layers.0.weight"] + 1.0
-    with pytest.raises(InputError, match="the plain model cannot be measured: its gradient is wrong"):
+    truth["gradients"]["decoder.layers.0.weight"] = (
+        truth["gradients"]["decoder.layers.0.weight"] + 1.0
+    )
+    with pytest.raises(
+        InputError, match="the plain model cannot be measured: its gradient is wrong"
+    ):
         model._measured(ways, config, "cpu", tmp_path / "set", images, truth, arguments)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "small-video"}, "for images with cuts there are: paper-clevr, paper-clevrtex, small"),
+        (
+            {"preset": "small-video"},
+            "for images with cuts there are: paper-clevr, paper-clevrtex, small",
+        ),
         ({"batch": 0}, "--batch is 0; give at least 1"),
         ({"turns": 0}, "--turns is 0"),
-        ({"ways": "plain,quick"}, "--ways has 'quick'; on this device there are: plain, plain_kkt, malloc, float32"),
+        (
+            {"ways": "plain,quick"},
+            "--ways has 'quick'; on this device there are: plain, plain_kkt, malloc, float32",
+        ),
     ],
 )
 def test_what_cannot_be_asked_for(changes, message):
@@ -163,7 +208,12 @@ def test_the_command(tmp_path):
         "--turns",
         "2",
     ]
-    done = subprocess.run([*command, "--ways", "float32,bfloat16", "--json", out], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [*command, "--ways", "float32,bfloat16", "--json", out],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert (found["preset"], found["batch"], found["fit"]) == ("small", 2, "float32")
@@ -182,7 +232,14 @@ def test_the_command(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_every_way_of_a_gpu(tmp_path):
-    given = {"preset": "paper-clevr", "device": "cuda", "batch": 4, "steps": 2, "turns": 2, "ways": None}
+    given = {
+        "preset": "paper-clevr",
+        "device": "cuda",
+        "batch": 4,
+        "steps": 2,
+        "turns": 2,
+        "ways": None,
+    }
     found = model.run(argparse.Namespace(**given))
     rows = {row["name"]: row for row in found["ways"]}
     assert set(rows) == set(model.WAYS["cuda"])

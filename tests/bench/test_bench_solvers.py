@@ -18,7 +18,9 @@ from cutslots.qp import Grid
 from cutslots.qp.program import edge_costs
 from cutslots.report import benchmarks
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:cvxpylayers", "ignore::PendingDeprecationWarning:osqp")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:cvxpylayers", "ignore::PendingDeprecationWarning:osqp"
+)
 CPU = torch.device("cpu")
 EXACT = [name for name, method in METHODS.items() if method.tolerance is not None]
 
@@ -48,7 +50,12 @@ def test_errors_see_a_wrong_gradient():
     found = errors(weights, upstream, potentials, gradient)
     assert found["gradient_error"] > 1e-3 > found["potentials_error"]
     assert _cells._verdict({"method": "dct", **found})["status"] == "unequal"
-    assert _cells._verdict({"method": "dct", "potentials_error": float("nan"), "gradient_error": 0.0})["status"] == "unequal"
+    assert (
+        _cells._verdict({"method": "dct", "potentials_error": float("nan"), "gradient_error": 0.0})[
+            "status"
+        ]
+        == "unequal"
+    )
 
 
 def test_the_linear_program_is_the_least_cut():
@@ -56,7 +63,12 @@ def test_the_linear_program_is_the_least_cut():
     weights, _ = inputs(6, 1, CPU)
     solver = _peers.Osqp(6, CPU)
     costs = edge_costs(weights.double().numpy(), Grid(6, 6))[:, 0]
-    exact = linprog(np.concatenate([costs, solver.rest]), A_ub=-solver.A, b_ub=-solver.lower, bounds=(None, None))
+    exact = linprog(
+        np.concatenate([costs, solver.rest]),
+        A_ub=-solver.A,
+        b_ub=-solver.lower,
+        bounds=(None, None),
+    )
     assert _peers.least_cut(costs, Grid(6, 6)) == pytest.approx(exact.fun, rel=1e-5)
     solver.forward(weights)
     found = solver.against_max_flow(weights)
@@ -70,7 +82,9 @@ def test_a_package_that_is_not_there_is_named_with_its_command(monkeypatch):
     cells = Cells(CPU, 10, 10, 1e9)
     cells.measure(["osqp"], 4, [1, 2])
     assert [cell["status"] for cell in cells.done] == ["missing", "missing"]
-    assert cells.done[0]["reason"] == "no_such_package is not installed: pip install 'cutslots[peers]'"
+    assert (
+        cells.done[0]["reason"] == "no_such_package is not installed: pip install 'cutslots[peers]'"
+    )
 
 
 def test_what_would_go_over_a_limit_is_not_run_and_says_why():
@@ -108,7 +122,9 @@ def test_what_takes_too_long_is_stopped_and_stays_stopped():
     assert second["reason"].startswith("stopped at 8 x 8, 1 cuts")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is the system's")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the limit of a process's memory is the system's"
+)
 def test_what_takes_too_much_memory_is_stopped():
     worker = Worker("dct", 256, "cpu", memory=60e6)
     worker.ask("build", 60)

@@ -9,12 +9,24 @@ from cutslots.cli import main
 
 
 @pytest.mark.slow
-def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path / "home"))  # the benchmark takes another, and this takes it back
-    assert main(["bench", "tracking", "--trials", "4", "--json", str(tmp_path / "figures.json")]) == 0
+def test_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(
+        "CUTSLOTS_HOME", str(tmp_path / "home")
+    )  # the benchmark takes another, and this takes it back
+    assert (
+        main(["bench", "tracking", "--trials", "4", "--json", str(tmp_path / "figures.json")]) == 0
+    )
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["trials"] == 4
-    for name in ("children_seconds", "table_seconds", "log_trial_seconds", "step_seconds", "latest_seconds"):
+    for name in (
+        "children_seconds",
+        "table_seconds",
+        "log_trial_seconds",
+        "step_seconds",
+        "latest_seconds",
+    ):
         assert 0 < figures[name] < 10, name
     assert 0 < figures["metrics_call_share"] < 0.2
     assert "4 trials in SQLite" in capsys.readouterr().out

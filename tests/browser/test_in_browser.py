@@ -25,8 +25,13 @@ pytest.importorskip("playwright", reason="no Playwright: pip install playwright"
 
 from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium")]
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: apt-get install chromium"),
+]
 
 DEMO = Path(__file__).parents[2] / "sweeps" / "demo.py"
 SWEEP, EXPERIMENT, SCORE = "demo-smoke", "smoke", "best/ari_fg"
@@ -41,7 +46,10 @@ LISTED = """() => [...document.querySelectorAll('[role=grid] a[href*="/runs/"]')
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """That of commands which share a home."""
-    own = {"CUTSLOTS_HOME": str(tmp_path_factory.mktemp("demo")), "CUTSLOTS_FACTORS": str(tmp_path_factory.mktemp("factors"))}
+    own = {
+        "CUTSLOTS_HOME": str(tmp_path_factory.mktemp("demo")),
+        "CUTSLOTS_FACTORS": str(tmp_path_factory.mktemp("factors")),
+    }
     inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return {**inherited, **own, "OMP_NUM_THREADS": "1"}
 
@@ -50,10 +58,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def home(environment: dict[str, str]) -> Path:
     """The home in which the demo sweep has run, at its smallest."""
     home = Path(environment["CUTSLOTS_HOME"])
-    prepare("scenes", None, home / "data" / "scenes", sources.load("scenes").Options(count=160, size=32))
+    prepare(
+        "scenes", None, home / "data" / "scenes", sources.load("scenes").Options(count=160, size=32)
+    )
     # With two seeds the first setting is two runs, which are never ended early; the third one may be.
     command = [sys.executable, str(DEMO), "--smoke", "--seeds", "1", "2", "--trials", "1"]
-    ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return home
 
@@ -71,13 +83,22 @@ def served(home: Path, environment: dict[str, str]) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "cutslots", "ui", "--port", str(port)]
-    with subprocess.Popen(command, cwd=home, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as server:
+    with subprocess.Popen(
+        command,
+        cwd=home,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as server:
         assert server.stderr is not None
         said = []
         try:
             for line in server.stderr:
                 said.append(line)
-                if found := re.fullmatch(rf"runs of {EXPERIMENT}: (http://127\.0\.0\.1:{port}/\S+)\n", line):
+                if found := re.fullmatch(
+                    rf"runs of {EXPERIMENT}: (http://127\.0\.0\.1:{port}/\S+)\n", line
+                ):
                     yield found[1]
                     return
             raise AssertionError("".join(said))
@@ -107,7 +128,9 @@ def screenshots(kept: Path, record_property: Callable[[str, object], None]) -> P
 def browser() -> Iterator[Browser]:
     """Chromium, without its sandbox and /dev/shm, which it cannot have as root in a container."""
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser = play.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield browser
         browser.close()
 
@@ -121,14 +144,20 @@ def page(browser: Browser) -> Iterator[Page]:
     page.on("request", lambda request: asked.append(request.url))
     yield page
     page.close()
-    elsewhere = [url for url in asked if not re.match(r"http://127\.0\.0\.1:|(blob:http://127\.0\.0\.1:)|file:|data:", url)]
+    elsewhere = [
+        url
+        for url in asked
+        if not re.match(r"http://127\.0\.0\.1:|(blob:http://127\.0\.0\.1:)|file:|data:", url)
+    ]
     assert not elsewhere
 
 
 def listed(page: Page, expected: list[str]) -> list[str]:
     """The ids of the listed runs, from top to bottom, as soon as they are the expected ones, or after waiting for it."""
     with suppress(TimeoutError):
-        page.wait_for_function(f"expected => String(({LISTED})()) === expected", arg=",".join(expected))
+        page.wait_for_function(
+            f"expected => String(({LISTED})()) === expected", arg=",".join(expected)
+        )
     return page.evaluate(LISTED)
 
 
@@ -147,12 +176,16 @@ def parent() -> FoundRun:
     return found
 
 
-def test_the_experiment_lists_parent_and_children(served: str, page: Page, screenshots: Path) -> None:
+def test_the_experiment_lists_parent_and_children(
+    served: str, page: Page, screenshots: Path
+) -> None:
     above = parent()
     assert len(children(above.run_id)) == 3
     page.goto(served)
     assert listed(page, [above.run_id]) == [above.run_id], "the sweep, with its trials folded away"
-    page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=above.name, exact=True)).get_by_role("button").click()
+    page.get_by_role("gridcell").filter(
+        has=page.get_by_role("link", name=above.name, exact=True)
+    ).get_by_role("button").click()
     newest = sorted(children(above.run_id), key=lambda run: run.started, reverse=True)
     expected = [above.run_id, *(run.run_id for run in newest)]
     assert listed(page, expected) == expected
@@ -187,17 +220,25 @@ def test_a_run_shows_its_scores_and_masks(served: str, page: Page, screenshots: 
     page.get_by_text(last, exact=True).click()
     picture = page.get_by_alt_text(f"figures/{last}")
     picture.wait_for()
-    page.wait_for_function("picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle())
-    assert picture.evaluate("picture => [picture.naturalWidth > 500, picture.clientWidth > 300]") == [True, True]
+    page.wait_for_function(
+        "picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle()
+    )
+    assert picture.evaluate(
+        "picture => [picture.naturalWidth > 500, picture.clientWidth > 300]"
+    ) == [True, True]
     page.screenshot(path=screenshots / "mlflow-masks.png")
 
 
 @pytest.fixture(scope="module")
-def report(home: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(
+    home: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The page of the sweep's report."""
     out = tmp_path_factory.mktemp("results")
     command = [sys.executable, "-m", "cutslots", "report", SWEEP, "--out", str(out)]
-    ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert ran.returncode == 0, ran.stderr
     return out / SWEEP / "index.html"
 
@@ -211,7 +252,10 @@ def test_the_report_opens_from_disk(
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("requestfailed", lambda request: wrong.append(request.url))
-    page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith("file:") else None)
+    page.on(
+        "request",
+        lambda request: wrong.append(request.url) if not request.url.startswith("file:") else None,
+    )
     page.set_viewport_size({"width": width, "height": 900})
     page.emulate_media(color_scheme=scheme)
     page.goto(report.as_uri())
@@ -220,13 +264,17 @@ def test_the_report_opens_from_disk(
     assert len(pictures) >= 3
     for picture in pictures:
         picture.scroll_into_view_if_needed()  # it is loaded when it comes into sight
-        page.wait_for_function("picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle())
+        page.wait_for_function(
+            "picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle()
+        )
     configurations = sweep_runs(SWEEP).configurations
     shown = page.locator("table").first.locator("tbody tr").all_inner_texts()
     assert len(shown) == len(configurations)
     for text, configuration in zip(shown, configurations, strict=True):
         assert all(trial.run.tags["signature"] in text for trial in configuration.trials)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables and pictures are wider than the page"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, (
+        "only tables and pictures are wider than the page"
+    )
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=screenshots / f"report-{width}-{scheme}.png", full_page=True)
     assert not wrong

@@ -11,7 +11,10 @@ from cutslots.runlog import Record, find_runs, import_records
 
 def everything() -> dict[str, tuple]:
     found = find_runs("tags.published = 'true'")
-    return {run.run_id: (run.name, run.tags, run.metrics, run.started, run.ended, run.status) for run in found}
+    return {
+        run.run_id: (run.name, run.tags, run.metrics, run.started, run.ended, run.status)
+        for run in found
+    }
 
 
 def test_importing_twice_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,8 +41,14 @@ def test_importing_twice_changes_nothing(capsys: pytest.CaptureFixture[str]) -> 
     assert found.tags["source"] == 'Pervez et al. 2023, Table 1, row "DTI"'
     assert len(client.get_metric_history(found.run_id, "clevrtex_outd/test/ari_fg")) == 1
     # In the search field, published figures stand with ours.
-    best = find_runs('metrics."clevrtex_camo/test/ari_fg" > 0.7', ['metrics."clevrtex_camo/test/ari_fg" DESC'])
-    assert [run.tags["method"] for run in best] == ["Large AKOrN", "min-cut slots (the paper)", "DTI"]
+    best = find_runs(
+        'metrics."clevrtex_camo/test/ari_fg" > 0.7', ['metrics."clevrtex_camo/test/ari_fg" DESC']
+    )
+    assert [run.tags["method"] for run in best] == [
+        "Large AKOrN",
+        "min-cut slots (the paper)",
+        "DTI",
+    ]
 
 
 def test_a_figure_that_was_mended_is_the_newest() -> None:
@@ -65,7 +74,9 @@ def test_into_another_experiment(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["baselines", "import", "--experiment", " "]) == 2
 
 
-def test_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert main(["baselines", "import"]) == 2
     assert "unreachable" in capsys.readouterr().err

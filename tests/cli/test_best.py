@@ -27,7 +27,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         assert main(["prepare", "scenes", "--count", "50", "--size", "32"]) == 0
         for name, gamma in (("low", "0.3"), ("high", "0.7")):
-            assert main(["train", "scenes", "--name", name, "--set", f"cut.gamma={gamma}", *SMALLEST]) == 0
+            assert (
+                main(["train", "scenes", "--name", name, "--set", f"cut.gamma={gamma}", *SMALLEST])
+                == 0
+            )
         assert main(["evaluate", "low", "--data", "scenes"]) == 0
         with RunLog(home / "runs" / "tex", experiment="tex", run_name="[tex]") as log:
             log.tags({"dataset": "clevrtex", "set": "clevrtex", "model": "min_cut_slots"})
@@ -49,8 +52,12 @@ def test_the_leaderboard_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
     for line, run in zip((first, second), order, strict=True):
         assert line.endswith(run.run_id)
         assert line[header.index("ARI-FG") :].startswith(f"{run.metrics['best/ari_fg']:.4f}")
-        assert line[header.index("cut ARI-FG") :].startswith(f"{run.metrics['best/cut_ari_fg']:.4f}")
-        assert line[header.index("settings") :].startswith(f"gamma={run.params['model.cut.gamma']} ")
+        assert line[header.index("cut ARI-FG") :].startswith(
+            f"{run.metrics['best/cut_ari_fg']:.4f}"
+        )
+        assert line[header.index("settings") :].startswith(
+            f"gamma={run.params['model.cut.gamma']} "
+        )
         assert line[header.index("run") :].startswith(run.name)
         assert line[header.index("step") :].startswith("3 ")
     # The name it prints is one that other commands take.
@@ -84,7 +91,17 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["best", "--json", "--limit", "1"]) == 0
     scenes, tex = json.loads(capsys.readouterr().out)
     assert (scenes["dataset"], scenes["num_runs"], len(scenes["entries"])) == ("scenes", 2, 1)
-    assert {"rank", "value", "scores", "model", "settings", "run_id", "name", "step", "seconds"} <= scenes["entries"][0].keys()
+    assert {
+        "rank",
+        "value",
+        "scores",
+        "model",
+        "settings",
+        "run_id",
+        "name",
+        "step",
+        "seconds",
+    } <= scenes["entries"][0].keys()
     assert tex["published"][0]["source"].startswith("Miyato")
 
 
@@ -94,7 +111,9 @@ def test_a_table_on_a_terminal(width: int, made: Path) -> None:
     reader, writer = pty.openpty()
     command = [sys.executable, "-m", "cutslots", "best", "--dataset", "clevrtex"]
     env = {**os.environ, "CUTSLOTS_HOME": str(made), "COLUMNS": str(width), "TERM": "xterm"}
-    pid = os.posix_spawn(sys.executable, command, env, file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1)])
+    pid = os.posix_spawn(
+        sys.executable, command, env, file_actions=[(os.POSIX_SPAWN_DUP2, writer, 1)]
+    )
     os.close(writer)
     printed = b""
     while True:

@@ -21,7 +21,13 @@ from cutslots.train.observer import Start
 from cutslots.train.terminal import Terminal
 from cutslots.train.tiles import tiles_scores
 
-TINY = ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=8")
+TINY = (
+    "encoder.channels=8",
+    "weights.hidden=8",
+    "slots.size=8",
+    "slots.hidden=16",
+    "decoder.channels=8",
+)
 MATERIALS = ("brick", "moss")
 
 
@@ -47,7 +53,9 @@ def write_outd(folder: Path, count: int) -> Path:
             yield "test", Scene(f"outd_{number}", image, mask, objects)
         return count
 
-    shards.write(read, folder, shards.Info("clevrtex", {"images": count}, settings, {"test": (0, count)}))
+    shards.write(
+        read, folder, shards.Info("clevrtex", {"images": count}, settings, {"test": (0, count)})
+    )
     return folder
 
 
@@ -56,8 +64,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared sets: `plain`, `textured` and `others` (scenes, 5 test images; the last without a test split), and `outd`."""
     folder, source = tmp_path_factory.mktemp("sets"), sources.load("scenes")
     prepare("scenes", None, folder / "plain", source.Options(count=50, size=32))
-    prepare("scenes", None, folder / "textured", source.Options(count=50, size=32, style="textured"))
-    prepare("scenes", None, folder / "others", source.Options(count=10, size=32, seed=1), splits={"val": (0, 2), "train": (2, 4)})
+    prepare(
+        "scenes", None, folder / "textured", source.Options(count=50, size=32, style="textured")
+    )
+    prepare(
+        "scenes",
+        None,
+        folder / "others",
+        source.Options(count=10, size=32, seed=1),
+        splits={"val": (0, 2), "train": (2, 4)},
+    )
     prepare("scenes", None, folder / "odd", source.Options(count=10, size=48))
     write_outd(folder / "outd", 7)
     return folder
@@ -84,7 +100,9 @@ def cells(table: str, first: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_several_sets_in_one_table(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_sets_in_one_table(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A run scored on a folder, on a set known by its name, and on one of twice the model's size; all of it in MLflow too."""
     from mlflow import MlflowClient
 
@@ -92,9 +110,17 @@ def test_several_sets_in_one_table(made: Path, tmp_path: Path, capsys: pytest.Ca
 
     config, state = built()
     run = home() / "runs" / "tiny"
-    stored = {"config": to_json(config), "model": state, "step": 3, "signature": "0123456789ab", "data_digest": "ba9876543210"}
+    stored = {
+        "config": to_json(config),
+        "model": state,
+        "step": 3,
+        "signature": "0123456789ab",
+        "data_digest": "ba9876543210",
+    }
     checkpoint.save(run / "checkpoints" / checkpoint.BEST, stored, 1)
-    write_text(run / "run.json", json.dumps({"source": "scenes", "data": "nowhere", "experiment": "sets"}))
+    write_text(
+        run / "run.json", json.dumps({"source": "scenes", "data": "nowhere", "experiment": "sets"})
+    )
     shutil.copytree(made / "textured", home() / "data" / "textured")
 
     sets = ["--data", made / "plain", "--data", "textured", "--data", made / "outd"]
@@ -110,7 +136,9 @@ def test_several_sets_in_one_table(made: Path, tmp_path: Path, capsys: pytest.Ca
     for each, folder in zip(found["sets"], ("plain", "textured", "outd"), strict=True):
         batches = Batches(made / folder, "test", 3, shuffle=False, drop_last=False)
         scores = each["scores"]
-        assert scores == pytest.approx(evaluate(model, batches, torch.device("cpu"))[0], abs=2e-3), "other batches, other rounding"
+        assert scores == pytest.approx(
+            evaluate(model, batches, torch.device("cpu"))[0], abs=2e-3
+        ), "other batches, other rounding"
         assert cells(table, each["name"]) == [
             each["name"],
             "test",
@@ -126,8 +154,20 @@ def test_several_sets_in_one_table(made: Path, tmp_path: Path, capsys: pytest.Ca
         assert f"- {each['name']}: digest {batches.manifest.digest}, " in table
         assert (tmp_path / f"masks-{each['name']}.png").is_file()
 
-    assert "Model tiny: signature 0123456789ab, step 3, trained on scenes, cutslots commit " in table
-    assert cells(table, "published: clevrtex_outd")[1:] == ["test", "", "0.726", "", "0.38", "577", "", "", ""]
+    assert (
+        "Model tiny: signature 0123456789ab, step 3, trained on scenes, cutslots commit " in table
+    )
+    assert cells(table, "published: clevrtex_outd")[1:] == [
+        "test",
+        "",
+        "0.726",
+        "",
+        "0.38",
+        "577",
+        "",
+        "",
+        "",
+    ]
     reasons = found["sets"][2]["published"]["not_comparable"]
     assert reasons == [
         "scored at 32 x 32, published at 128 x 128",
@@ -142,35 +182,61 @@ def test_several_sets_in_one_table(made: Path, tmp_path: Path, capsys: pytest.Ca
     by = [each["by"] for each in found["sets"]]
     assert [list(each) for each in by] == [["material", "color"], ["material"], ["material"]]
     assert "Its metadata have no color." in table
-    assert {name: group["num_objects"] for name, group in by[2]["material"].items()} == dict.fromkeys(MATERIALS, 7)
+    assert {
+        name: group["num_objects"] for name, group in by[2]["material"].items()
+    } == dict.fromkeys(MATERIALS, 7)
     assert found["sets"][2]["objects"]["num_objects"] == 14
-    assert cells(table, "moss") == ["moss", "7", *(f"{by[2]['material']['moss'][name]:.4f}" for name in ("iou", "cut_iou"))]
+    assert cells(table, "moss") == [
+        "moss",
+        "7",
+        *(f"{by[2]['material']['moss'][name]:.4f}" for name in ("iou", "cut_iou")),
+    ]
 
     client = MlflowClient(default_uri())
     experiment = client.get_experiment_by_name("sets")
     assert experiment is not None
     (logged,) = client.search_runs([experiment.experiment_id])
     for each in found["sets"]:
-        assert logged.data.metrics[f"{each['name']}/test/ari_fg"] == pytest.approx(each["scores"]["ari_fg"])
+        assert logged.data.metrics[f"{each['name']}/test/ari_fg"] == pytest.approx(
+            each["scores"]["ari_fg"]
+        )
 
 
-def test_a_run_knows_the_set_it_was_trained_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_knows_the_set_it_was_trained_on(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained and scored on one variant, while the published row's model was trained on the full set."""
     monkeypatch.setattr("cutslots.launch.local.DELIVERY_SECONDS", 0)
     config, state = built()
-    tracking = Tracking(config, made / "outd", tmp_path / "run", "sets", Terminal(live=False), system_metrics=False)
+    tracking = Tracking(
+        config, made / "outd", tmp_path / "run", "sets", Terminal(live=False), system_metrics=False
+    )
     tracking.started(Start(0, 1, 1, "cpu", "float32"))
     tracking.close("KILLED")
-    stored = {"config": to_json(config), "model": state, "step": 1, "signature": "0123456789ab", "data_digest": "ba9876543210"}
+    stored = {
+        "config": to_json(config),
+        "model": state,
+        "step": 1,
+        "signature": "0123456789ab",
+        "data_digest": "ba9876543210",
+    }
     checkpoint.save(tmp_path / "run" / "checkpoints" / checkpoint.BEST, stored, 1)
     found, table = evaluated(tmp_path, tmp_path / "run", "--data", made / "outd", "--images", "2")
     assert "trained on clevrtex_outd, cutslots commit" in table
-    assert found["sets"][0]["published"]["not_comparable"][-1] == "the model was trained on clevrtex_outd"
+    assert (
+        found["sets"][0]["published"]["not_comparable"][-1]
+        == "the model was trained on clevrtex_outd"
+    )
 
 
 def test_the_split_that_is_there(made: Path, exported: Path, tmp_path: Path) -> None:
-    found, table = evaluated(tmp_path, exported, "--data", made / "others", "--data", made / "plain", "--images", "2")
-    assert [(each["split"], each["scores"]["num_images"]) for each in found["sets"]] == [("val", 2), ("test", 2)]
+    found, table = evaluated(
+        tmp_path, exported, "--data", made / "others", "--data", made / "plain", "--images", "2"
+    )
+    assert [(each["split"], each["scores"]["num_images"]) for each in found["sets"]] == [
+        ("val", 2),
+        ("test", 2),
+    ]
     assert "It has no test split; val is the only one for evaluation." in table
     assert "The first 2 of its 5 images." in table
     # Both are scenes of the plain style; their digests tell them apart.
@@ -193,16 +259,30 @@ def test_the_split_that_is_there(made: Path, exported: Path, tmp_path: Path) -> 
             ["--data", "{made}/plain", "--data", "{made}/outd", "--split", "val"],
             "{made}/outd: there is no split 'val'. It has: test",
         ),
-        (["--data", "{made}/plain", "--data", "{made}/odd"], "{made}/odd: the images are 48 x 48 and the model takes 32 x 32"),
+        (
+            ["--data", "{made}/plain", "--data", "{made}/odd"],
+            "{made}/odd: the images are 48 x 48 and the model takes 32 x 32",
+        ),
         (["--data", "{made}/plain", "--data", "{made}/plain"], "--data names scenes, digest "),
         (["--data", "{made}/plain", "--data", "plane"], "data folder plane does not exist"),
         (["--data", "{made}/plain", "--images", "0"], "--images is 0; give at least 1"),
     ],
 )
 def test_refused_before_anything_is_scored(
-    arguments: list[str], message: str, made: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    made: Path,
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wanted = ["evaluate", str(exported), *(argument.format(made=made) for argument in arguments), "--json", str(tmp_path / "out")]
+    wanted = [
+        "evaluate",
+        str(exported),
+        *(argument.format(made=made) for argument in arguments),
+        "--json",
+        str(tmp_path / "out"),
+    ]
     assert main(wanted) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {message.format(made=made)}")
@@ -221,8 +301,12 @@ def test_clips_beside_images(made: Path, exported: Path, tmp_path: Path) -> None
         return 2
 
     shards.write(read, tmp_path / "clips", shards.Info("movi_a", {}, {}, {"val": (0, 2)}))
-    found, table = evaluated(tmp_path, exported, "--data", tmp_path / "clips", "--data", made / "plain", "--by", "shape")
-    assert [(each["name"], each["scores"]["num_images"], list(each["by"])) for each in found["sets"]] == [
+    found, table = evaluated(
+        tmp_path, exported, "--data", tmp_path / "clips", "--data", made / "plain", "--by", "shape"
+    )
+    assert [
+        (each["name"], each["scores"]["num_images"], list(each["by"])) for each in found["sets"]
+    ] == [
         ("movi_a", 6, []),
         ("scenes", 5, ["shape"]),
     ]
@@ -232,8 +316,19 @@ def test_clips_beside_images(made: Path, exported: Path, tmp_path: Path) -> None
     assert cells(table, "scenes")[10] == ""
 
 
-def test_no_split_to_choose_by_itself(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_split_to_choose_by_itself(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = sources.load("scenes").Options(count=10, size=32)
-    prepare("scenes", None, tmp_path / "two", settings, splits={"val": (0, 2), "held_out": (2, 4), "train": (4, 5)})
+    prepare(
+        "scenes",
+        None,
+        tmp_path / "two",
+        settings,
+        splits={"val": (0, 2), "held_out": (2, 4), "train": (4, 5)},
+    )
     assert main(["evaluate", str(exported), "--data", str(tmp_path / "two")]) == 2
-    assert "there is no split 'test'. Choose with --split one of: val, held_out, train." in capsys.readouterr().err
+    assert (
+        "there is no split 'test'. Choose with --split one of: val, held_out, train."
+        in capsys.readouterr().err
+    )

@@ -51,7 +51,10 @@ def test_a_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["export", "first", str(out)]) == 0
     assert "loaded back, it gives the same masks" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == FILES
-    expected, found = predict(load_model(home() / "runs" / "first"), IMAGES), predict(load_model(out), IMAGES)
+    expected, found = (
+        predict(load_model(home() / "runs" / "first"), IMAGES),
+        predict(load_model(out), IMAGES),
+    )
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
     # What is known goes along: into the card, and into a second export.
@@ -59,7 +62,12 @@ def test_a_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert {name: exported[name] for name in known} == known
     assert exported["weights"] == weights_digest(load_model(out))
     card = (out / "README.md").read_text()
-    for text in (known["signature"], known["data_digest"], known["commit"], "| trained on | scenes |"):
+    for text in (
+        known["signature"],
+        known["data_digest"],
+        known["commit"],
+        "| trained on | scenes |",
+    ):
         assert text in card
     test = known["scores"]["scenes test"]
     assert re.search(rf"\| scenes test \| 5 \| {test['ari_fg']:.4f} \|", card)
@@ -72,15 +80,23 @@ def test_every_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = tmp_path / "out"
     assert main(["export", "models:/cutslots-scenes@champion", str(out)]) == 0
     Image.fromarray(IMAGES[0]).save(tmp_path / "picture.png")
-    assert main(["predict", str(out), str(tmp_path / "picture.png"), "--out", str(tmp_path / "masks")]) == 0
+    assert (
+        main(["predict", str(out), str(tmp_path / "picture.png"), "--out", str(tmp_path / "masks")])
+        == 0
+    )
     listed = json.loads((tmp_path / "masks" / "predictions.json").read_text())
     (run,) = find_runs()
     assert listed["model"]["signature"] == run.tags["signature"]
     capsys.readouterr()
     assert main(["evaluate", str(out), "--data", "scenes"]) == 0
-    assert f"signature {run.tags['signature']}, step 3, trained on scenes" in capsys.readouterr().out
+    assert (
+        f"signature {run.tags['signature']}, step 3, trained on scenes" in capsys.readouterr().out
+    )
     # The weights are the same whatever the model is called.
-    assert main(["predict", "first", str(tmp_path / "picture.png"), "--out", str(tmp_path / "masks")]) == 0
+    assert (
+        main(["predict", "first", str(tmp_path / "picture.png"), "--out", str(tmp_path / "masks")])
+        == 0
+    )
     assert "0 pictures predicted, 1 were there already" in capsys.readouterr().out
 
 
@@ -93,14 +109,26 @@ def test_a_program(made: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "so does model.pt2, which takes any number of images a call" in done.stdout
     assert done.stderr == ""
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.pt2", "weights.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.pt2",
+        "weights.safetensors",
+    ]
     # The card's own words load it.
     block = (out / "README.md").read_text().split("```python\n")[2].partition("```")[0]
     np.save(tmp_path / "images.npy", IMAGES)
     code = f"import numpy\nimages = __import__('torch').from_numpy(numpy.load('images.npy'))\n{block}\n"
     code += "numpy.save('masks.npy', found['masks'].numpy())\n"
-    subprocess.run([sys.executable, "-c", code.replace("THIS_FOLDER", "out")], cwd=tmp_path, check=True, timeout=120)
-    assert (np.load(tmp_path / "masks.npy") == predict(load_model(out), IMAGES)["masks"]).mean() > 0.999
+    subprocess.run(
+        [sys.executable, "-c", code.replace("THIS_FOLDER", "out")],
+        cwd=tmp_path,
+        check=True,
+        timeout=120,
+    )
+    assert (
+        np.load(tmp_path / "masks.npy") == predict(load_model(out), IMAGES)["masks"]
+    ).mean() > 0.999
 
 
 def test_where_a_program_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +142,9 @@ def test_where_a_program_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFix
     save_model(config.model.build().state_dict(), config, tmp_path / "video")
     out = tmp_path / "out"
     assert main(["export", str(tmp_path / "video"), str(out), "--torch"]) == 1
-    assert capsys.readouterr().err.startswith("model.pt2 is left out: a model of video follows its slots through a clip")
+    assert capsys.readouterr().err.startswith(
+        "model.pt2 is left out: a model of video follows its slots through a clip"
+    )
     assert sorted(path.name for path in out.iterdir()) == FILES, "all but the program is there"
     assert "model.pt2" not in (out / "README.md").read_text()
 
@@ -142,7 +172,9 @@ def test_only_an_export_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["export", "first", str(tmp_path / "empty")]) == 0
 
 
-def test_what_fails_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_leaves_the_earlier_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     assert main(["export", "first", str(out)]) == 0
     shutil.copytree(out, tmp_path / "copy")

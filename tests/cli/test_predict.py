@@ -22,7 +22,13 @@ from cutslots.train import load_model, predict
 from cutslots.train.config import preset
 from cutslots.train.export import save_model
 
-TINY = ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=8")
+TINY = (
+    "encoder.channels=8",
+    "weights.hidden=8",
+    "slots.size=8",
+    "slots.hidden=16",
+    "decoder.channels=8",
+)
 
 
 def saved(folder: Path, name: str = "small", seed: int = 0) -> Path:
@@ -41,7 +47,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def noise(path: Path, width: int, height: int, seed: int = 0, **how: Any) -> np.ndarray:
     """Writes a picture of random blocks, and gives its pixels."""
-    small = np.random.default_rng(seed).integers(0, 256, (max(1, height // 8), max(1, width // 8), 3), np.uint8)
+    small = np.random.default_rng(seed).integers(
+        0, 256, (max(1, height // 8), max(1, width // 8), 3), np.uint8
+    )
     image = Image.fromarray(small).resize((width, height), Image.Resampling.NEAREST)
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **how)
@@ -49,7 +57,9 @@ def noise(path: Path, width: int, height: int, seed: int = 0, **how: Any) -> np.
 
 
 def listed(out: Path) -> dict[str, dict[str, Any]]:
-    return {each["name"]: each for each in json.loads((out / "predictions.json").read_text())["images"]}
+    return {
+        each["name"]: each for each in json.loads((out / "predictions.json").read_text())["images"]
+    }
 
 
 def mask(out: Path, name: str) -> np.ndarray:
@@ -58,9 +68,13 @@ def mask(out: Path, name: str) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_a_picture_of_the_models_size_is_what_the_model_sees(model: Path, tmp_path: Path, capsys) -> None:
+def test_a_picture_of_the_models_size_is_what_the_model_sees(
+    model: Path, tmp_path: Path, capsys
+) -> None:
     pixels = noise(tmp_path / "in.png", 32, 32)
-    assert main(["predict", str(model), str(tmp_path / "in.png"), "--out", str(tmp_path / "out")]) == 0
+    assert (
+        main(["predict", str(model), str(tmp_path / "in.png"), "--out", str(tmp_path / "out")]) == 0
+    )
     assert capsys.readouterr().out == f"1 picture predicted: {tmp_path / 'out'}\n"
     truth = predict(load_model(model), pixels[None])
     np.testing.assert_array_equal(mask(tmp_path / "out", "in"), truth["masks"][0])
@@ -97,8 +111,22 @@ def test_every_kind_of_picture(model: Path, tmp_path: Path) -> None:
     (pictures / ".hidden.png").write_text("not a picture either")
     out = pictures / "out"  # among the pictures, and still not one of them
     for _ in range(2):
-        assert main(["predict", str(model), str(pictures), "--out", str(out), "--batch-size", "3"]) == 0
-    names = {"wide", "deep/er/tall", "tiny", "rgb", "grey", "grey16", "two", "palette", "cmyk", "clear"}
+        assert (
+            main(["predict", str(model), str(pictures), "--out", str(out), "--batch-size", "3"])
+            == 0
+        )
+    names = {
+        "wide",
+        "deep/er/tall",
+        "tiny",
+        "rgb",
+        "grey",
+        "grey16",
+        "two",
+        "palette",
+        "cmyk",
+        "clear",
+    }
     assert set(listed(out)) == names
     for name in names:
         assert mask(out, name).shape == (32, 32)
@@ -106,7 +134,9 @@ def test_every_kind_of_picture(model: Path, tmp_path: Path) -> None:
     assert listed(out)["wide"]["square"] == [128, 0, 192, 64]
     assert listed(out)["deep/er/tall"]["square"] == [0, 141, 50, 191]
     np.testing.assert_array_equal(mask(out, "grey16"), mask(out, "grey"))
-    middle = np.asarray(Image.fromarray(wide[:, 128:192]).resize((32, 32), Image.Resampling.BILINEAR))
+    middle = np.asarray(
+        Image.fromarray(wide[:, 128:192]).resize((32, 32), Image.Resampling.BILINEAR)
+    )
     seen = _pictures.load(_pictures.Picture(pictures / "wide.PNG", "wide"), 32, 256)
     np.testing.assert_array_equal(seen.pixels, middle)
     truth = predict(load_model(model), middle[None])["masks"][0]
@@ -118,7 +148,9 @@ def test_every_kind_of_picture(model: Path, tmp_path: Path) -> None:
 def test_a_camera_held_upright(tmp_path: Path) -> None:
     turned = tmp_path / "turned.jpg"
     pixels = np.zeros((64, 96, 3), np.uint8)
-    pixels[:, :48] = 255  # what the sensor saw on the left is below in the picture that a person sees
+    pixels[:, :48] = (
+        255  # what the sensor saw on the left is below in the picture that a person sees
+    )
     exif = Image.Exif()
     exif[_pictures.ORIENTATION] = 8
     Image.fromarray(pixels).save(turned, exif=exif, quality=95)
@@ -192,7 +224,10 @@ def test_a_model_of_video_sees_clips(tmp_path: Path) -> None:
     """Each folder is a clip; frame 10 comes after frame 9."""
     video = saved(tmp_path / "video", "small-video")
     clips = {
-        clip: [noise(tmp_path / "in" / clip / f"frame_{number}.png", 32, 32, seed + number) for number in range(8, 12)]
+        clip: [
+            noise(tmp_path / "in" / clip / f"frame_{number}.png", 32, 32, seed + number)
+            for number in range(8, 12)
+        ]
         for clip, seed in (("a", 0), ("b", 50))
     }
     out = tmp_path / "out"
@@ -242,21 +277,47 @@ def bomb(folder: Path) -> None:
     ("make", "images", "message"),
     [
         (damaged, "broken.jpg", "broken.jpg is not a readable PNG or JPEG image (Truncated"),
-        (text, "text.png", "text.png is not a readable PNG or JPEG image (cannot identify image file"),
+        (
+            text,
+            "text.png",
+            "text.png is not a readable PNG or JPEG image (cannot identify image file",
+        ),
         (gif, "moving.png", "moving.png is a GIF image. Give PNG or JPEG."),
         (empty, "in", "in has no PNG or JPEG images in it"),
         (twins, "in", "would both be written as x.png"),
-        (bomb, "huge.png", "huge.png is not a readable PNG or JPEG image (Image size (400000000 pixels) exceeds limit"),
-        (empty, "nothing.png", "nothing.png does not exist. Give PNG or JPEG files, or folders of them."),
+        (
+            bomb,
+            "huge.png",
+            "huge.png is not a readable PNG or JPEG image (Image size (400000000 pixels) exceeds limit",
+        ),
+        (
+            empty,
+            "nothing.png",
+            "nothing.png does not exist. Give PNG or JPEG files, or folders of them.",
+        ),
         (empty, "out", "out is also a folder of pictures"),
     ],
 )
-def test_refused_by_name(make, images: str, message: str, model: Path, tmp_path: Path, capsys) -> None:
+def test_refused_by_name(
+    make, images: str, message: str, model: Path, tmp_path: Path, capsys
+) -> None:
     make(tmp_path)
     (tmp_path / "out").mkdir()
     good = tmp_path / "good.png"
     noise(good, 8, 8)
-    assert main(["predict", str(model), str(good), str(tmp_path / images), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            [
+                "predict",
+                str(model),
+                str(good),
+                str(tmp_path / images),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -275,11 +336,16 @@ def test_refused_for_the_folder_of_results(model: Path, tmp_path: Path, capsys) 
     assert "has predictions of another model" in capsys.readouterr().err
     assert main(["predict", str(another), *command, "--overwrite"]) == 0
     shutil.copytree(another, tmp_path / "same")
-    assert main(["predict", str(tmp_path / "same"), *command]) == 0, "the weights say which model it is"
+    assert main(["predict", str(tmp_path / "same"), *command]) == 0, (
+        "the weights say which model it is"
+    )
     (out / "predictions.json").write_text("[]")
     assert main(["predict", str(model), *command]) == 2
     assert "is no list of predictions" in capsys.readouterr().err
-    assert main(["predict", str(model), str(tmp_path / "in.png"), "--out", str(tmp_path / "in.png")]) == 2
+    assert (
+        main(["predict", str(model), str(tmp_path / "in.png"), "--out", str(tmp_path / "in.png")])
+        == 2
+    )
     assert "is a file. Give a folder" in capsys.readouterr().err
 
 
@@ -300,7 +366,20 @@ def test_results_are_seen_whole_or_not_at_all(model: Path, tmp_path: Path) -> No
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        assert main(["predict", str(model), str(tmp_path / "in"), "--out", str(out), "--batch-size", "4"]) == 0
+        assert (
+            main(
+                [
+                    "predict",
+                    str(model),
+                    str(tmp_path / "in"),
+                    "--out",
+                    str(out),
+                    "--batch-size",
+                    "4",
+                ]
+            )
+            == 0
+        )
     finally:
         stop.set()
         thread.join()
@@ -310,7 +389,9 @@ def test_results_are_seen_whole_or_not_at_all(model: Path, tmp_path: Path) -> No
 def test_the_same_file_twice_is_one_picture(tmp_path: Path) -> None:
     noise(tmp_path / "a" / "x.png", 8, 8)
     os.symlink(tmp_path / "a", tmp_path / "b")
-    found = _pictures.find([str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png")], tmp_path / "out")
+    found = _pictures.find(
+        [str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png")], tmp_path / "out"
+    )
     assert [picture.name for picture in found.pictures] == ["x"]
     noise(tmp_path / "c" / "x.png", 8, 8)
     with pytest.raises(InputError, match="Rename one of them"):

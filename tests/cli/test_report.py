@@ -14,14 +14,30 @@ def sweep(folder: Path, name: str) -> None:
         above.params({"dataset": "scenes", "objective": "mse"})
         above.tags({"kind": "sweep", "sweep": name, "state": "finished"})
         above.close("FINISHED", 60)
-    with RunLog(folder / f"{name}-0", experiment="e", run_name=f"{name}-0", parent_run_id=above.run_id, gather=0.02) as log:
+    with RunLog(
+        folder / f"{name}-0",
+        experiment="e",
+        run_name=f"{name}-0",
+        parent_run_id=above.run_id,
+        gather=0.02,
+    ) as log:
         log.params({"train.seed": 0})
-        log.tags({"sweep": name, f"sweep.{name}": 0, "state": "finished", "signature": "0123456789ab", "commit": "c" * 40})
+        log.tags(
+            {
+                "sweep": name,
+                f"sweep.{name}": 0,
+                "state": "finished",
+                "signature": "0123456789ab",
+                "commit": "c" * 40,
+            }
+        )
         log.metrics(5, {"val/mse": 20.0, "best/mse": 20.0, "best/step": 5})
         log.close("FINISHED", 60)
 
 
-def test_all_sweeps_or_those_that_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_sweeps_or_those_that_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("one", "two"):
         sweep(tmp_path / "runs", name)
     with RunLog(tmp_path / "runs" / "bare", experiment="e", run_name="bare", gather=0.02) as log:
@@ -41,13 +57,18 @@ def test_all_sweeps_or_those_that_are_named(tmp_path: Path, capsys: pytest.Captu
         assert path.read_bytes() == (tmp_path / "all" / "two" / path.name).read_bytes()
 
     assert main(["report", "three"]) == 2
-    assert capsys.readouterr().err == "error: no sweep 'three' in the tracking store. Known: bare, one, two.\n"
+    assert (
+        capsys.readouterr().err
+        == "error: no sweep 'three' in the tracking store. Known: bare, one, two.\n"
+    )
     (tmp_path / "file").write_text("")
     assert main(["report", "one", "--out", str(tmp_path / "file")]) == 2
     assert "is a file. Give a folder." in capsys.readouterr().err
 
 
-def test_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["report"]) == 2
     assert "the tracking store has no sweeps yet" in capsys.readouterr().err

@@ -32,7 +32,9 @@ def test_data_may_be_the_name_of_a_set(plain: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("assignment", ["cut.reach=3", "image_size=31"])
-def test_a_refused_run_is_not_announced(assignment: str, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_run_is_not_announced(
+    assignment: str, plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", "scenes", "--data", "plain", "--set", assignment]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -48,10 +50,32 @@ def test_a_name_is_that_of_a_folder(plain: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_trained_and_says_how_to_go_on(plain: Path) -> None:
-    arguments = ["train", "scenes", "--data", str(plain), "--set", "batch_size=4", "--steps", "100000", "--name", "a run"]
-    command = [sys.executable, "-m", "cutslots", *arguments, "--set", "log_every=1", "--set", "train.eval_every=100000"]
+    arguments = [
+        "train",
+        "scenes",
+        "--data",
+        str(plain),
+        "--set",
+        "batch_size=4",
+        "--steps",
+        "100000",
+        "--name",
+        "a run",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "cutslots",
+        *arguments,
+        "--set",
+        "log_every=1",
+        "--set",
+        "train.eval_every=100000",
+    ]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": (home() / "store").as_uri()}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
     assert process.stderr
     for line in process.stderr:
         if line.startswith("step "):
@@ -65,16 +89,26 @@ def test_ctrl_c_keeps_what_was_trained_and_says_how_to_go_on(plain: Path) -> Non
     state = checkpoint.newest(home() / "runs" / "a run" / "checkpoints")
     assert state
     assert state["step"] == int(stopped[1]) > 0
-    assert said.splitlines()[-2:] == ["go on: cutslots train scenes --resume 'a run'", "interrupted"]
+    assert said.splitlines()[-2:] == [
+        "go on: cutslots train scenes --resume 'a run'",
+        "interrupted",
+    ]
     assert main(["train", "scenes", "--resume", "a run", "--steps", str(int(stopped[1]) + 1)]) == 0
 
 
-def test_the_score_that_chose_the_best_is_printed(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_score_that_chose_the_best_is_printed(
+    plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = options.override(preset("small"), "best_metric=miou")
     best = {"ari_fg": 0.75, "miou": 0.5, "mse": 12.0, "step": 500.0}
     state = {"step": config.train.steps, "best": best, "data_digest": Manifest.load(plain).digest}
     run = home() / "runs" / "done"
     checkpoint.save(checkpoint.path_of(run / "checkpoints", config.train.steps), state, 1)
     write_text(run / "config.json", to_json(config))
-    assert main(["train", "scenes", "--data", str(plain), "--name", "done", "--set", "best_metric=miou"]) == 0
+    assert (
+        main(
+            ["train", "scenes", "--data", str(plain), "--name", "done", "--set", "best_metric=miou"]
+        )
+        == 0
+    )
     assert "best miou 0.5000 at step 500 of 2000\n" in capsys.readouterr().out

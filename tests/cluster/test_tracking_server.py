@@ -147,14 +147,24 @@ def test_only_http_with_a_port_can_be_served(machine, monkeypatch, uri):
 
 
 def call(action: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, action], capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        [sys.executable, SCRIPT, action], capture_output=True, text=True, timeout=240
+    )
 
 
 def status(url: str, path: str, host: str | None = None, origin: str | None = None) -> int:
-    headers = {"Content-Type": "application/json"} | ({"Host": host} if host else {}) | ({"Origin": origin} if origin else {})
+    headers = (
+        {"Content-Type": "application/json"}
+        | ({"Host": host} if host else {})
+        | ({"Origin": origin} if origin else {})
+    )
     request = urllib.request.Request(f"{url}{path}", data=b'{"max_results": 1}', headers=headers)
     try:
-        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).status
+        return (
+            urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            .open(request, timeout=30)
+            .status
+        )
     except urllib.error.HTTPError as error:
         return error.code
 
@@ -167,23 +177,31 @@ def test_a_server_lives_dies_and_moves(machine, tmp_path, monkeypatch):
     monkeypatch.setenv("CUTSLOTS_TRACKING_NAMES", "head.cluster")
     try:
         assert call("start").returncode == 0
-        assert call("start").stdout.startswith(f"tracking server: {first.url}")  # once more: nothing happens
+        assert call("start").stdout.startswith(
+            f"tracking server: {first.url}"
+        )  # once more: nothing happens
 
         # Who may ask, and from which pages.
         search, name = "/api/2.0/mlflow/experiments/search", f"head.cluster:{first.port}"
         assert status(first.url, search) == 200
-        assert status(first.url, search, host="localhost:9999", origin="http://localhost:9999") == 200
+        assert (
+            status(first.url, search, host="localhost:9999", origin="http://localhost:9999") == 200
+        )
         assert status(first.url, search, host=name, origin=f"http://{name}") == 200
         assert status(first.url, search, host="evil.example:80") == 403
         assert status(first.url, search, origin="http://evil.example") == 403
-        listening = [tuple(each.laddr) for each in psutil.net_connections("tcp") if each.status == "LISTEN"]
+        listening = [
+            tuple(each.laddr) for each in psutil.net_connections("tcp") if each.status == "LISTEN"
+        ]
         assert [place for place in listening if first.port in place] == [("127.0.0.1", first.port)]
 
         # Artifacts go through the server to the shared folder.
         client = MlflowClient(first.url)
         run = client.create_run(client.create_experiment("sweep"))
         client.log_text(run.info.run_id, "hello", "note.txt")
-        assert [path.read_text() for path in (tmp_path / "shared" / "artifacts").rglob("note.txt")] == ["hello"]
+        assert [
+            path.read_text() for path in (tmp_path / "shared" / "artifacts").rglob("note.txt")
+        ] == ["hello"]
 
         # A dead MLflow is started again.
         keeper = int((first.local / "pid").read_text())
@@ -232,7 +250,9 @@ def alive(places) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and str(places.local) in " ".join([process.cwd(), *process.cmdline()]):
+            if process.status() != psutil.STATUS_ZOMBIE and str(places.local) in " ".join(
+                [process.cwd(), *process.cmdline()]
+            ):
                 found.append(process)
         except psutil.Error:
             pass

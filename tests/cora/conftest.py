@@ -13,12 +13,16 @@ def graph(papers: int = 64, words: int = 30) -> tuple[np.ndarray, np.ndarray]:
     """Papers of 8 topics, each with its own words; most citations stay within a topic."""
     generator = np.random.default_rng(0)
     topic = np.arange(papers) % 8
-    has = generator.random((papers, words)) < np.where(np.arange(words)[None] % 8 == topic[:, None], 0.6, 0.05)
+    has = generator.random((papers, words)) < np.where(
+        np.arange(words)[None] % 8 == topic[:, None], 0.6, 0.05
+    )
     close = generator.random((papers, papers)) < np.where(topic[:, None] == topic[None], 0.5, 0.02)
     return has, np.argwhere(np.triu(close, 1))
 
 
-def write_arrays(folder: Path, words: np.ndarray, edges: np.ndarray, /, **changed: np.ndarray) -> Path:
+def write_arrays(
+    folder: Path, words: np.ndarray, edges: np.ndarray, /, **changed: np.ndarray
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     fields = {
         "feature_indices": words.nonzero()[1].astype(np.int16),
@@ -32,7 +36,10 @@ def write_arrays(folder: Path, words: np.ndarray, edges: np.ndarray, /, **change
 
 def write_texts(folder: Path, words: np.ndarray, edges: np.ndarray) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"p{paper}\t" + "\t".join(map(str, row.astype(int))) + "\tTopic" for paper, row in enumerate(words)]
+    lines = [
+        f"p{paper}\t" + "\t".join(map(str, row.astype(int))) + "\tTopic"
+        for paper, row in enumerate(words)
+    ]
     (folder / "cora.content").write_text("\n".join(lines) + "\n")
     # Both directions of one citation and a paper that cites itself, as the public file has them.
     cites = [f"p{v}\tp{u}" for u, v in edges] + [f"p{edges[0, 0]}\tp{edges[0, 1]}", "p0\tp0"]

@@ -36,7 +36,12 @@ def test_instances_hold_the_graph_s_words_and_edges(arrays):
         for u, v in itertools.product(range(5), range(5)):
             assert chosen[u, v] == (tuple(sorted((int(papers[0, u]), int(papers[1, v])))) in cited)
     assert about["papers_left_out"] == 4
-    assert about["citations_crossing"] == made.edges.sum() <= about["citations_inside_parts"] <= about["citations"]
+    assert (
+        about["citations_crossing"]
+        == made.edges.sum()
+        <= about["citations_inside_parts"]
+        <= about["citations"]
+    )
 
 
 def test_the_same_twice_and_other_options_give_others(arrays, texts, tmp_path):
@@ -51,7 +56,9 @@ def test_the_same_twice_and_other_options_give_others(arrays, texts, tmp_path):
     ]
     one, two, three, four = manifests
     assert one == two
-    assert (tmp_path / "one" / "instances.npz").read_bytes() == (tmp_path / "two" / "instances.npz").read_bytes()
+    assert (tmp_path / "one" / "instances.npz").read_bytes() == (
+        tmp_path / "two" / "instances.npz"
+    ).read_bytes()
     assert one["digest"] == three["digest"] != four["digest"]
     assert cora.load(tmp_path / "one").digest == one["digest"]
 
@@ -82,7 +89,9 @@ def test_matched_is_the_best_of_all_matchings():
     generator = np.random.default_rng(0)
     for _ in range(10):
         weights, edges = generator.normal(size=(4, 4)), generator.random((4, 4)) < 0.4
-        best = max(itertools.permutations(range(4)), key=lambda order: sum(weights[range(4), order]))
+        best = max(
+            itertools.permutations(range(4)), key=lambda order: sum(weights[range(4), order])
+        )
         assert matched(weights, edges) == edges[range(4), best].sum()
 
 
@@ -126,7 +135,11 @@ def test_cut_off_and_absent_files_are_named(arrays, texts, tmp_path):
     [
         ("cora.content", "p90 1 0 Topic", "line 65: 2 words, where 30"),
         ("cora.content", "p90 " + "2 " * 30 + "Topic", "line 65: words must be 0 or 1, found '2'"),
-        ("cora.content", "p3 " + "1 " * 30 + "Topic", "line 65: paper p3 stands there a second time"),
+        (
+            "cora.content",
+            "p3 " + "1 " * 30 + "Topic",
+            "line 65: paper p3 stands there a second time",
+        ),
         ("cora.cites", "p1 p2 p3", "3 fields"),
         ("cora.cites", "p1 p999", "paper p999 is not in cora.content"),
     ],
@@ -142,7 +155,10 @@ def test_the_prepared_folder_is_guarded(arrays, prepared, tmp_path):
     other = cora.Options(instances=3, side=4)
     with pytest.raises(InputError, match="--overwrite"):
         cora.prepare(arrays, prepared, other)
-    assert cora.prepare(arrays, prepared, other, overwrite=True)["digest"] == cora.load(prepared).digest
+    assert (
+        cora.prepare(arrays, prepared, other, overwrite=True)["digest"]
+        == cora.load(prepared).digest
+    )
     with open(prepared / "instances.npz", "ab") as file:
         file.write(b"x")
     with pytest.raises(InputError, match="instances.npz is damaged"):

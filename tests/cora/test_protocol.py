@@ -48,20 +48,36 @@ def test_tuning_looks_at_tuning_instances_only(monkeypatch):
     monkeypatch.setattr(protocol, "train", train)
     monkeypatch.setattr(protocol, "values", values)
     members = protocol.tuning_members(27)
-    found = protocol._cross_validate(None, "program", Settings(Decision(), hidden=7), (1, 2), members, 2)  # pyright: ignore[reportArgumentType]
+    found = protocol._cross_validate(
+        None, "program", Settings(Decision(), hidden=7), (1, 2), members, 2
+    )  # pyright: ignore[reportArgumentType]
     assert seen == set(members)
-    assert [(candidate.settings.epochs, candidate.value) for candidate in found] == [(1, 7.0), (2, 7.0)]
+    assert [(candidate.settings.epochs, candidate.value) for candidate in found] == [
+        (1, 7.0),
+        (2, 7.0),
+    ]
 
 
 def test_the_settings_in_use_are_those_that_tuning_chose_at_even_effort():
     rows = list(csv.DictReader((RESULTS / "tuning.csv").read_text().splitlines()))
-    for method, settings in {**protocol.TUNED, "inequality program": protocol.PEER["inequality program"]}.items():
+    for method, settings in {
+        **protocol.TUNED,
+        "inequality program": protocol.PEER["inequality program"],
+    }.items():
         tried, stops = protocol.grid(method)
         mine = [row for row in rows if row["method"] == method]
         assert len(mine) == len(tried) * len(stops) == 64
         best = max(mine, key=lambda row: float(row["value"]))
-        ours = [settings.objective, settings.hidden, settings.learning_rate, settings.epochs, settings.swap]
-        assert [best[name] for name in ("objective", "hidden", "learning_rate", "epochs", "swap")] == list(map(str, ours))
+        ours = [
+            settings.objective,
+            settings.hidden,
+            settings.learning_rate,
+            settings.epochs,
+            settings.swap,
+        ]
+        assert [
+            best[name] for name in ("objective", "hidden", "learning_rate", "epochs", "swap")
+        ] == list(map(str, ours))
 
 
 def test_the_bootstrapped_interval_covers_as_often_as_it_says():
@@ -79,14 +95,23 @@ def test_the_bootstrapped_interval_covers_as_often_as_it_says():
 @pytest.mark.slow
 def test_processes_give_what_one_process_gives(prepared):
     instances = cora.load(prepared)
-    chosen, methods = protocol.splits(len(instances), 2), {"program": Settings(Decision(), hidden=4, epochs=1)}
-    one, two = ([(run.method, run.values) for run in protocol.run_all(instances, chosen, methods, workers)] for workers in (1, 2))
+    chosen, methods = (
+        protocol.splits(len(instances), 2),
+        {"program": Settings(Decision(), hidden=4, epochs=1)},
+    )
+    one, two = (
+        [(run.method, run.values) for run in protocol.run_all(instances, chosen, methods, workers)]
+        for workers in (1, 2)
+    )
     assert one == two
 
 
 def test_runs_become_a_table(prepared):
     instances = cora.load(prepared)
-    methods = {"program": Settings(Decision(), hidden=4, epochs=1), "two-stage": Settings(TwoStage(), hidden=4, epochs=1)}
+    methods = {
+        "program": Settings(Decision(), hidden=4, epochs=1),
+        "two-stage": Settings(TwoStage(), hidden=4, epochs=1),
+    }
     chosen = protocol.splits(len(instances), 3)
     runs = protocol.run_all(instances, chosen, methods, workers=1)
     assert [(run.split.number, run.method) for run in runs] == list(
@@ -136,12 +161,26 @@ def test_every_method_becomes_a_run_in_mlflow(prepared, tmp_path):
 @pytest.mark.slow
 def test_the_script_runs(prepared, tmp_path):
     def script(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=300
+        )
 
-    done = script("--data", str(prepared), "--smoke", "--peer", "--workers", "1", "--out", str(tmp_path / "out"))
+    done = script(
+        "--data",
+        str(prepared),
+        "--smoke",
+        "--peer",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "table.md").read_text() in done.stdout + "\n"
-    methods = {row["method"] for row in csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines())}
+    methods = {
+        row["method"]
+        for row in csv.DictReader((tmp_path / "out" / "runs.csv").read_text().splitlines())
+    }
     assert methods == {*protocol.TUNED, *protocol.PLAIN, *protocol.PEER, *protocol.REFERENCES}
     missing = script("--smoke")
     assert missing.returncode == 2

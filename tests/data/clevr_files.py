@@ -35,7 +35,12 @@ def float_list(values: np.ndarray) -> bytes:
 
 
 def example(features: dict[str, bytes]) -> bytes:
-    return field(1, b"".join(field(1, field(1, name.encode()) + field(2, value)) for name, value in features.items()))
+    return field(
+        1,
+        b"".join(
+            field(1, field(1, name.encode()) + field(2, value)) for name, value in features.items()
+        ),
+    )
 
 
 def masked_crc(data: bytes) -> int:
@@ -46,7 +51,12 @@ def masked_crc(data: bytes) -> int:
 def frame(payload: bytes) -> bytes:
     """One TFRecord."""
     length = struct.pack("<Q", len(payload))
-    return length + struct.pack("<I", masked_crc(length)) + payload + struct.pack("<I", masked_crc(payload))
+    return (
+        length
+        + struct.pack("<I", masked_crc(length))
+        + payload
+        + struct.pack("<I", masked_crc(payload))
+    )
 
 
 def clevr_truth(index: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -67,13 +77,18 @@ def clevr_features(index: int) -> dict[str, bytes]:
     present = (np.arange(ENTITIES) <= number).astype(np.float32)
     objects = (np.arange(ENTITIES) > 0) * present
     masks = np.stack([(ids == k) * 255 for k in range(ENTITIES)]).astype(np.uint8)
-    features = {"image": byte_list(image), "mask": byte_list(masks), "visibility": float_list(present)}
+    features = {
+        "image": byte_list(image),
+        "mask": byte_list(masks),
+        "visibility": float_list(present),
+    }
     features |= {axis: float_list(objects * rng.uniform(-3, 3, ENTITIES)) for axis in "xyz"}
     features["rotation"] = float_list(objects * 90)
     features["pixel_coords"] = float_list(np.outer(objects, [160, 120, 10]))
     codes = {"shape": 3, "size": 2, "material": 2, "color": 8}
     return features | {
-        name: byte_list((objects * rng.integers(1, top + 1, ENTITIES)).astype(np.uint8)) for name, top in codes.items()
+        name: byte_list((objects * rng.integers(1, top + 1, ENTITIES)).astype(np.uint8))
+        for name, top in codes.items()
     }
 
 

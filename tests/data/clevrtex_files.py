@@ -36,7 +36,12 @@ def metadata(index: int, variant: str) -> dict[str, Any]:
         }
         for k in range(1, truth(index)[2] + 1)
     ]
-    return {"num_objects": len(objects), "split": variant, "ground_material": "grass_1", "objects": objects}
+    return {
+        "num_objects": len(objects),
+        "split": variant,
+        "ground_material": "grass_1",
+        "objects": objects,
+    }
 
 
 def stem(folder: Path, index: int, variant: str) -> Path:
@@ -47,7 +52,9 @@ def stem(folder: Path, index: int, variant: str) -> Path:
 def ids_image(ids: np.ndarray) -> Image.Image:
     """A palette image whose colours would give other numbers than its indices."""
     image = Image.fromarray(ids).convert("L")
-    image.putpalette([channel for k in range(256) for channel in ((k * 37 + 90) % 256, k * 91 % 256, 255 - k)])
+    image.putpalette(
+        [channel for k in range(256) for channel in ((k * 37 + 90) % 256, k * 91 % 256, 255 - k)]
+    )
     return image
 
 
@@ -60,5 +67,7 @@ def write_tree(folder: Path, count: int, variant: str = "full") -> Path:
         Image.fromarray(opaque).save(f"{base}.png")
         ids_image(ids).save(f"{base}_flat.png")
         Path(f"{base}.json").write_text(json.dumps(metadata(index, variant)))
-        Image.fromarray(image).save(f"{base}_depth_0001.png")  # the published archives have more passes beside them
+        Image.fromarray(image).save(
+            f"{base}_depth_0001.png"
+        )  # the published archives have more passes beside them
     return folder

@@ -38,7 +38,9 @@ def truth(index: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Frames, instance ids and number of instances of the record with this number over all splits; squares that move."""
     rng = np.random.default_rng(index)
     number = 2 + index % 3
-    frames = np.kron(rng.integers(0, 256, (FRAMES, 8, 8, 3)), np.ones((1, 5, 5, 1))).astype(np.uint8)
+    frames = np.kron(rng.integers(0, 256, (FRAMES, 8, 8, 3)), np.ones((1, 5, 5, 1))).astype(
+        np.uint8
+    )
     ids = np.zeros((FRAMES, SIDE, SIDE), np.uint8)
     for k in range(1, number + 1):
         top, left = rng.integers(4, 24, 2)
@@ -54,10 +56,15 @@ def features(index: int) -> dict[str, bytes]:
         "segmentations": bytes_list([png(mask) for mask in ids]),
         "metadata/video_name": bytes_list([str(index).encode()]),
         "metadata/num_instances": int_list([number]),
-        **{f"instances/{name}": float_list(np.arange(1, number + 1) / 4) for name in ("mass", "friction", "restitution")},
+        **{
+            f"instances/{name}": float_list(np.arange(1, number + 1) / 4)
+            for name in ("mass", "friction", "restitution")
+        },
     }
     for name, words in LABELS.items():
-        found[f"instances/{name}_label"] = int_list([(index + k) % len(words) for k in range(number)])
+        found[f"instances/{name}_label"] = int_list(
+            [(index + k) % len(words) for k in range(number)]
+        )
     return found
 
 
@@ -87,12 +94,21 @@ def write_folder(root: Path, changed: dict[int, bytes] | None = None) -> Path:
     for split, lengths in SPLITS.items():
         for at, length in enumerate(lengths):
             numbers = range(index, index + length)
-            payloads = [(changed or {}).get(number) or example(features(number)) for number in numbers]
+            payloads = [
+                (changed or {}).get(number) or example(features(number)) for number in numbers
+            ]
             write_records(folder / file_name(split, at), payloads, zipped=False)
             index += length
-    splits = [{"name": name, "shardLengths": [str(length) for length in lengths]} for name, lengths in SPLITS.items()]
-    splits[0]["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # older versions write none
-    (folder / "dataset_info.json").write_text(json.dumps({"name": "movi_a", "version": "1.0.0", "splits": splits}))
+    splits = [
+        {"name": name, "shardLengths": [str(length) for length in lengths]}
+        for name, lengths in SPLITS.items()
+    ]
+    splits[0]["filepathTemplate"] = (
+        "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # older versions write none
+    )
+    (folder / "dataset_info.json").write_text(
+        json.dumps({"name": "movi_a", "version": "1.0.0", "splits": splits})
+    )
     (folder / "features.json").write_text(json.dumps(description()))
     for name, words in LABELS.items():
         (folder / f"instances-{name}_label.labels.txt").write_text("\n".join(words) + "\n")

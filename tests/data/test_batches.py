@@ -16,14 +16,21 @@ from cutslots.errors import InputError
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.masks, b.masks) and np.array_equal(a.index, b.index)
+        torch.equal(a.images, b.images)
+        and torch.equal(a.masks, b.masks)
+        and np.array_equal(a.index, b.index)
         for a, b in zip(first, second, strict=True)
     )
 
 
 def test_a_batch_holds_the_scenes_it_names(prepared: Path) -> None:
     batches = Batches(prepared, "train", 24, seed=5)
-    assert (batches.num_scenes, batches.image_size, batches.max_objects, batches.steps_per_epoch) == (
+    assert (
+        batches.num_scenes,
+        batches.image_size,
+        batches.max_objects,
+        batches.steps_per_epoch,
+    ) == (
         160,
         (32, 32),
         3,
@@ -32,7 +39,11 @@ def test_a_batch_holds_the_scenes_it_names(prepared: Path) -> None:
     batch = batches.batch(3, 2)
     order = np.random.default_rng((5, 3)).permutation(160)
     np.testing.assert_array_equal(batch.index, order[48:72])
-    assert (batch.images.dtype, batch.masks.dtype, batch.index.dtype) == (torch.uint8, torch.uint8, np.int64)
+    assert (batch.images.dtype, batch.masks.dtype, batch.index.dtype) == (
+        torch.uint8,
+        torch.uint8,
+        np.int64,
+    )
     assert batch.images.shape == (24, 32, 32, 3)
     for row, position in enumerate(batch.index):
         scene = scenes.render(40 + int(position), scenes.Options(count=200, size=32))
@@ -54,7 +65,10 @@ def test_pure_function_of_seed_and_epoch(prepared: Path) -> None:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_share_the_global_batch_in_order(prepared: Path, world_size: int) -> None:
     whole = list(Batches(prepared, "train", 20).epoch(1))
-    ranks = [Batches(prepared, "train", 20, rank=rank, world_size=world_size) for rank in range(world_size)]
+    ranks = [
+        Batches(prepared, "train", 20, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     for one, parts in zip(whole, zip(*(rank.epoch(1) for rank in ranks), strict=True), strict=True):
         assert torch.equal(one.images, torch.cat([part.images for part in parts]))
         np.testing.assert_array_equal(one.index, np.concatenate([part.index for part in parts]))
@@ -72,7 +86,15 @@ def test_resume_and_prefetch_change_nothing(prepared: Path, prefetch: int) -> No
 def test_evaluation_sees_every_scene_once(prepared: Path, world_size: int, batch_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        batches = Batches(prepared, "train", batch_size, rank=rank, world_size=world_size, shuffle=False, drop_last=False)
+        batches = Batches(
+            prepared,
+            "train",
+            batch_size,
+            rank=rank,
+            world_size=world_size,
+            shuffle=False,
+            drop_last=False,
+        )
         for batch in batches.epoch(0):
             assert 0 < len(batch.index) == len(batch.images)
             seen += batch.index.tolist()
@@ -142,7 +164,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
             yield "train", clip(index)
         return 7
 
-    shards.write(read, directory, shards.Info("clips", {}, {}, {"train": (0, 7)}), scenes_per_shard=3)
+    shards.write(
+        read, directory, shards.Info("clips", {}, {}, {"train": (0, 7)}), scenes_per_shard=3
+    )
     return directory
 
 
@@ -165,8 +189,12 @@ def test_an_epoch_has_every_pair_of_every_clip_once(clips: Path, distance: int) 
         assert batch.images.shape == (1, 2, 8, 8, 3)
         assert batch.masks.shape == (1, 2, 8, 8)
         number, first = divmod(int(batch.images[0, 0, 0, 0, 0]), 10)
-        np.testing.assert_array_equal(batch.images[0].numpy(), clip(number).image[[first, first + distance]])
-        np.testing.assert_array_equal(batch.masks[0].numpy(), clip(number).mask[[first, first + distance]])
+        np.testing.assert_array_equal(
+            batch.images[0].numpy(), clip(number).image[[first, first + distance]]
+        )
+        np.testing.assert_array_equal(
+            batch.masks[0].numpy(), clip(number).mask[[first, first + distance]]
+        )
         assert batches.ids(batch.index) == [f"clip_{number}[{first},{first + distance}]"]
         assert batches.metadata(batch.index)[0][0] == {"clip": number}
         seen.add((number, first))
@@ -177,8 +205,12 @@ def test_single_frames_have_no_time_axis(clips: Path, prepared: Path) -> None:
     batches = Batches(clips, "train", 42, frames=1, shuffle=False)
     assert (batches.num_scenes, batches.num_frames) == (42, None)
     batch = batches.batch(0, 0)
-    np.testing.assert_array_equal(batch.images.numpy(), np.concatenate([clip(number).image for number in range(7)]))
-    np.testing.assert_array_equal(batch.masks.numpy(), np.concatenate([clip(number).mask for number in range(7)]))
+    np.testing.assert_array_equal(
+        batch.images.numpy(), np.concatenate([clip(number).image for number in range(7)])
+    )
+    np.testing.assert_array_equal(
+        batch.masks.numpy(), np.concatenate([clip(number).mask for number in range(7)])
+    )
     assert batches.ids([0, 41]) == ["clip_0[0]", "clip_6[5]"]
     images, same_images = Batches(prepared, "train", 16), Batches(prepared, "train", 16, frames=1)
     assert same([images.batch(2, 1)], [same_images.batch(2, 1)])

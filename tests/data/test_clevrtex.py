@@ -60,7 +60,9 @@ def test_round_trip_is_exact(tree: Path, tmp_path: Path, caplog: pytest.LogCaptu
                 np.testing.assert_array_equal(batch.images[row].numpy(), small)
                 np.testing.assert_array_equal(batch.masks[row].numpy(), small_ids)
                 assert len(batches.metadata([position])[0]) == number
-            assert batches.ids(batch.index) == [f"clevrtex_full_{start + position:06d}" for position in batch.index]
+            assert batches.ids(batch.index) == [
+                f"clevrtex_full_{start + position:06d}" for position in batch.index
+            ]
     assert data.Batches(tmp_path / "out", "val", 1).metadata([0])[0][1] == {
         "shape": "monkey",
         "size": "small",
@@ -77,10 +79,16 @@ def test_variants(tmp_path: Path) -> None:
     outd = prepare(tmp_path / "raw", tmp_path / "outd", variant="outd")
     assert {name: split.count for name, split in outd.splits.items()} == {"test": 5}
     vbg = prepare(tmp_path / "raw", tmp_path / "vbg", variant="vbg")
-    assert {name: split.count for name, split in vbg.splits.items()} == {"test": 1, "val": 1, "train": 8}
+    assert {name: split.count for name, split in vbg.splits.items()} == {
+        "test": 1,
+        "val": 1,
+        "train": 8,
+    }
     assert data.Batches(tmp_path / "vbg", "val", 1).metadata([0])[0][0]["color"] == "blue"
     assert "color" not in data.Batches(tmp_path / "outd", "test", 1).metadata([0])[0][0]
-    with pytest.raises(InputError, match=r"no CLEVRTEX_full_NNNNNN files\. There are images of outd, vbg\."):
+    with pytest.raises(
+        InputError, match=r"no CLEVRTEX_full_NNNNNN files\. There are images of outd, vbg\."
+    ):
         prepare(tmp_path / "raw", tmp_path / "full")
 
 
@@ -112,7 +120,9 @@ def flip(path: Path) -> None:
 
 
 def without(*keys: str) -> str:
-    return json.dumps({name: value for name, value in metadata(13, "full").items() if name not in keys})
+    return json.dumps(
+        {name: value for name, value in metadata(13, "full").items() if name not in keys}
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +131,10 @@ def without(*keys: str) -> str:
         (damage(".png", Path.unlink), "lacks CLEVRTEX_full_000013.png"),
         (damage("_flat.png", Path.unlink), "lacks CLEVRTEX_full_000013_flat.png"),
         (damage(".json", Path.unlink), "lacks CLEVRTEX_full_000013.json"),
-        (lambda raw: shutil.rmtree(raw / "clevrtex_full/2"), r"lacks CLEVRTEX_full_000006\.png, .* and 4 more\. Unpack"),
+        (
+            lambda raw: shutil.rmtree(raw / "clevrtex_full/2"),
+            r"lacks CLEVRTEX_full_000006\.png, .* and 4 more\. Unpack",
+        ),
         (
             lambda raw: shutil.copytree(raw / "clevrtex_full/4", raw / "clevrtex_full/again"),
             r"number 12 is there twice: .*4/CLEVRTEX_full_000012.* and .*again/CLEVRTEX_full_000012",
@@ -143,19 +156,43 @@ def test_incomplete_trees_are_refused_before_anything_is_written(
         (damage(".png", cut), r"CLEVRTEX_full_000013\.png: the image is damaged"),
         (damage("_flat.png", cut), r"CLEVRTEX_full_000013_flat\.png: the image is damaged"),
         (damage("_flat.png", flip), r"CLEVRTEX_full_000013_flat\.png: the image is damaged"),
-        (damage("_flat.png", lambda path: path.write_bytes(b"")), r"_flat\.png: the image is damaged"),
-        (damage("_flat.png", lambda path: ids_image(truth(13)[1]).convert("RGB").save(path)), r"_flat\.png: .* mode RGB; .*P or L"),
+        (
+            damage("_flat.png", lambda path: path.write_bytes(b"")),
+            r"_flat\.png: the image is damaged",
+        ),
+        (
+            damage("_flat.png", lambda path: ids_image(truth(13)[1]).convert("RGB").save(path)),
+            r"_flat\.png: .* mode RGB; .*P or L",
+        ),
         (
             damage("_flat.png", lambda path: ids_image(np.full((60, 80), 9, np.uint8)).save(path)),
             "has id 9, but .* describes 3 objects",
         ),
-        (damage("_flat.png", lambda path: ids_image(truth(13)[1][:50]).save(path)), "it is 80 x 50, its image 80 x 60"),
+        (
+            damage("_flat.png", lambda path: ids_image(truth(13)[1][:50]).save(path)),
+            "it is 80 x 50, its image 80 x 60",
+        ),
         (damage(".json", cut), r"CLEVRTEX_full_000013\.json: it is not ClevrTex metadata"),
-        (damage(".json", lambda path: path.write_text(without("objects"))), r"metadata \(KeyError\('objects'\)"),
-        (damage(".json", lambda path: path.write_text("[]")), r"000013\.json: it is not ClevrTex metadata"),
-        (damage(".json", lambda path: replace(path, "25.0", "NaN")), r"000013\.json: it is not ClevrTex .*not JSON compliant"),
-        (damage(".json", lambda path: replace(path, "25.0", "1e999")), r"000013\.json: it is not ClevrTex .*not JSON compliant"),
-        (damage(".json", lambda path: replace(path, '"stone_2"', "null")), r"000013\.json: it is not ClevrTex .*None is no word"),
+        (
+            damage(".json", lambda path: path.write_text(without("objects"))),
+            r"metadata \(KeyError\('objects'\)",
+        ),
+        (
+            damage(".json", lambda path: path.write_text("[]")),
+            r"000013\.json: it is not ClevrTex metadata",
+        ),
+        (
+            damage(".json", lambda path: replace(path, "25.0", "NaN")),
+            r"000013\.json: it is not ClevrTex .*not JSON compliant",
+        ),
+        (
+            damage(".json", lambda path: replace(path, "25.0", "1e999")),
+            r"000013\.json: it is not ClevrTex .*not JSON compliant",
+        ),
+        (
+            damage(".json", lambda path: replace(path, '"stone_2"', "null")),
+            r"000013\.json: it is not ClevrTex .*None is no word",
+        ),
         (
             damage(".json", lambda path: replace(path, '"index": 2', '"index": 5')),
             r"its objects have the indices \[1, 5, 3\]",
@@ -163,7 +200,12 @@ def test_incomplete_trees_are_refused_before_anything_is_written(
     ],
 )
 def test_damaged_files_are_named_and_finished_shards_stay(
-    tree: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object], message: str
+    tree: Path,
+    copy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], object],
+    message: str,
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 24 * 24 * 4)
     change(copy)
@@ -177,7 +219,9 @@ def test_damaged_files_are_named_and_finished_shards_stay(
     assert data.check(tmp_path / "out") == []
 
 
-def test_two_sets_of_one_size_are_not_mixed(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_sets_of_one_size_are_not_mixed(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 24 * 24 * 4)
     damage("_flat.png", cut)(copy)
     with pytest.raises(InputError, match="the image is damaged"):
@@ -199,7 +243,11 @@ def test_a_file_is_no_tree(tree: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not RENDERED.is_dir(), reason=f"the rendered sets are not at {RENDERED}")
 @pytest.mark.parametrize(
     ("variant", "counts"),
-    [("full", {"test": 30, "val": 30, "train": 240}), ("camo", {"test": 4, "val": 4, "train": 32}), ("outd", {"test": 40})],
+    [
+        ("full", {"test": 30, "val": 30, "train": 240}),
+        ("camo", {"test": 4, "val": 4, "train": 32}),
+        ("outd", {"test": 40}),
+    ],
 )
 def test_rendered_sets(variant: str, counts: dict[str, int], tmp_path: Path) -> None:
     raw = RENDERED / f"clevrtex_{variant}"

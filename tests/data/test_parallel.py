@@ -36,7 +36,9 @@ def test_ordered_keeps_order_and_takes_no_more_than_it_may() -> None:
         under_way.remove(handle)
         return handle * handle
 
-    assert list(parallel.ordered(submit, result, iter(range(20)), 4)) == [number * number for number in range(20)]
+    assert list(parallel.ordered(submit, result, iter(range(20)), 4)) == [
+        number * number for number in range(20)
+    ]
     assert most == 4
     assert list(parallel.ordered(submit, result, [], 4)) == []
 
@@ -142,7 +144,9 @@ def test_ctrl_c_while_processes_start_is_no_traceback(tmp_path: Path, seconds: f
     script = tmp_path / "starting.py"
     script.write_text(STARTING)
     command = [sys.executable, str(script), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, start_new_session=True, timeout=120, check=False
+    )
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 
@@ -151,7 +155,9 @@ def test_ctrl_c_while_processes_start_is_no_traceback(tmp_path: Path, seconds: f
 def test_no_process_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> None:
     script = tmp_path / "sleepers.py"
     script.write_text(SLEEPERS)
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert parent.stdout is not None
     workers: set[int] = set()
     while len(workers) < 2:

@@ -39,7 +39,13 @@ def test_paths_and_uris(tmp_path: Path) -> None:
     assert (bucket(tmp_path) / "a").name == "a"
     assert (bucket(tmp_path) / "a").parent == bucket(tmp_path)
     assert pickle.loads(pickle.dumps(bucket(tmp_path))) == bucket(tmp_path)
-    assert [is_uri(text) for text in ("s3://a/b", "gs://a", "C:\\a", "a/b", "file:///a")] == [True, True, False, False, True]
+    assert [is_uri(text) for text in ("s3://a/b", "gs://a", "C:\\a", "a/b", "file:///a")] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
     with pytest.raises(InputError, match="cannot reach nowhere://a/b"):
         Place.of("nowhere://a/b")
 
@@ -48,13 +54,18 @@ def test_tfrecords_of_a_bucket_are_read_and_skipped(tmp_path: Path) -> None:
     payloads = [bytes([number]) * 500_000 for number in range(6)]
     for zipped in (True, False):
         write_records(tmp_path / "file", payloads, zipped)
-        assert list(tfrecord.records(bucket(tmp_path, "file"), 4)) == [(4, payloads[4]), (5, payloads[5])]
+        assert list(tfrecord.records(bucket(tmp_path, "file"), 4)) == [
+            (4, payloads[4]),
+            (5, payloads[5]),
+        ]
     (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-9])
     with pytest.raises(InputError, match="subtree://file, record 5: the file ends inside"):
         list(tfrecord.records(bucket(tmp_path, "file"), 4))
 
 
-def test_every_source_reads_from_a_bucket_what_it_reads_from_a_folder(clevr_file: Path, tmp_path: Path) -> None:
+def test_every_source_reads_from_a_bucket_what_it_reads_from_a_folder(
+    clevr_file: Path, tmp_path: Path
+) -> None:
     write_tree(tmp_path / "clevrtex", 10)
     write_folder(tmp_path / "movi")
     (tmp_path / "clevr").mkdir()
@@ -66,8 +77,12 @@ def test_every_source_reads_from_a_bucket_what_it_reads_from_a_folder(clevr_file
         ("movi_a", "movi", movi_a.Options(size=16)),
     ):
         here = data.prepare(source, tmp_path / folder, tmp_path / f"{source}_here", options, splits)
-        there = data.prepare(source, bucket(tmp_path, folder), tmp_path / f"{source}_there", options, splits)
-        uri = data.prepare(source, f"file://{tmp_path / folder}", tmp_path / f"{source}_uri", options, splits)
+        there = data.prepare(
+            source, bucket(tmp_path, folder), tmp_path / f"{source}_there", options, splits
+        )
+        uri = data.prepare(
+            source, f"file://{tmp_path / folder}", tmp_path / f"{source}_uri", options, splits
+        )
         assert here.digest == there.digest == uri.digest
 
 
@@ -88,10 +103,15 @@ def test_a_published_set_is_fetched_once_and_read(prepared: Path, tmp_path: Path
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     (folder / "val-00000.arrow").unlink()
     assert data.local(place) == folder
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "val-00000.arrow"} == {
-        name: time for name, time in before.items() if name != "val-00000.arrow"
-    }
-    here, there = data.Batches(prepared, "train", 20, seed=3), data.Batches(f"file://{tmp_path}/set", "train", 20, seed=3)
+    assert {
+        path.name: path.stat().st_mtime_ns
+        for path in folder.iterdir()
+        if path.name != "val-00000.arrow"
+    } == {name: time for name, time in before.items() if name != "val-00000.arrow"}
+    here, there = (
+        data.Batches(prepared, "train", 20, seed=3),
+        data.Batches(f"file://{tmp_path}/set", "train", 20, seed=3),
+    )
     np.testing.assert_array_equal(here.batch(1, 2).images, there.batch(1, 2).images)
     assert data.local(prepared) == prepared
 
@@ -108,7 +128,9 @@ def test_damaged_copies_are_fetched_again_or_named(prepared: Path, tmp_path: Pat
     assert data.check(place) == []
 
 
-def test_check_looks_at_the_place_itself(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_looks_at_the_place_itself(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     uri, there = f"file://{tmp_path}/set", tmp_path / "set"
     data.publish(prepared, uri)
     assert main(["check", uri]) == 0
@@ -129,7 +151,9 @@ def test_check_looks_at_the_place_itself(prepared: Path, tmp_path: Path, capsys:
     assert len(data.check(uri)) == 2, "what has another size is put there again"
     data.publish(prepared, uri, overwrite=True)
     assert data.check(uri) == []
-    assert sorted(path.name for path in there.iterdir()) == sorted(path.name for path in prepared.iterdir())
+    assert sorted(path.name for path in there.iterdir()) == sorted(
+        path.name for path in prepared.iterdir()
+    )
 
 
 def test_an_interrupted_upload_goes_on(prepared: Path, tmp_path: Path) -> None:
@@ -146,7 +170,9 @@ def test_an_interrupted_upload_goes_on(prepared: Path, tmp_path: Path) -> None:
     assert data.check(bucket(tmp_path)) == []
 
 
-def test_shards_of_another_sets_interrupted_upload_are_not_taken_over(prepared: Path, tmp_path: Path) -> None:
+def test_shards_of_another_sets_interrupted_upload_are_not_taken_over(
+    prepared: Path, tmp_path: Path
+) -> None:
     there = tmp_path / "set"
     data.publish(prepared, bucket(tmp_path))
     (there / "manifest.json").unlink()
@@ -169,7 +195,10 @@ def test_faults_of_a_place_are_the_users_to_mend(prepared: Path, tmp_path: Path)
 def test_several_processes_fetch_one_copy(prepared: Path, tmp_path: Path) -> None:
     data.publish(prepared, bucket(tmp_path))
     folders = []
-    threads = [threading.Thread(target=lambda: folders.append(data.local(bucket(tmp_path)))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: folders.append(data.local(bucket(tmp_path))))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -184,7 +213,9 @@ def test_damage_on_the_way_is_refused(prepared: Path, tmp_path: Path) -> None:
     shard = tmp_path / "set/train-00001.arrow"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"x")
-    with pytest.raises(InputError, match=r"subtree://set/train-00001\.arrow is damaged: its SHA-256"):
+    with pytest.raises(
+        InputError, match=r"subtree://set/train-00001\.arrow is damaged: its SHA-256"
+    ):
         data.local(bucket(tmp_path))
     folder = next((files.home() / "cache").iterdir())
     assert not (folder / "manifest.json").exists()
@@ -213,9 +244,18 @@ def test_a_place_that_cannot_be_used_is_told_before_the_work(tmp_path: Path) -> 
     data.prepare("scenes", None, f"file://{tmp_path}/set", scenes.Options(count=10, size=16))
     shutil.rmtree(files.home() / "cache")
     (tmp_path / "file").touch()
-    for path, message in (("set", "already holds other data: options.seed is 0 there, 1 now"), ("file/set", "cannot write to")):
+    for path, message in (
+        ("set", "already holds other data: options.seed is 0 there, 1 now"),
+        ("file/set", "cannot write to"),
+    ):
         with pytest.raises(InputError, match=message):
-            data.prepare("scenes", None, f"file://{tmp_path}/{path}", scenes.Options(count=10, size=16, seed=1), map=begun)
+            data.prepare(
+                "scenes",
+                None,
+                f"file://{tmp_path}/{path}",
+                scenes.Options(count=10, size=16, seed=1),
+                map=begun,
+            )
 
 
 def test_links_to_what_was_removed_are_replaced(tmp_path: Path) -> None:
@@ -228,7 +268,9 @@ def test_links_to_what_was_removed_are_replaced(tmp_path: Path) -> None:
     assert data.check(copy) == []
 
 
-def test_without_locks_it_is_fetched_all_the_same(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_it_is_fetched_all_the_same(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(handle: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 

@@ -26,9 +26,13 @@ def test_scenes_of_every_style(style: str) -> None:
         assert scene.image.shape == (32, 32, 3)
         assert scene.image.dtype == scene.mask.dtype == np.uint8
         areas = np.bincount(scene.mask.reshape(-1))
-        assert len(areas) == len(scene.objects) + 1, "ids are 0 to the number of objects, without gaps"
+        assert len(areas) == len(scene.objects) + 1, (
+            "ids are 0 to the number of objects, without gaps"
+        )
         assert areas[1:].min() >= scenes.VISIBLE * 32 * 32
-        assert all(0 <= value <= 32 for found in scene.objects for value in found["pixel_coords"][:2])
+        assert all(
+            0 <= value <= 32 for found in scene.objects for value in found["pixel_coords"][:2]
+        )
         numbers.add(len(scene.objects))
     assert numbers == {1, 2, 3, 4}
     assert not np.array_equal(scenes.render(0, options).image, scenes.render(1, options).image)
@@ -39,7 +43,9 @@ def test_plain_objects_have_the_colour_that_is_written_down() -> None:
     for index in range(20):
         scene = scenes.render(index, options)
         ground = scene.image[scene.mask == 0].astype(int)
-        assert (np.ptp(ground, axis=1) > 0).mean() < 0.1, "the ground is grey but for pixels on an object's outline"
+        assert (np.ptp(ground, axis=1) > 0).mean() < 0.1, (
+            "the ground is grey but for pixels on an object's outline"
+        )
         for number, found in enumerate(scene.objects, start=1):
             seen = np.median(scene.image[scene.mask == number], axis=0)
             true = np.array(scenes.PALETTE[found["color"]])
@@ -100,7 +106,11 @@ def test_hits_lie_on_the_surface(shape: str) -> None:
     np.testing.assert_allclose(outside(entry), 0, atol=1e-4)
     for part in np.linspace(0.5, 0.999, 20):
         assert outside(part * entry).min() > -1e-4
-    missed = (ids == 0) & (np.abs(view.ground[0] - body.x) < body.radius / 4) & (np.abs(view.ground[1] - body.y) < 0.1)
+    missed = (
+        (ids == 0)
+        & (np.abs(view.ground[0] - body.x) < body.radius / 4)
+        & (np.abs(view.ground[1] - body.y) < 0.1)
+    )
     assert not missed.any(), "a ray to the ground under the body meets the body first"
 
 
@@ -109,7 +119,13 @@ def test_no_ray_slips_through_a_body() -> None:
     options = scenes.Options(size=128, min_objects=5, max_objects=10)
     for index in (*range(5), 11):
         mask = scenes.render(index, options).mask
-        inner, up, down, left, right = mask[1:-1, 1:-1], mask[:-2, 1:-1], mask[2:, 1:-1], mask[1:-1, :-2], mask[1:-1, 2:]
+        inner, up, down, left, right = (
+            mask[1:-1, 1:-1],
+            mask[:-2, 1:-1],
+            mask[2:, 1:-1],
+            mask[1:-1, :-2],
+            mask[1:-1, 2:],
+        )
         assert not ((up == down) & (up == left) & (up == right) & (inner != up)).any()
 
 

@@ -18,13 +18,20 @@ from cutslots.data.scene import Scene
 from cutslots.data.sources import scenes
 from cutslots.errors import InputError
 
-INFO = shards.Info("made", {"files": {"raw.bin": 7}}, {"size": 8}, {"train": (0, 10), "val": (10, 14)})
+INFO = shards.Info(
+    "made", {"files": {"raw.bin": 7}}, {"size": 8}, {"train": (0, 10), "val": (10, 14)}
+)
 
 
 def made(index: int, frames: tuple[int, ...] = ()) -> Scene:
     rng = np.random.default_rng(index)
     mask = rng.integers(0, 3, (*frames, 8, 8), np.uint8)
-    return Scene(f"made_{index}", rng.integers(0, 256, (*frames, 8, 8, 3), np.uint8), mask, ({"k": 1}, {"k": 2}))
+    return Scene(
+        f"made_{index}",
+        rng.integers(0, 256, (*frames, 8, 8, 3), np.uint8),
+        mask,
+        ({"k": 1}, {"k": 2}),
+    )
 
 
 class Source:
@@ -46,7 +53,10 @@ class Source:
 
 
 def contents(directory: Path) -> dict[str, tuple[int, bytes]]:
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in directory.glob("*.arrow")}
+    return {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in directory.glob("*.arrow")
+    }
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -55,7 +65,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [shard.count for shard in manifest.split("train").shards] == [4, 4, 2]
     assert manifest.image_size == (8, 8)
     assert manifest.max_objects == 2
-    assert json.loads((tmp_path / "out/manifest.json").read_text())["splits"]["train"]["count"] == 10
+    assert (
+        json.loads((tmp_path / "out/manifest.json").read_text())["splits"]["train"]["count"] == 10
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "manifest.json",
         *(f"train-0000{number}.arrow" for number in range(3)),
@@ -69,19 +81,29 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [InputError("corrupt"), KeyboardInterrupt(), RuntimeError("any")])
-def test_interruption_keeps_finished_shards_and_a_rerun_continues(tmp_path: Path, error: BaseException) -> None:
+def test_interruption_keeps_finished_shards_and_a_rerun_continues(
+    tmp_path: Path, error: BaseException
+) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     with pytest.raises(type(error)):
         shards.write(Source(fail=(9, error)), out, INFO, scenes_per_shard=4)
     before = contents(out)
-    assert sorted(path.name for path in out.iterdir()) == ["progress.json", "train-00000.arrow", "train-00001.arrow"]
-    with pytest.raises(InputError, match=r"half prepared\. Run the same prepare command again to continue"):
+    assert sorted(path.name for path in out.iterdir()) == [
+        "progress.json",
+        "train-00000.arrow",
+        "train-00001.arrow",
+    ]
+    with pytest.raises(
+        InputError, match=r"half prepared\. Run the same prepare command again to continue"
+    ):
         data.Batches(out, "train", 2)
     again = Source()
     manifest = shards.write(again, out, INFO, scenes_per_shard=4)
     assert again.asked == {"train": 8, "val": 0}
     assert again.yielded == 6
-    assert {name: contents(out)[name] for name in before} == before, "finished shards are not written again"
+    assert {name: contents(out)[name] for name in before} == before, (
+        "finished shards are not written again"
+    )
     assert manifest.digest == shards.write(Source(), whole, INFO, scenes_per_shard=4).digest
     assert data.check(out) == []
 
@@ -96,7 +118,10 @@ def test_a_complete_folder_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptu
     first = shards.write(Source(), tmp_path, INFO)
     before, seen, again = contents(tmp_path), [], Source()
     with caplog.at_level("INFO"):
-        assert shards.write(again, tmp_path, INFO, progress=lambda *report: seen.append(report)) == first
+        assert (
+            shards.write(again, tmp_path, INFO, progress=lambda *report: seen.append(report))
+            == first
+        )
     assert "already complete: train 10 scenes, val 4 scenes" in caplog.text
     assert (again.yielded, contents(tmp_path)) == (0, before)
     assert seen == [("train", 10, 10), ("val", 4, 4)]
@@ -107,14 +132,18 @@ def test_other_data_is_refused_with_what_differs(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         shards.write(Source(fail=(9, RuntimeError())), tmp_path, INFO, scenes_per_shard=4)
     message = r"options\.size is 8 there, 16 now"
-    with pytest.raises(InputError, match=rf"{message}\. Name"):  # a raw file that was mended has another size
+    with pytest.raises(
+        InputError, match=rf"{message}\. Name"
+    ):  # a raw file that was mended has another size
         shards.write(Source(), tmp_path, other)
     finished = shards.write(Source(), tmp_path, INFO, scenes_per_shard=4)
     with pytest.raises(InputError, match=rf"{message}; raw\.files\.raw\.bin is 7 there, 9 now"):
         shards.write(Source(), tmp_path, other)
     assert data.Manifest.load(tmp_path) == finished
     assert shards.write(Source(), tmp_path, other, overwrite=True).options == {"size": 16}
-    assert sorted(contents(tmp_path)) == ["train-00000.arrow", "val-00000.arrow"], "no shard of the old data is left"
+    assert sorted(contents(tmp_path)) == ["train-00000.arrow", "val-00000.arrow"], (
+        "no shard of the old data is left"
+    )
     again = Source()
     shards.write(again, tmp_path, other, overwrite=True)
     assert again.yielded == 14, "overwrite mends a damaged folder of the same data too"
@@ -127,7 +156,11 @@ def test_an_option_that_came_later_counts_as_its_default(tmp_path: Path) -> None
     shards.write(again, tmp_path, dataclasses.replace(INFO, options=later, defaults=later))
     assert again.yielded == 0
     with pytest.raises(InputError, match=r"options\.mode is usual there, rare now"):
-        shards.write(Source(), tmp_path, dataclasses.replace(INFO, options={**later, "mode": "rare"}, defaults=later))
+        shards.write(
+            Source(),
+            tmp_path,
+            dataclasses.replace(INFO, options={**later, "mode": "rare"}, defaults=later),
+        )
 
 
 def test_folders_of_others_are_not_touched(tmp_path: Path) -> None:
@@ -187,12 +220,16 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
         "test-00000.arrow",
         "val-00000.arrow",
     ]
-    told = subprocess.run([*command, str(resource.RLIM_INFINITY)], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [*command, str(resource.RLIM_INFINITY)], capture_output=True, text=True, check=True
+    ).stdout
     assert told == ""
     assert data.check(tmp_path / "out") == []
 
 
-def test_enospc_is_reported_as_a_full_disk_and_other_faults_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enospc_is_reported_as_a_full_disk_and_other_faults_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number, kind in ((errno.ENOSPC, InputError), (errno.EIO, OSError)):
 
         def refuse(path: Path, number: int = number) -> str:
@@ -217,7 +254,9 @@ def test_clips_have_a_time_axis_in_front(tmp_path: Path) -> None:
     batch = data.Batches(tmp_path, "train", 2, shuffle=False).batch(0, 1)
     assert batch.images.shape == (2, 3, 8, 8, 3)
     np.testing.assert_array_equal(batch.masks[1].numpy(), made(3, frames=(3,)).mask)
-    small, mask = data.Preparation(size=8).apply(made(3, frames=(3,)).image, made(3, frames=(3,)).mask)
+    small, mask = data.Preparation(size=8).apply(
+        made(3, frames=(3,)).image, made(3, frames=(3,)).mask
+    )
     assert (small.shape, mask.shape) == ((3, 8, 8, 3), (3, 8, 8))
 
 
@@ -256,7 +295,9 @@ def test_check_compares_records_with_themselves(tmp_path: Path) -> None:
     assert "mask id 2; max_objects is 1" in found[0]
 
 
-def test_manifests_that_cannot_be_used(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_manifests_that_cannot_be_used(
+    copy: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     with pytest.raises(InputError, match="does not exist"):
         data.Manifest.load(copy / "absent")
     with pytest.raises(InputError, match=r"has no manifest\.json"):
@@ -272,7 +313,9 @@ def test_manifests_that_cannot_be_used(copy: Path, tmp_path_factory: pytest.Temp
 
 def test_digest_is_of_the_content(tmp_path: Path) -> None:
     digests = [
-        data.prepare("scenes", None, tmp_path / name, scenes.Options(count=10, size=16, seed=seed)).digest
+        data.prepare(
+            "scenes", None, tmp_path / name, scenes.Options(count=10, size=16, seed=seed)
+        ).digest
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     assert digests[0] == digests[1] != digests[2]
@@ -286,10 +329,14 @@ def test_prepare_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="size is 3"):
         data.prepare("scenes", None, tmp_path / "out", scenes.Options(size=3))
     with pytest.raises(InputError, match="scenes has 20 records, late starts at record 50"):
-        data.prepare("scenes", None, tmp_path / "out", scenes.Options(count=20, size=16), {"late": (50, 60)})
+        data.prepare(
+            "scenes", None, tmp_path / "out", scenes.Options(count=20, size=16), {"late": (50, 60)}
+        )
 
 
-def test_a_shard_that_progress_does_not_name_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_progress_does_not_name_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "from the file layer")
 

@@ -39,14 +39,18 @@ def test_damage_is_named_with_file_and_record(tmp_path: Path) -> None:
         read_all(path, b"")
     with pytest.raises(InputError, match=r"is empty"):
         read_all(path, gzip.compress(b""))
-    with pytest.raises(InputError, match=r"some\.tfrecords, record 1: the file ends inside the record's header"):
+    with pytest.raises(
+        InputError, match=r"some\.tfrecords, record 1: the file ends inside the record's header"
+    ):
         read_all(path, one + two[:7])
     for cut in (50, len(two) - 1):
         with pytest.raises(InputError, match=r"record 1: the file ends inside the record's data"):
             read_all(path, one + two[:cut])
     with pytest.raises(InputError, match=r"record 1: the checksum of the record's data"):
         read_all(path, one + two[:40] + b"x" + two[41:])
-    with pytest.raises(InputError, match=r"record 0: the checksum of the record's length.*is this a TFRecord"):
+    with pytest.raises(
+        InputError, match=r"record 0: the checksum of the record's length.*is this a TFRecord"
+    ):
         read_all(path, b"PK\x03\x04 something else entirely")
     length = struct.pack("<Q", 1 << 40)
     with pytest.raises(InputError, match=r"record 1: its length is 1099511627776 bytes"):
@@ -92,7 +96,9 @@ def test_example_features_packed_and_unpacked() -> None:
         found["packed"].ints()
 
 
-@pytest.mark.parametrize("bad", [b"\x0a\x10abc", b"\x0b", b"\xff" * 11, field(1, field(1, b"\x0a\x01"))])
+@pytest.mark.parametrize(
+    "bad", [b"\x0a\x10abc", b"\x0b", b"\xff" * 11, field(1, field(1, b"\x0a\x01"))]
+)
 def test_what_is_no_example_is_refused(bad: bytes) -> None:
     with pytest.raises(InputError, match=r"no tf\.train\.Example"):
         tfrecord.example(bad)

@@ -20,7 +20,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUTSLOTS_HOME", str(folder / "home"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        assert RunLog(folder / "home" / "run", experiment="first", run_name="first").close(timeout=120) == 0
+        assert (
+            RunLog(folder / "home" / "run", experiment="first", run_name="first").close(timeout=120)
+            == 0
+        )
     return folder
 
 
@@ -37,7 +40,9 @@ def compared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[d
     with sweeps(made, tmp_path_factory.mktemp("compared")) as make:
         found = {1: make("workers.py"), 2: make("workers.py")}
         for number, driven in found.items():
-            assert driven.run("--retries", "0", "--workers-per-trial", str(number)) == 0, driven.said()
+            assert driven.run("--retries", "0", "--workers-per-trial", str(number)) == 0, (
+                driven.said()
+            )
         yield found
 
 

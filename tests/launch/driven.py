@@ -32,7 +32,9 @@ class Driven:
         env: of the driver, besides this process's.
     """
 
-    def __init__(self, home: Path, data: Path, file: str = "tiny.py", env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, home: Path, data: Path, file: str = "tiny.py", env: dict[str, str] | None = None
+    ) -> None:
         self.home, self.data, self.file, self.env = home, data, FILES / file, env or {}
         self.folder = home / "sweeps" / self.file.stem
         self.log = home / "driver.txt"
@@ -89,16 +91,25 @@ class Driven:
     def said(self, lines: int = 60) -> str:
         """The end of all that was said, for the report of a failed test."""
         texts = [self.log, self.folder / "ray.txt", *self.home.glob("runs/*/log.txt")]
-        shown = {path: path.read_text(errors="replace").splitlines()[-lines:] for path in texts if path.exists()}
+        shown = {
+            path: path.read_text(errors="replace").splitlines()[-lines:]
+            for path in texts
+            if path.exists()
+        }
         return "\n".join(f"--- {path}\n" + "\n".join(found) for path, found in shown.items())
 
     def processes(self) -> list[psutil.Process]:
         """All living processes of this sweep, Ray's too: they inherit the environment. Those that have ended do not count."""
-        return [each for each in psutil.process_iter() if each.pid != os.getpid() and self._mine(each)]
+        return [
+            each for each in psutil.process_iter() if each.pid != os.getpid() and self._mine(each)
+        ]
 
     def _mine(self, process: psutil.Process) -> bool:
         try:
-            return process.environ().get("CUTSLOTS_HOME") == str(self.home) and process.status() != psutil.STATUS_ZOMBIE
+            return (
+                process.environ().get("CUTSLOTS_HOME") == str(self.home)
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.Error:
             return False
 
@@ -113,14 +124,24 @@ class Driven:
 
     def runs(self) -> list[Path]:
         """The folders of the trials' runs that have begun, oldest first."""
-        begun = {path.parent: opening(path.parent) for path in self.home.glob("runs/*/journal.jsonl")}
-        return sorted((run for run, opened in begun.items() if opened), key=lambda run: (begun[run] or {})["time"])
+        begun = {
+            path.parent: opening(path.parent) for path in self.home.glob("runs/*/journal.jsonl")
+        }
+        return sorted(
+            (run for run, opened in begun.items() if opened),
+            key=lambda run: (begun[run] or {})["time"],
+        )
 
     def run_of(self, label: str) -> Path:
         """The folder of the run of the trial of that name, as soon as it has begun."""
 
         def labels() -> dict[str, Path]:
-            return {event["values"].get("label"): run for run in self.runs() for event in events(run) if event["kind"] == "tags"}
+            return {
+                event["values"].get("label"): run
+                for run in self.runs()
+                for event in events(run)
+                if event["kind"] == "tags"
+            }
 
         return self.wait(lambda: labels().get(label), f"trial {label!r}")
 
@@ -134,7 +155,10 @@ class Driven:
 
     def between_checkpoints(self, step: int, end: int = 200) -> Path | None:
         """A run that has gone on since its last checkpoint, which is of `step` or a later one, and is not near its end."""
-        return next((run for run in self.runs() if end - 20 > last_step(run) > newest_step(run) >= step), None)
+        return next(
+            (run for run in self.runs() if end - 20 > last_step(run) > newest_step(run) >= step),
+            None,
+        )
 
     def workers(self) -> list[psutil.Process]:
         """The processes of Ray Train's workers."""
@@ -159,7 +183,9 @@ class Driven:
 
     def parent(self) -> FoundRun:
         """The sweep's own run, of which there is one."""
-        (found,) = find_runs(f"tags.sweep = '{self.folder.name}' and tags.kind = 'sweep'", tracking_uri=self.uri)
+        (found,) = find_runs(
+            f"tags.sweep = '{self.folder.name}' and tags.kind = 'sweep'", tracking_uri=self.uri
+        )
         return found
 
     def children(self) -> list[FoundRun]:
@@ -177,4 +203,8 @@ def _opened(process: psutil.Process, path: Path) -> bool:
 
 def in_shared_memory() -> set[str]:
     """What Ray and torch would leave in shared memory."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith(("plasma", "ray", "torch", "sem.", "psm_"))}
+    return {
+        name
+        for name in os.listdir("/dev/shm")
+        if name.startswith(("plasma", "ray", "torch", "sem.", "psm_"))
+    }

@@ -21,7 +21,17 @@ def test_a_distribution_is_read_as_it_prints_itself(name):
     assert distribution(TEXTS[name]) == SPACE[name]
 
 
-@pytest.mark.parametrize("text", ["", "0.5", "FloatDistribution(", "Other(low=1)", "FloatDistribution(low=2, high=1)", "open('x')"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0.5",
+        "FloatDistribution(",
+        "Other(low=1)",
+        "FloatDistribution(low=2, high=1)",
+        "open('x')",
+    ],
+)
 def test_other_texts_are_no_distributions(text):
     assert distribution(text) is None
 
@@ -31,8 +41,17 @@ def trials(count: int) -> list[FrozenTrial]:
     draw = random.Random(0)
     found = []
     for _ in range(count):
-        gamma, layers, norm = draw.uniform(0.1, 2.0), draw.randint(1, 4), draw.choice(["None", "True", "batch", "0.5"])
-        params = {"model.gamma": repr(gamma), "model.layers": str(layers), "model.norm": norm, "train.seed": "0"}
+        gamma, layers, norm = (
+            draw.uniform(0.1, 2.0),
+            draw.randint(1, 4),
+            draw.choice(["None", "True", "batch", "0.5"]),
+        )
+        params = {
+            "model.gamma": repr(gamma),
+            "model.layers": str(layers),
+            "model.norm": norm,
+            "train.seed": "0",
+        }
         found.append(as_trial(SPACE, params, gamma + 0.1 * layers))
     return found
 

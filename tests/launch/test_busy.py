@@ -37,7 +37,9 @@ def task(tmp_path: Path) -> Task:
 
 
 @pytest.mark.parametrize("ended", ["stopped", "out of patience"])
-def test_the_log_of_the_one_that_trains_is_left_alone(task: Task, ended: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_of_the_one_that_trains_is_left_alone(
+    task: Task, ended: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(task.run_dir)
     monkeypatch.setattr(trial, "BUSY_SECONDS", 0.0 if ended == "out of patience" else 60.0)
     with RunLog(folder, experiment="e", run_name="the other") as log:
@@ -53,7 +55,9 @@ def test_the_log_of_the_one_that_trains_is_left_alone(task: Task, ended: str, mo
         assert list(events(folder)) == before
     assert not held(folder)
     end_log(folder, "interrupted", None, print)
-    assert [event for event in events(folder) if event["kind"] == "tags"][-1]["values"]["state"] == "interrupted"
+    assert [event for event in events(folder) if event["kind"] == "tags"][-1]["values"][
+        "state"
+    ] == "interrupted"
 
 
 def test_a_folder_without_a_lock_is_not_held(tmp_path: Path) -> None:

@@ -21,8 +21,16 @@ from cutslots.launch.sweep import Setting, Sweep, choices, log_uniform
 from cutslots.runlog import events
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path.stem for path in (ROOT / "sweeps").glob("*.py") if "SWEEP = " in path.read_text())
-TINY = ("model.image_size=16", "train.steps=4", "train.eval_every=2", "train.eval_images=8", "batch_size=4")
+FILES = sorted(
+    path.stem for path in (ROOT / "sweeps").glob("*.py") if "SWEEP = " in path.read_text()
+)
+TINY = (
+    "model.image_size=16",
+    "train.steps=4",
+    "train.eval_every=2",
+    "train.eval_images=8",
+    "batch_size=4",
+)
 
 
 def following(study: Study) -> Planned:
@@ -40,7 +48,10 @@ def sweep() -> Sweep:
         preset="small",
         set=TINY,
         space={"cut.gamma": log_uniform(0.1, 1.0), "num_slots": choices(3, 4)},
-        first={"known": Setting(set=("cut.gamma=0.2",)), "baseline": Setting("slot-attention-small", TINY)},
+        first={
+            "known": Setting(set=("cut.gamma=0.2",)),
+            "baseline": Setting("slot-attention-small", TINY),
+        },
         trials=3,
         evaluate=("scenes", "nowhere"),
         make={"count": 40, "size": 32},
@@ -79,7 +90,21 @@ def test_a_dry_run_says_how_far_a_sweep_has_come(sweep, capsys):
     study.end(following(study).number, "finished", {"ari_fg": 0.5})
     study.end(following(study).number, "failed", {})
     before = (folder / "study.log").read_bytes()
-    assert main(sweep, arguments=["--dry-run", "--trials", "9", "--workers-per-trial", "2", "--gpus-per-trial", "1"]) == 0
+    assert (
+        main(
+            sweep,
+            arguments=[
+                "--dry-run",
+                "--trials",
+                "9",
+                "--workers-per-trial",
+                "2",
+                "--gpus-per-trial",
+                "1",
+            ],
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "so far: 1 finished, 1 failed" in said
     assert "11 trials in all" in said
@@ -88,12 +113,25 @@ def test_a_dry_run_says_how_far_a_sweep_has_come(sweep, capsys):
 
 
 def test_options_of_the_command_line_are_for_first_settings_too(sweep, capsys):
-    arguments = ["--dry-run", "--gpus-per-trial", "0", "--set", "train.steps=7", "--set", "cut.beta=2"]
+    arguments = [
+        "--dry-run",
+        "--gpus-per-trial",
+        "0",
+        "--set",
+        "train.steps=7",
+        "--set",
+        "cut.beta=2",
+    ]
     assert main(sweep, arguments=arguments) == 0
     said = capsys.readouterr()
     assert "7 steps a trial" in said.out
-    assert f"first: baseline (preset slot-attention-small, {' '.join(TINY)} train.steps=7)" in said.out
-    assert said.err == "--set cut.beta=2 is not for baseline: preset slot-attention-small has no such option\n"
+    assert (
+        f"first: baseline (preset slot-attention-small, {' '.join(TINY)} train.steps=7)" in said.out
+    )
+    assert (
+        said.err
+        == "--set cut.beta=2 is not for baseline: preset slot-attention-small has no such option\n"
+    )
     assert main(sweep, arguments=["--dry-run", "--set", "train.steps=many"]) == 2
     assert "no such option" not in capsys.readouterr().err, "it has it, with another value"
 
@@ -111,7 +149,9 @@ def test_every_sweep_of_the_project_can_be_begun(name, tmp_path):
     """Whole spaces and all first settings are checked: a typing error is found here and not after a night."""
     command = [sys.executable, f"sweeps/{name}.py", "--dry-run", "--gpus-per-trial", "0"]
     for smoke in ((), ("--smoke",)):
-        done = subprocess.run([*command, *smoke], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*command, *smoke], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         assert "trials in all" in done.stdout
     text = (ROOT / "sweeps" / f"{name}.py").read_text()
@@ -148,7 +188,13 @@ def test_a_file_with_several_sweeps(sweep, capsys):
     both = (sweep, replace(sweep, name="more"))
     assert main(*both, arguments=["--dry-run", "--gpus-per-trial", "0"]) == 0
     assert re.findall(r"^sweep (\w+):", capsys.readouterr().out, re.MULTILINE) == ["ask", "more"]
-    assert main(*both, arguments=["--dry-run", "--gpus-per-trial", "0", "--only", "more", "--name", "other"]) == 0
+    assert (
+        main(
+            *both,
+            arguments=["--dry-run", "--gpus-per-trial", "0", "--only", "more", "--name", "other"],
+        )
+        == 0
+    )
     assert re.findall(r"^sweep (\w+):", capsys.readouterr().out, re.MULTILINE) == ["other"]
     assert main(*both, arguments=["--only", "moree"]) == 2
     assert "Did you mean 'more'" in capsys.readouterr().err
@@ -198,9 +244,13 @@ def test_one_trial_in_this_process(sweep, scenes, reference, gamma, model, monke
     if gamma is not None:
         wanted = planned.config.model.cut.gamma if gamma == "trial" else gamma
         assert config["model"]["cut"]["gamma"] == wanted
-    assert [event for event in events(run_dir) if event["kind"] == "status"][-1]["status"] == "FINISHED"
+    assert [event for event in events(run_dir) if event["kind"] == "status"][-1][
+        "status"
+    ] == "FINISHED"
     assert Study(sweep, home() / "sweeps" / "ask").counts() == before
-    assert main(sweep, arguments=["--debug-trial", run_dir.name]) == 0, "by its own name, from the start again"
+    assert main(sweep, arguments=["--debug-trial", run_dir.name]) == 0, (
+        "by its own name, from the start again"
+    )
     assert len(list(runs_dir().glob("debug-*"))) == 2
 
 
@@ -219,13 +269,21 @@ def test_sets_are_found_by_name(scenes, tmp_path, monkeypatch):
 def test_scenes_that_were_made_otherwise_are_not_taken(sweep, scenes, tmp_path):
     assert find_or_make(sweep, None, stand_in=False) == scenes
     other = replace(sweep, make={**sweep.make, "style": "textured"})
-    with pytest.raises(InputError, match="style is plain, not textured. Take it nevertheless: --data"):
+    with pytest.raises(
+        InputError, match="style is plain, not textured. Take it nevertheless: --data"
+    ):
         find_or_make(other, None, stand_in=False)
     assert find_or_make(other, str(scenes), stand_in=False) == scenes
 
 
 def test_a_smoke_test_of_a_grid_is_two_trials(tmp_path):
-    sweep = Sweep("g", "scenes", "small", {"cut.gamma": choices(0.1, 0.5, 1.0), "num_slots": choices(3, 4)}, search="grid")
+    sweep = Sweep(
+        "g",
+        "scenes",
+        "small",
+        {"cut.gamma": choices(0.1, 0.5, 1.0), "num_slots": choices(3, 4)},
+        search="grid",
+    )
     assert Study(sweep, tmp_path / "whole").total == 6
     assert Study(sweep.smaller(), tmp_path / "smoke").total == 2
 

@@ -34,8 +34,16 @@ def test_how_many_fit(need, nodes, count):
     [
         (Resources(gpus=8, cpus=2), LAPTOP, "takes 8 GPU .* has 0. Lower --gpus-per-trial"),
         (Resources(cpus=3), LAPTOP, "takes 3 CPU .* has 2. Lower --cpus-per-trial"),
-        (Resources(workers=64), LAPTOP, "takes 64 CPU .* Lower --cpus-per-trial or --workers-per-trial"),
-        (Resources(gpus=4, cpus=2), CLUSTER, "fit on no node of this cluster; its largest has 8 CPU and 2 GPU"),
+        (
+            Resources(workers=64),
+            LAPTOP,
+            "takes 64 CPU .* Lower --cpus-per-trial or --workers-per-trial",
+        ),
+        (
+            Resources(gpus=4, cpus=2),
+            CLUSTER,
+            "fit on no node of this cluster; its largest has 8 CPU and 2 GPU",
+        ),
         (Resources(workers=3, gpus=1, cpus=6), CLUSTER, "fit on no set of nodes"),
     ],
 )

@@ -17,7 +17,14 @@ from cutslots.runlog import add_metrics, default_uri, fetch_model, find_runs, re
 from cutslots.train import checkpoint, load_model, predict
 from cutslots.train.config import preset
 
-SMALLEST = ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=8", "optim.batch_size=8")
+SMALLEST = (
+    "encoder.channels=8",
+    "weights.hidden=8",
+    "slots.size=8",
+    "slots.hidden=16",
+    "decoder.channels=8",
+    "optim.batch_size=8",
+)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 
 
@@ -28,12 +35,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUTSLOTS_HOME", str(folder))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        data.prepare("scenes", None, folder / "data" / "scenes", scenes.Options(count=50, size=32, style="textured"))
+        data.prepare(
+            "scenes",
+            None,
+            folder / "data" / "scenes",
+            scenes.Options(count=50, size=32, style="textured"),
+        )
         config = preset("small")
         for assignment in (*SMALLEST, "train.steps=4", "train.eval_every=2"):
             config = options.override(config, assignment)
-        train_here(config, folder / "data" / "scenes", folder / "runs" / "first", experiment="scenes", device="cpu")
-        log_scores(find_model("first"), "clevrtex_camo", "test", {"ari_fg": 0.25, "num_images": 2000.0})
+        train_here(
+            config,
+            folder / "data" / "scenes",
+            folder / "runs" / "first",
+            experiment="scenes",
+            device="cpu",
+        )
+        log_scores(
+            find_model("first"), "clevrtex_camo", "test", {"ari_fg": 0.25, "num_images": 2000.0}
+        )
         (run,) = find_runs()
         register("cutslots-scenes", run.run_id, "ari_fg", 0.5)
     return folder
@@ -51,7 +71,9 @@ def masks(path: Path) -> np.ndarray:
     return predict(load_model(path), IMAGES)["masks"]
 
 
-def test_every_name_is_the_same_model(made: Path, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_name_is_the_same_model(
+    made: Path, run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     truth = masks(made / "runs" / "first" / "checkpoints" / checkpoint.BEST)
     best = made / "runs" / "first" / "checkpoints" / checkpoint.BEST
     for reference in ("first", str(made / "runs" / "first"), str(best), run_id):
@@ -63,11 +85,20 @@ def test_every_name_is_the_same_model(made: Path, run_id: str, tmp_path: Path, m
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match="nor an exported model at photos"):
         find_model("photos")
-    addresses = ("models:/cutslots-scenes@champion", "models:/cutslots-scenes/1", f"runs:/{run_id}", f"runs:/{run_id}/model")
+    addresses = (
+        "models:/cutslots-scenes@champion",
+        "models:/cutslots-scenes/1",
+        f"runs:/{run_id}",
+        f"runs:/{run_id}/model",
+    )
     for reference in addresses:
         folder = find_model(reference)
         assert folder.is_relative_to(home() / "cache")
-        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "fetched.json", "weights.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "config.json",
+            "fetched.json",
+            "weights.safetensors",
+        ]
         np.testing.assert_array_equal(masks(folder), truth)
 
 
@@ -95,11 +126,15 @@ def test_what_is_known_goes_with_the_model(made: Path, run_id: str, tmp_path: Pa
         "step": state["step"],
     }
     assert known["commit"] == run.tags["commit"]
-    assert known["scores"]["validation"] == {name: value for name, value in state["best"].items() if name != "step"}
+    assert known["scores"]["validation"] == {
+        name: value for name, value in state["best"].items() if name != "step"
+    }
     assert known["scores"]["clevrtex_camo test"] == {"ari_fg": 0.25, "num_images": 2000.0}
     # The registry tells the same; the exported folder what was known when it was written.
     fetched = origin(find_model("models:/cutslots-scenes@champion"))
-    assert fetched.pop("scores") == {where: pytest.approx(values) for where, values in known["scores"].items()}
+    assert fetched.pop("scores") == {
+        where: pytest.approx(values) for where, values in known["scores"].items()
+    }
     assert fetched == {name: value for name, value in known.items() if name != "scores"}
     exported = origin(made / "runs" / "first" / "model")
     assert exported["signature"] == known["signature"]
@@ -114,10 +149,14 @@ def test_what_is_known_goes_with_the_model(made: Path, run_id: str, tmp_path: Pa
 
 
 def test_scores_of_a_fetched_model_go_to_its_run(made: Path, run_id: str) -> None:
-    log_scores(find_model("models:/cutslots-scenes@champion"), "elsewhere", "test", {"ari_fg": 0.75})
+    log_scores(
+        find_model("models:/cutslots-scenes@champion"), "elsewhere", "test", {"ari_fg": 0.75}
+    )
     log_scores(find_model(f"runs:/{run_id}"), "elsewhere", "val", {"ari_fg": 0.5}, partial=True)
     (run,) = find_runs()
-    assert {name: value for name, value in run.metrics.items() if name.startswith("elsewhere")} == {"elsewhere/test/ari_fg": 0.75}
+    assert {name: value for name, value in run.metrics.items() if name.startswith("elsewhere")} == {
+        "elsewhere/test/ari_fg": 0.75
+    }
     assert run.status == "FINISHED"
     assert not add_metrics("0" * 32, 1, {"ari_fg": 0.75})
 
@@ -134,7 +173,10 @@ def test_a_registered_name_is_looked_up_anew(made: Path, run_id: str) -> None:
     ("reference", "message"),
     [
         ("models:/nothing@champion", "MLflow has no model models:/nothing@champion"),
-        ("models:/cutslots-scenes@challenger", "MLflow has no model models:/cutslots-scenes@challenger"),
+        (
+            "models:/cutslots-scenes@challenger",
+            "MLflow has no model models:/cutslots-scenes@challenger",
+        ),
         ("models:/cutslots-scenes/7", "MLflow has no model models:/cutslots-scenes/7"),
         ("models:/cutslots-scenes", "is no address of a model in MLflow. Give models:/NAME@ALIAS"),
         ("runs:/" + "0" * 32, "MLflow has no model runs:/000"),
@@ -147,7 +189,9 @@ def test_what_is_not_there(reference: str, message: str, run_id: str) -> None:
         find_model(reference)
 
 
-def test_files_that_are_gone_and_a_store_that_was_never_made(made: Path, run_id: str, tmp_path: Path, monkeypatch) -> None:
+def test_files_that_are_gone_and_a_store_that_was_never_made(
+    made: Path, run_id: str, tmp_path: Path, monkeypatch
+) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(default_uri())
@@ -162,7 +206,9 @@ def test_files_that_are_gone_and_a_store_that_was_never_made(made: Path, run_id:
         find_model(without)
     client.delete_run(without)
     shutil.rmtree(tmp_path / "foreign")
-    with pytest.raises(InputError, match="MLflow has no model models:/foreign/1: .*No such artifact"):
+    with pytest.raises(
+        InputError, match="MLflow has no model models:/foreign/1: .*No such artifact"
+    ):
         find_model("models:/foreign/1")
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path / "new"))
     with pytest.raises(InputError, match="there is no tracking store at sqlite:"):

@@ -10,7 +10,14 @@ from cutslots.cli import main
 from cutslots.data.sources import scenes
 from cutslots.files import home
 
-SMALLEST = ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=8", "optim.batch_size=8")
+SMALLEST = (
+    "encoder.channels=8",
+    "weights.hidden=8",
+    "slots.size=8",
+    "slots.hidden=16",
+    "decoder.channels=8",
+    "optim.batch_size=8",
+)
 
 
 @pytest.mark.slow

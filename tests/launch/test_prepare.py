@@ -18,13 +18,17 @@ def cluster() -> Iterator[None]:
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it for the whole process; it goes again when the cluster does
+        patch.setenv(
+            "PYTHONBREAKPOINT", ""
+        )  # Ray sets it for the whole process; it goes again when the cluster does
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 
 
-def test_without_a_cluster_it_is_this_machines_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_it_is_this_machines_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     assert not launch.connected()
@@ -36,9 +40,13 @@ def test_without_a_cluster_it_is_this_machines_processes(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_on_ray_the_shards_are_the_same(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_ray_the_shards_are_the_same(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = []
-    monkeypatch.setattr(launch, "processes", lambda workers: used.append(workers) or parallel.processes(workers))
+    monkeypatch.setattr(
+        launch, "processes", lambda workers: used.append(workers) or parallel.processes(workers)
+    )
     assert launch.connected()
     options = scenes.Options(count=40, size=16)
     alone = data.prepare("scenes", None, tmp_path / "alone", options)

@@ -13,7 +13,14 @@ SPACE = {"cut.gamma": log_uniform(0.05, 5.0), "num_slots": integers(3, 6)}
 
 
 def make(**changes) -> Sweep:
-    settings = {"name": "t", "dataset": "scenes", "preset": "small", "space": SPACE, "trials": 4, "halving": None}
+    settings = {
+        "name": "t",
+        "dataset": "scenes",
+        "preset": "small",
+        "space": SPACE,
+        "trials": 4,
+        "halving": None,
+    }
     return Sweep(**{**settings, **changes})
 
 
@@ -82,7 +89,9 @@ def test_a_new_driver_goes_on_with_open_trials_and_repeats_none(tmp_path):
     assert [planned.number for planned in found] == [1, 2, 3, 4, 5]
     assert [planned.config for planned in found[:2]] == [planned.config for planned in begun[1:]]
     assert again.exhausted
-    assert len({planned.label for planned in found}) == 5, "a resumed sampler draws the same numbers again"
+    assert len({planned.label for planned in found}) == 5, (
+        "a resumed sampler draws the same numbers again"
+    )
     assert Study(sweep, tmp_path).next() is None
 
 
@@ -97,7 +106,13 @@ def test_a_trial_whose_driver_died_before_it_had_its_values(tmp_path):
 def test_more_trials_and_seeds_may_come_but_not_another_question(tmp_path):
     drain(Study(make(first={"known": Setting()}, trials=2), tmp_path))
     more = Study(
-        make(first={"known": Setting(), "second": Setting(set=("num_slots=5",))}, trials=3, seeds=(0, 7), confirm=0), tmp_path
+        make(
+            first={"known": Setting(), "second": Setting(set=("num_slots=5",))},
+            trials=3,
+            seeds=(0, 7),
+            confirm=0,
+        ),
+        tmp_path,
     )
     assert [(planned.kind, planned.config.train.seed) for planned in drain(more)] == [
         ("first", 0),
@@ -110,12 +125,20 @@ def test_more_trials_and_seeds_may_come_but_not_another_question(tmp_path):
 
 
 def test_a_grid_is_every_combination_with_every_seed(tmp_path):
-    space = {"cut.gamma": choices(0.1, 1.0), "num_slots": integers(3, 5, 2), "temperature.object": uniform(0.2, 0.4, 0.2)}
+    space = {
+        "cut.gamma": choices(0.1, 1.0),
+        "num_slots": integers(3, 5, 2),
+        "temperature.object": uniform(0.2, 0.4, 0.2),
+    }
     study = Study(make(space=space, search="grid", seeds=(0, 1)), tmp_path)
     found = drain(study)
     assert len(found) == 2 * 2 * 2 * 2 == study.total
     settings = {
-        (planned.config.model.cut.gamma, planned.config.model.num_slots, planned.config.model.temperature.object)
+        (
+            planned.config.model.cut.gamma,
+            planned.config.model.num_slots,
+            planned.config.model.temperature.object,
+        )
         for planned in found
     }
     assert len(settings) == 8
@@ -130,9 +153,16 @@ def test_hopeless_trials_end_early_and_first_settings_do_not(tmp_path):
     while planned := study.next():
         quality = 0.0 if planned.kind == "first" else 1 / planned.number
         stopped[planned.number] = next(
-            (step for step in range(250, 2001, 250) if study.report(planned.number, step, {"ari_fg": quality})), None
+            (
+                step
+                for step in range(250, 2001, 250)
+                if study.report(planned.number, step, {"ari_fg": quality})
+            ),
+            None,
         )
-        study.end(planned.number, "pruned" if stopped[planned.number] else "finished", {"ari_fg": quality})
+        study.end(
+            planned.number, "pruned" if stopped[planned.number] else "finished", {"ari_fg": quality}
+        )
     assert stopped[0] is None
     assert stopped[1] is None, "the best so far goes on"
     assert all(step == 500 for number, step in stopped.items() if number > 1)
@@ -146,7 +176,9 @@ def test_rungs_are_remembered_by_the_next_driver(tmp_path):
     assert not study.report(planned.number, 500, {"ari_fg": 0.9})
     again = Study(sweep, tmp_path)
     assert following(again).number == planned.number
-    assert not again.report(planned.number, 500, {"ari_fg": 0.1}), "a repeated evaluation changes nothing"
+    assert not again.report(planned.number, 500, {"ari_fg": 0.1}), (
+        "a repeated evaluation changes nothing"
+    )
     other = following(again)
     assert again.report(other.number, 500, {"ari_fg": 0.5})
 
@@ -175,7 +207,11 @@ def test_failed_trials_are_run_again_on_demand_once(tmp_path):
 
 def test_several_objectives_have_a_front(tmp_path):
     study = Study(make(objective=("ari_fg", "mse"), trials=3), tmp_path)
-    for scores in ({"ari_fg": 0.9, "mse": 50.0}, {"ari_fg": 0.5, "mse": 10.0}, {"ari_fg": 0.4, "mse": 40.0}):
+    for scores in (
+        {"ari_fg": 0.9, "mse": 50.0},
+        {"ari_fg": 0.5, "mse": 10.0},
+        {"ari_fg": 0.4, "mse": 40.0},
+    ):
         planned = following(study)
         assert not study.report(planned.number, 500, scores)
         study.end(planned.number, "finished", scores)
@@ -234,7 +270,9 @@ def test_a_trial_that_waits_has_its_settings(tmp_path):
     space = {"num_slots": choices(3, 4), "cut.gamma": choices(0.1, 0.5)}
     study = Study(make(space=space, search="grid"), tmp_path)
     first = following(study)
-    study.optuna.enqueue_trial({"model.num_slots": 4, "model.cut.gamma": 0.5}, user_attrs={"kind": "grid"})
+    study.optuna.enqueue_trial(
+        {"model.num_slots": 4, "model.cut.gamma": 0.5}, user_attrs={"kind": "grid"}
+    )
     number = len(study.trials()) - 1
     assert study.trials()[number].state == TrialState.WAITING
     planned = study.planned(number)

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 from driven import Driven, in_shared_memory
-from traces import assert_resumed, assert_same, last_step, newest_step, status, stretches, undisturbed, weights, written
+from traces import (
+    assert_resumed,
+    assert_same,
+    last_step,
+    newest_step,
+    status,
+    stretches,
+    undisturbed,
+    weights,
+    written,
+)
 
 from cutslots.runlog import find_runs
 
@@ -15,10 +25,14 @@ pytestmark = pytest.mark.slow
 
 def at_its_end(driven: Driven) -> Path | None:
     """A run that has written its last checkpoint and not yet closed its log."""
-    return next((run for run in driven.runs() if newest_step(run) == 200 and status(run) is None), None)
+    return next(
+        (run for run in driven.runs() if newest_step(run) == 200 and status(run) is None), None
+    )
 
 
-def test_a_killed_trial_goes_on_from_its_checkpoint(sweep: Callable[..., Driven], tmp_path: Path) -> None:
+def test_a_killed_trial_goes_on_from_its_checkpoint(
+    sweep: Callable[..., Driven], tmp_path: Path
+) -> None:
     driven = sweep()
     driven.start("--trials", "0")
     run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
@@ -28,7 +42,11 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(sweep: Callable[..., Driven]
     assert_resumed(run, 40)
     assert_same(weights(run), undisturbed(run, driven.data, tmp_path / "undisturbed"))
     (child,) = driven.children()
-    assert (child.status, child.tags["state"], child.tags.get("cause")) == ("FINISHED", "finished", None)
+    assert (child.status, child.tags["state"], child.tags.get("cause")) == (
+        "FINISHED",
+        "finished",
+        None,
+    )
     assert driven.parent().status == "FINISHED"
     assert [each["state"] for each in driven.records()] == ["finished"]
     assert "goes on from its last checkpoint" in driven.log.read_text()
@@ -53,7 +71,12 @@ def test_a_killed_driver_is_followed_by_another(sweep: Callable[..., Driven]) ->
 
     assert driven.run("--trials", "3", "--concurrent", "2", "--resume") == 0, driven.said()
     assert (written(done), [(trial.number, trial.params) for trial in driven.study()][:3]) == before
-    assert [trial.number for trial in driven.study() if trial.state.name == "COMPLETE"] == [0, 1, 2, 3]
+    assert [trial.number for trial in driven.study() if trial.state.name == "COMPLETE"] == [
+        0,
+        1,
+        2,
+        3,
+    ]
     assert stretches(ending) == [list(range(5, 201, 5)), []]
     assert_resumed(middle, 40)
     runs = driven.children()
@@ -86,17 +109,29 @@ def test_what_can_never_run_is_refused(sweep: Callable[..., Driven]) -> None:
 
 def test_sigterm_leaves_checkpoints_and_nothing_else(sweep: Callable[..., Driven]) -> None:
     driven = sweep()
-    rarely = ("--trials", "1", "--set", "train.checkpoint_every=1000", "--set", "train.eval_every=1000")
+    rarely = (
+        "--trials",
+        "1",
+        "--set",
+        "train.checkpoint_every=1000",
+        "--set",
+        "train.eval_every=1000",
+    )
     shared = in_shared_memory()
     driven.start(*rarely)
-    driven.wait(lambda: [last_step(run) > 40 for run in driven.runs()] == [True, True], "two trials under way")
+    driven.wait(
+        lambda: [last_step(run) > 40 for run in driven.runs()] == [True, True],
+        "two trials under way",
+    )
     driven.process.send_signal(signal.SIGTERM)
     assert driven.ended() == 130, driven.said()
     driven.gone()
 
     runs = driven.runs()
     assert all(40 < newest_step(run) < 200 for run in runs)
-    assert [(run.status, run.tags["state"]) for run in driven.children()] == [("KILLED", "interrupted")] * 2
+    assert [(run.status, run.tags["state"]) for run in driven.children()] == [
+        ("KILLED", "interrupted")
+    ] * 2
     assert (driven.parent().status, driven.parent().tags["state"]) == ("KILLED", "interrupted")
     assert [each["state"] for each in driven.records()] == ["interrupted"] * 2
     assert in_shared_memory() <= shared

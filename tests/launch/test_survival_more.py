@@ -14,7 +14,18 @@ from typing import Any
 
 import pytest
 from driven import Driven
-from traces import assert_resumed, assert_same, last_step, logged, newest_step, status, stretches, undisturbed, weights, written
+from traces import (
+    assert_resumed,
+    assert_same,
+    last_step,
+    logged,
+    newest_step,
+    status,
+    stretches,
+    undisturbed,
+    weights,
+    written,
+)
 
 from cutslots.runlog import events
 
@@ -31,7 +42,9 @@ def failed_alone(driven: Driven, number: int, cause: str) -> None:
     assert cause in record["cause"]
     assert driven.study()[number].state.name == "FAIL"
     assert cause in driven.study()[number].user_attrs["cause"]
-    assert f"failed: {record['cause']}".replace("|", "/") in (driven.folder / "table.md").read_text()
+    assert (
+        f"failed: {record['cause']}".replace("|", "/") in (driven.folder / "table.md").read_text()
+    )
     assert (run.status, run.tags["state"]) == ("FAILED", "failed")
     assert cause in run.tags["cause"]
 
@@ -60,8 +73,18 @@ def test_two_workers_give_the_numbers_of_one(compared: dict[int, Driven]) -> Non
     assert one.name == two.name
     scores = [driven.study()[0].intermediate_values[60] for driven in compared.values()]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
-    for name in ("train/loss", "train/gradient_norm", "val/mse", "val/ari_fg", "val/cut_ari_fg", "val/num_images"):
-        curves = [{step: value for step, value in logged(run, name).items() if step <= 60} for run in (one, two)]
+    for name in (
+        "train/loss",
+        "train/gradient_norm",
+        "val/mse",
+        "val/ari_fg",
+        "val/cut_ari_fg",
+        "val/num_images",
+    ):
+        curves = [
+            {step: value for step, value in logged(run, name).items() if step <= 60}
+            for run in (one, two)
+        ]
         assert list(curves[0]) == (list(range(5, 61, 5)) if name.startswith("train") else [60])
         assert curves[0] == pytest.approx(curves[1], rel=1e-4, abs=1e-4), name
 
@@ -71,17 +94,28 @@ def test_failing_trials_of_two_workers_fail_alone(compared: dict[int, Driven]) -
     assert [each["state"] for each in driven.records()] == ["finished", "failed", "failed"]
     failed_alone(driven, 1, DIVERGED)
     failed_alone(driven, 2, "can't allocate memory")
-    assert len(stretches(driven.home / "runs" / driven.records()[1]["run"])) == 1, "what fails for sure is not repeated"
+    assert len(stretches(driven.home / "runs" / driven.records()[1]["run"])) == 1, (
+        "what fails for sure is not repeated"
+    )
 
 
-def test_workers_are_killed_and_interrupted(sweep: Callable[..., Driven], compared: dict[int, Driven]) -> None:
+def test_workers_are_killed_and_interrupted(
+    sweep: Callable[..., Driven], compared: dict[int, Driven]
+) -> None:
     """Rank 1 is killed, then all get Ctrl-C, then, resumed, rank 0 is killed."""
-    driven, arguments = sweep(), ("--trials", "0", "--workers-per-trial", "2", "--set", "train.steps=300")
+    driven, arguments = (
+        sweep(),
+        ("--trials", "0", "--workers-per-trial", "2", "--set", "train.steps=300"),
+    )
     driven.start(*arguments)
-    run = driven.wait(lambda: driven.between_checkpoints(40, 300), "a trial past its first checkpoints")
+    run = driven.wait(
+        lambda: driven.between_checkpoints(40, 300), "a trial past its first checkpoints"
+    )
     (other,) = set(driven.workers()) - {driven.trainer(run)}
     other.kill()
-    driven.wait(lambda: len(stretches(run)) == 2 and last_step(run) > 60, "the trial under way again")
+    driven.wait(
+        lambda: len(stretches(run)) == 2 and last_step(run) > 60, "the trial under way again"
+    )
     os.killpg(driven.process.pid, signal.SIGINT)  # as a terminal does it
     assert driven.ended() == 130, driven.said()
     driven.gone()
@@ -91,23 +125,40 @@ def test_workers_are_killed_and_interrupted(sweep: Callable[..., Driven], compar
     assert 60 < stopped < 300
 
     driven.start(*arguments, "--resume")
-    driven.wait(lambda: len(stretches(run)) == 3 and last_step(run) > stopped + 25, "the trial past another checkpoint")
+    driven.wait(
+        lambda: len(stretches(run)) == 3 and last_step(run) > stopped + 25,
+        "the trial past another checkpoint",
+    )
     driven.trainer(run).kill()
     assert driven.ended() == 0, driven.said()
     assert_resumed(run, 40, stopped, stopped + 5, end=300)
     assert_same(weights(run), weights(compared[2].run_of("sound")))
     (child,) = driven.children()
-    assert (child.status, child.tags["state"], child.tags.get("cause")) == ("FINISHED", "finished", None)
+    assert (child.status, child.tags["state"], child.tags.get("cause")) == (
+        "FINISHED",
+        "finished",
+        None,
+    )
 
 
 def test_a_second_ctrl_c_does_not_wait(sweep: Callable[..., Driven]) -> None:
     """Several workers heed the first one when they log the next time, and these do not."""
     driven = sweep()
     endless = [f"train.{name}=1000000" for name in ("steps", "log_every", "eval_every")]
-    driven.start("--trials", "0", "--workers-per-trial", "2", *(word for each in endless for word in ("--set", each)))
-    run = driven.wait(lambda: next((run for run in driven.runs() if newest_step(run) > 0), None), "a checkpoint")
+    driven.start(
+        "--trials",
+        "0",
+        "--workers-per-trial",
+        "2",
+        *(word for each in endless for word in ("--set", each)),
+    )
+    run = driven.wait(
+        lambda: next((run for run in driven.runs() if newest_step(run) > 0), None), "a checkpoint"
+    )
     os.killpg(driven.process.pid, signal.SIGINT)
-    driven.wait(lambda: "once more ends them at once" in driven.log.read_text(), "a word on the first one")
+    driven.wait(
+        lambda: "once more ends them at once" in driven.log.read_text(), "a word on the first one"
+    )
     assert newest_step(run) < 1000000
     os.killpg(driven.process.pid, signal.SIGINT)
     assert driven.ended() == 130, driven.said()
@@ -134,7 +185,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def test_trials_of_a_lost_node_move(sweep: Callable[..., Driven], cluster: Any, tmp_path: Path) -> None:
+def test_trials_of_a_lost_node_move(
+    sweep: Callable[..., Driven], cluster: Any, tmp_path: Path
+) -> None:
     """Each node has a trial; one goes, and its trial waits for the other one."""
     nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.small}
     driven = sweep(env={"RAY_ADDRESS": cluster.address})
@@ -167,11 +220,32 @@ class Server:
 
     def start(self) -> None:
         """Start it; it answers some seconds later."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.database}", "--artifacts-destination", str(self.folder / "artifacts")]
-        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # whose processes take longer to start than it
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
+        command += [
+            "--backend-store-uri",
+            f"sqlite:///{self.database}",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
+        env = {
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # whose processes take longer to start than it
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, env=env, start_new_session=True
+            )
 
     def stop(self) -> None:
         """Kill it."""
@@ -182,7 +256,9 @@ class Server:
     def points(self, run_id: str) -> set[tuple[str, int, float, int]]:
         """All metric points of a run: name, step, value, time."""
         with sqlite3.connect(self.database) as database:
-            rows = "SELECT key, step, value, timestamp FROM metrics WHERE run_uuid = ? AND NOT is_nan"
+            rows = (
+                "SELECT key, step, value, timestamp FROM metrics WHERE run_uuid = ? AND NOT is_nan"
+            )
             return set(database.execute(rows, (run_id,)))
 
 
@@ -193,15 +269,22 @@ def server(made: Path, tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_tracking_server_goes_away_and_comes_back(sweep: Callable[..., Driven], server: Server) -> None:
+def test_a_tracking_server_goes_away_and_comes_back(
+    sweep: Callable[..., Driven], server: Server
+) -> None:
     """One trial ends while it is away, and another begins."""
     driven = sweep(env={"MLFLOW_TRACKING_URI": server.uri})
     server.start()
     driven.start("--trials", "2", "--concurrent", "1", "--set", "train.steps=300")
-    first = driven.wait(lambda: driven.between_checkpoints(40, 300), "a trial past its first checkpoints")
+    first = driven.wait(
+        lambda: driven.between_checkpoints(40, 300), "a trial past its first checkpoints"
+    )
     server.stop()
     driven.wait(lambda: status(first) == "FINISHED", "an end of the trial")
-    second = driven.wait(lambda: next((run for run in driven.runs() if run != first and last_step(run) > 40), None), "the next one")
+    second = driven.wait(
+        lambda: next((run for run in driven.runs() if run != first and last_step(run) > 40), None),
+        "the next one",
+    )
     server.start()
     assert driven.ended() == 0, driven.said()
 
@@ -212,9 +295,13 @@ def test_a_tracking_server_goes_away_and_comes_back(sweep: Callable[..., Driven]
         assert told["refused"] == 0
         journal = [event for event in events(run) if event["kind"] == "metrics"]
         assert server.points(told["run_id"]) == {
-            (name, event["step"], value, event["time"]) for event in journal for name, value in event["values"].items()
+            (name, event["step"], value, event["time"])
+            for event in journal
+            for name, value in event["values"].items()
         }
-    assert [(child.status, child.tags["state"]) for child in driven.children()] == [("FINISHED", "finished")] * 3
+    assert [(child.status, child.tags["state"]) for child in driven.children()] == [
+        ("FINISHED", "finished")
+    ] * 3
     assert sorted(child.tags["rank"] for child in driven.children()) == ["1", "2", "3"]
     assert (driven.parent().status, driven.parent().tags["state"]) == ("FINISHED", "finished")
     assert "version 1" in driven.log.read_text()
@@ -243,20 +330,27 @@ def test_a_tracking_server_stays_away(sweep: Callable[..., Driven], server: Serv
 
 def test_a_cluster_is_free_after_its_sweep(sweep: Callable[..., Driven], cluster: Any) -> None:
     """After a driver that was killed, and after one that was asked to end; the cluster itself stays."""
-    driven, arguments = sweep(env={"RAY_ADDRESS": cluster.address}), ("--trials", "0", "--workers-per-trial", "2")
+    driven, arguments = (
+        sweep(env={"RAY_ADDRESS": cluster.address}),
+        ("--trials", "0", "--workers-per-trial", "2"),
+    )
     driven.start(*arguments)
     run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
     driven.kill()
     driven.wait(lambda: taken(cluster) == [], "a free cluster")
 
     driven.start(*arguments, "--resume")
-    driven.wait(lambda: len(stretches(run)) == 2 and last_step(run) > 60, "the trial under way again")
+    driven.wait(
+        lambda: len(stretches(run)) == 2 and last_step(run) > 60, "the trial under way again"
+    )
     driven.process.send_signal(signal.SIGTERM)
     assert driven.ended() == 130, driven.said()
     driven.wait(lambda: taken(cluster) == [], "a free cluster")
     assert_resumed(run, 40, end=last_step(run))
     assert newest_step(run) < 200
-    assert [(child.status, child.tags["state"]) for child in driven.children()] == [("KILLED", "interrupted")]
+    assert [(child.status, child.tags["state"]) for child in driven.children()] == [
+        ("KILLED", "interrupted")
+    ]
 
 
 def taken(cluster: Any) -> list[str]:
@@ -277,4 +371,6 @@ for actor in list_actors():
     if actor.state != "DEAD" and actor.class_name != "_AutoscalingCoordinatorActor":
         print("actor", actor.class_name)
 """
-    return subprocess.check_output([sys.executable, "-c", look, cluster.address], text=True).splitlines()
+    return subprocess.check_output(
+        [sys.executable, "-c", look, cluster.address], text=True
+    ).splitlines()

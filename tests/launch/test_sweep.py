@@ -21,7 +21,9 @@ def test_a_sweep_without_any_setting(tmp_path: Path) -> None:
 
     def run(*arguments: str) -> str:
         command = [sys.executable, str(FILE), "--data", "data", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stderr
 
@@ -32,8 +34,14 @@ def test_a_sweep_without_any_setting(tmp_path: Path) -> None:
     trials = runlog.children(parent.run_id, tracking_uri=store)
     assert parent.status == "FINISHED"
     assert len(trials) == len(list((home / "runs").iterdir())) >= 3
-    assert all(trial.tags["state"] in ("finished", "pruned") and trial.status == "FINISHED" for trial in trials), said
-    finished = sorted((trial for trial in trials if trial.tags["state"] == "finished"), key=lambda trial: int(trial.tags["rank"]))
+    assert all(
+        trial.tags["state"] in ("finished", "pruned") and trial.status == "FINISHED"
+        for trial in trials
+    ), said
+    finished = sorted(
+        (trial for trial in trials if trial.tags["state"] == "finished"),
+        key=lambda trial: int(trial.tags["rank"]),
+    )
     scores = [trial.metrics["best/ari_fg"] for trial in finished]
     assert scores == sorted(scores, reverse=True)
     assert "(champion)" in said
@@ -43,13 +51,17 @@ def test_a_sweep_without_any_setting(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime for path in (home / "runs").glob("*/checkpoints/*")}
     said = run("--name", "again", "--trials", "0")
     assert "trial 0 (small) is not repeated" in said
-    assert {path: path.stat().st_mtime for path in (home / "runs").glob("*/checkpoints/*")} == before
+    assert {
+        path: path.stat().st_mtime for path in (home / "runs").glob("*/checkpoints/*")
+    } == before
     # A tracking store that was lost gets the run from its journal.
     (home / "mlflow.db").unlink()
     said = run("--name", "later", "--trials", "0")
     assert "trial 0 (small) is not repeated" in said
     assert "(champion)" in said
-    (found,) = runlog.find_runs("tags.state = 'finished' and tags.label = 'small'", tracking_uri=store)
+    (found,) = runlog.find_runs(
+        "tags.state = 'finished' and tags.label = 'small'", tracking_uri=store
+    )
     assert found.metrics["best/ari_fg"] in scores
     assert found.tags["rank"] == "1"
     assert "has no run" not in said

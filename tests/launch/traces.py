@@ -76,18 +76,24 @@ def undisturbed(run: Path, data: Path, folder: Path) -> dict[str, torch.Tensor]:
 
 def written(run: Path) -> dict[str, int]:
     """When each checkpoint was written, and how often the run was opened."""
-    return {path.name: path.stat().st_mtime_ns for path in run.glob("checkpoints/*")} | {"opened": len(stretches(run))}
+    return {path.name: path.stat().st_mtime_ns for path in run.glob("checkpoints/*")} | {
+        "opened": len(stretches(run))
+    }
 
 
 def assert_resumed(run: Path, *after: int, end: int = 200) -> None:
     """It was begun again after each of these steps or a later one, and has logged every step to its end."""
     found = stretches(run)
     assert len(found) == len(after) + 1, found
-    assert all(stretch[0] > step for stretch, step in zip(found[1:], after, strict=True)), f"begun anew: {found}"
+    assert all(stretch[0] > step for stretch, step in zip(found[1:], after, strict=True)), (
+        f"begun anew: {found}"
+    )
     assert sorted(set(itertools.chain(*found))) == list(range(5, end + 1, 5))
 
 
 def logged(run: Path, name: str) -> dict[int, float]:
     """One of a run's metrics by step."""
-    found = [event for event in events(run) if event["kind"] == "metrics" and name in event["values"]]
+    found = [
+        event for event in events(run) if event["kind"] == "metrics" and name in event["values"]
+    ]
     return {event["step"]: float(event["values"][name]) for event in found}

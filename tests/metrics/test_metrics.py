@@ -15,7 +15,9 @@ def label_maps(seed, num_true, num_pred, batch=16, size=24):
     coarse = torch.randint(num_true, (batch, size // 4, size // 4), generator=generator)
     true = coarse.repeat_interleave(4, 1).repeat_interleave(4, 2)
     noise = torch.randint(num_pred, true.shape, generator=generator)
-    keep = torch.rand(true.shape, generator=generator) < torch.rand(batch, 1, 1, generator=generator)
+    keep = torch.rand(true.shape, generator=generator) < torch.rand(
+        batch, 1, 1, generator=generator
+    )
     return true, torch.where(keep, true % num_pred, noise)
 
 
@@ -27,7 +29,9 @@ def benchmark_iou(true, pred, num_masks):
             union = ((true == i) | (pred == j)).sum()
             iou[i, j] = ((true == i) & (pred == j)).sum() / union if union else 0
     rows, columns = linear_sum_assignment(iou, maximize=True)
-    pairs = sum(bool((true == i).any() or (pred == j).any()) for i, j in zip(rows, columns, strict=True))
+    pairs = sum(
+        bool((true == i).any() or (pred == j).any()) for i, j in zip(rows, columns, strict=True)
+    )
     return iou[rows, columns].sum() / pairs, iou[rows, columns]
 
 
@@ -45,7 +49,9 @@ def test_miou_equals_the_loop_over_masks(num_true, num_pred):
     true, pred = label_maps(num_true * 17 + num_pred, num_true, num_pred)
     size = max(int(true.max()), int(pred.max()), num_pred - 1) + 1
     expected = [benchmark_iou(t.numpy(), p.numpy(), size) for t, p in zip(true, pred, strict=True)]
-    np.testing.assert_allclose(miou(true, pred, num_pred), [image[0] for image in expected], atol=1e-12)
+    np.testing.assert_allclose(
+        miou(true, pred, num_pred), [image[0] for image in expected], atol=1e-12
+    )
     objects = object_iou(true, pred, num_pred)
     assert objects.shape == (len(true), int(true.max()))
     for found, image, (_, matched) in zip(objects, true, expected, strict=True):
@@ -65,7 +71,9 @@ def test_values_worked_by_hand():
     np.testing.assert_allclose(miou(true, pred), [2.5 / 4, (1 / 2 + 2 / 3 + 1) / 3], atol=1e-15)
 
 
-@pytest.mark.parametrize("kinds", [(torch.uint8, torch.int64), (torch.int32, torch.uint8), (torch.int16, torch.int32)])
+@pytest.mark.parametrize(
+    "kinds", [(torch.uint8, torch.int64), (torch.int32, torch.uint8), (torch.int16, torch.int32)]
+)
 def test_any_integers_are_labels(kinds):
     true, pred = label_maps(5, 6, 9)
     for score in (ari, ari_fg, miou):
@@ -121,7 +129,11 @@ def test_a_spare_slot_lowers_miou():
 def test_scores_together_are_the_scores_apart(num_slots):
     true, pred = label_maps(7, 4, 5)
     together = segmentation(true, pred, num_slots)
-    apart = {"ari_fg": ari_fg(true, pred), "ari": ari(true, pred), "miou": miou(true, pred, num_slots)}
+    apart = {
+        "ari_fg": ari_fg(true, pred),
+        "ari": ari(true, pred),
+        "miou": miou(true, pred, num_slots),
+    }
     assert together.keys() == apart.keys()
     for name, score in apart.items():
         assert torch.equal(together[name], score)
@@ -137,4 +149,6 @@ def test_labels_are_names_only():
 def test_mse_sums_over_an_image():
     image = torch.zeros(2, 3, 4, 5)
     off = image + torch.tensor([0.1, 0.5])[:, None, None, None]
-    torch.testing.assert_close(mse(image, off), torch.tensor([0.01, 0.25]).double() * 60, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        mse(image, off), torch.tensor([0.01, 0.25]).double() * 60, rtol=1e-6, atol=0
+    )

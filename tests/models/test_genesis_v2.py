@@ -64,10 +64,14 @@ def test_the_first_slots_prior_is_standard_and_a_later_ones_follows_from_those_b
     for slot in range(3):
         prior = Normal(torch.zeros(2, 8), torch.ones(2, 8))
         if slot:
-            predicted, spread = model.prior_head(model.prior(slots[:, :slot])[0][:, -1]).chunk(2, -1)
+            predicted, spread = model.prior_head(model.prior(slots[:, :slot])[0][:, -1]).chunk(
+                2, -1
+            )
             prior = Normal(torch.tanh(predicted), 1 / (1 + torch.exp(-spread - 4)) + 1e-4)
         posterior = Normal(mean[:, slot], deviation[:, slot])
-        expected = expected + (posterior.log_prob(slots[:, slot]) - prior.log_prob(slots[:, slot])).sum(-1)
+        expected = expected + (
+            posterior.log_prob(slots[:, slot]) - prior.log_prob(slots[:, slot])
+        ).sum(-1)
     torch.testing.assert_close(model._divergence(slots, Normal(mean, deviation)), expected)
 
 
@@ -77,7 +81,9 @@ def test_the_multiplier_falls_above_the_goal_rises_faster_below_and_rests_in_eva
     assert model.mean_error == pytest.approx(geco.goal + 0.1)
     fallen = float(model.multiplier)
     assert fallen == pytest.approx(math.exp(-0.1 * geco.rate))
-    model._move_multiplier(torch.tensor(geco.goal - 30.0))  # the running mean moves by a hundredth of the way
+    model._move_multiplier(
+        torch.tensor(geco.goal - 30.0)
+    )  # the running mean moves by a hundredth of the way
     below = 0.99 * 0.1 - 0.01 * 30
     assert float(model.multiplier) == pytest.approx(fallen * math.exp(-below * 10 * geco.rate))
     images = torch.rand(2, 3, 16, 16) * 2 - 1
@@ -104,6 +110,9 @@ def test_the_unet_keeps_the_images_size(size):
 
 
 def test_sizes_that_do_not_fit():
-    for assignment, message in (("model.image_size=48", "power of two"), ("model.size=20", "multiple of 8")):
+    for assignment, message in (
+        ("model.image_size=48", "power of two"),
+        ("model.size=20", "multiple of 8"),
+    ):
         with pytest.raises(InputError, match=message):
             options.override(preset("genesis-v2-small"), assignment).model.build()

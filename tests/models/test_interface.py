@@ -21,7 +21,14 @@ from cutslots.train.export import save_model
 from cutslots.train.terminal import Terminal
 
 SMALL = [name for name in PRESETS if preset(name).model.image_size <= 32]
-SHORT = ("batch_size=4", "train.steps=6", "log_every=2", "eval_every=3", "eval_images=4", "checkpoint_every=2")
+SHORT = (
+    "batch_size=4",
+    "train.steps=6",
+    "log_every=2",
+    "eval_every=3",
+    "eval_images=4",
+    "checkpoint_every=2",
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +38,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[name for name in SMALL if not hasattr(preset(name).model, "frames")])
+@pytest.fixture(
+    scope="module", params=[name for name in SMALL if not hasattr(preset(name).model, "frames")]
+)
 def config(request) -> RunConfig:
     made = preset(request.param)
     for assignment in SHORT:
@@ -51,7 +60,11 @@ def model(config):
 
 
 def test_models_of_still_images_have_a_small_preset():
-    assert {preset(name).model_name for name in SMALL} >= {"min_cut_slots", "slot_attention", "genesis_v2"}
+    assert {preset(name).model_name for name in SMALL} >= {
+        "min_cut_slots",
+        "slot_attention",
+        "genesis_v2",
+    }
 
 
 def test_outputs_are_tensors_that_begin_with_the_batch(model, images):
@@ -63,7 +76,9 @@ def test_outputs_are_tensors_that_begin_with_the_batch(model, images):
     assert outputs.reconstruction.shape == (3, 3, 32, 32)
     assert outputs.reconstructions.shape == (3, k, 3, 32, 32)
     assert outputs.reconstructions.abs().max() <= 1
-    torch.testing.assert_close((outputs.alpha[:, :, None] * outputs.reconstructions).sum(1), outputs.reconstruction)
+    torch.testing.assert_close(
+        (outputs.alpha[:, :, None] * outputs.reconstructions).sum(1), outputs.reconstruction
+    )
     for name in {"alpha", *GROUPINGS} & vars(outputs).keys():
         masks = getattr(outputs, name)
         assert masks.shape[1] == k
@@ -82,7 +97,10 @@ def test_the_loss_is_a_number_with_a_gradient(model, images, precision):
 
 
 def test_a_few_images_are_learnt(config, model, scenes):
-    images = Batches(scenes, "train", 4, shuffle=False).batch(0, 0).images.permute(0, 3, 1, 2) / 127.5 - 1
+    images = (
+        Batches(scenes, "train", 4, shuffle=False).batch(0, 0).images.permute(0, 3, 1, 2) / 127.5
+        - 1
+    )
     optimizer = torch.optim.Adam(model.parameters(), config.optim.learning_rate)
     errors = []
     for _ in range(60):
@@ -107,10 +125,16 @@ def test_evaluation_depends_on_the_image_alone(model, images):
         outputs, state = model(images), torch.get_rng_state()
         torch.rand(5)
         alone = model(images[1:2])
-    assert not torch.equal(state, torch.get_rng_state()), "the second call starts from other random numbers"
+    assert not torch.equal(state, torch.get_rng_state()), (
+        "the second call starts from other random numbers"
+    )
     for name, value in vars(outputs).items():
         torch.testing.assert_close(
-            getattr(alone, name)[0], value[1], atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            getattr(alone, name)[0],
+            value[1],
+            atol=1e-4,
+            rtol=1e-4,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -155,7 +179,21 @@ def test_trained_scored_drawn_exported_and_used(config, scenes, tmp_path, capsys
     columns = 4 + len(GROUPINGS.keys() & vars(outputs).keys()) + outputs.alpha.shape[1]
     assert Image.open(tmp_path / "figure.png").width == GAP + columns * (32 + GAP)
 
-    assert main(["evaluate", str(tmp_path / "run"), "--data", str(scenes), "--split", "val", "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "run"),
+                "--data",
+                str(scenes),
+                "--split",
+                "val",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "alpha masks" in printed
     assert ("cut masks" in printed) == cuts
@@ -164,7 +202,11 @@ def test_trained_scored_drawn_exported_and_used(config, scenes, tmp_path, capsys
     again, _ = evaluate(model, batches, torch.device("cpu"), 4)
     assert again == pytest.approx(keep.scores, rel=1e-4)
 
-    save_model(checkpoint.load(tmp_path / "run" / "checkpoints" / "step-00000006.pt")["model"], config, tmp_path / "export")
+    save_model(
+        checkpoint.load(tmp_path / "run" / "checkpoints" / "step-00000006.pt")["model"],
+        config,
+        tmp_path / "export",
+    )
     pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     found = predict(load_model(tmp_path / "export"), pictures)
     assert ("cut_masks" in found) == cuts
@@ -180,13 +222,19 @@ def test_the_table_of_options_has_every_option_of_every_preset():
     for name in PRESETS:
         assert re.search(rf" {name} ", table)
         for option in options.describe(preset(name)):
-            assert re.search(rf"^  {re.escape(option.path)} .*{re.escape(option.help)}", table, re.MULTILINE), option.path
+            assert re.search(
+                rf"^  {re.escape(option.path)} .*{re.escape(option.help)}", table, re.MULTILINE
+            ), option.path
 
 
 def test_a_new_model_is_one_file(scenes, tmp_path, monkeypatch):
     """The README's example, put into the folder as it says, goes the whole way."""
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "class Layers" in block)
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        if "class Layers" in block
+    )
     (tmp_path / "layers.py").write_text(code)
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
     try:

@@ -57,7 +57,9 @@ def test_masks_follow_from_the_potentials(small):
     torch.testing.assert_close(outputs.object_masks, object_masks)
     # The foreground is a softmax over the two terminal edges of the cut of the foreground weights.
     edges = model.cut(outputs.foreground_weights[:, 0]).edges()
-    foreground = torch.softmax(torch.stack([edges[:, 5], edges[:, 4]], 1) / temperature.foreground, 1)[:, :1]
+    foreground = torch.softmax(
+        torch.stack([edges[:, 5], edges[:, 4]], 1) / temperature.foreground, 1
+    )[:, :1]
     torch.testing.assert_close(outputs.foreground_mask, foreground)
     split = torch.cat([1 - foreground, foreground * object_masks], 1)
     torch.testing.assert_close(outputs.masks, torch.softmax(split / temperature.combined, 1))
@@ -79,7 +81,9 @@ def test_slot_heads_equal_the_pixelwise_way():
     features, masks = torch.randn(2, 4, 6, 3), torch.rand(2, 8, 6, 3)
     x = heads.norm(features.permute(0, 2, 3, 1))
     expected = 0
-    for head, (before, project, after) in enumerate(zip(heads.before.weight.chunk(3), heads.project, heads.after, strict=True)):
+    for head, (before, project, after) in enumerate(
+        zip(heads.before.weight.chunk(3), heads.project, heads.after, strict=True)
+    ):
         bias = heads.before.bias.chunk(3)[head]
         pixels = project(torch.relu(nn.functional.linear(x, before, bias)))
         slot = torch.einsum("bkhw,bhwc->bkhwc", masks, pixels).mean((2, 3))
@@ -93,20 +97,52 @@ def test_an_image_does_not_see_its_neighbours_in_the_batch(small):
 
 
 PARAMETERS = {
-    "paper-clevr": (1_489_116, {"encoder": 312_256, "position": 320, "object_weights": 207_266, "foreground_weights": 153_206}),
-    "paper-clevrtex": (1_970_288, {"encoder": 700_728, "position": 500, "object_weights": 239_666, "foreground_weights": 185_606}),
+    "paper-clevr": (
+        1_489_116,
+        {
+            "encoder": 312_256,
+            "position": 320,
+            "object_weights": 207_266,
+            "foreground_weights": 153_206,
+        },
+    ),
+    "paper-clevrtex": (
+        1_970_288,
+        {
+            "encoder": 700_728,
+            "position": 500,
+            "object_weights": 239_666,
+            "foreground_weights": 185_606,
+        },
+    ),
 }
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_paper_presets_have_the_papers_sizes(name):
     config = preset(name).model
-    assert (config.image_size, config.num_slots, config.slots.size, config.cut.gamma) == (128, 12, 64, 0.5)
-    assert (config.temperature.object, config.temperature.combined, config.decoder.start) == (0.5, 0.1, 8)
+    assert (config.image_size, config.num_slots, config.slots.size, config.cut.gamma) == (
+        128,
+        12,
+        64,
+        0.5,
+    )
+    assert (config.temperature.object, config.temperature.combined, config.decoder.start) == (
+        0.5,
+        0.1,
+        8,
+    )
     model = config.build()
     assert model.cut.graph.shape == (64, 64)
-    assert model.encoder(torch.zeros(2, 3, 128, 128)).shape == (2, 64 if name == "paper-clevr" else 100, 64, 64)
-    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
+    assert model.encoder(torch.zeros(2, 3, 128, 128)).shape == (
+        2,
+        64 if name == "paper-clevr" else 100,
+        64,
+        64,
+    )
+    counts = {
+        part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()
+    }
     total, parts = PARAMETERS[name]
     assert sum(counts.values()) == total
     assert {part: counts[part] for part in parts} == parts
@@ -115,7 +151,11 @@ def test_paper_presets_have_the_papers_sizes(name):
 def test_paper_schedule():
     for name in ("paper-clevr", "paper-clevrtex"):
         config = preset(name)
-        assert (config.optim.learning_rate, config.optim.batch_size, config.train.steps) == (4e-4, 64, 312_500)
+        assert (config.optim.learning_rate, config.optim.batch_size, config.train.steps) == (
+            4e-4,
+            64,
+            312_500,
+        )
         assert (config.optim.warmup_steps, config.optim.clip_norm) == (0, None)
 
 
@@ -147,7 +187,9 @@ def test_sizes_that_do_not_fit(assignment, message):
 
 
 def test_a_reach_stands_for_the_gammas_of_terminals_and_vertices():
-    base = options.override(options.override(preset("small"), "cut.gamma_terminal=none"), "cut.gamma_vertex=none")
+    base = options.override(
+        options.override(preset("small"), "cut.gamma_terminal=none"), "cut.gamma_vertex=none"
+    )
     gamma = options.override(base, "cut.reach=2.5").model.cut.build(8, 8).gamma
     assert gamma.edge == 0.5
     assert gamma.terminal == gamma.vertex

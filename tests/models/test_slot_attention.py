@@ -34,10 +34,14 @@ def published(weights, inputs, slots, num_iterations, epsilon):
         previous = slots
         queries = layer_norm(slots, "norm_slots") @ weights["queries.weight"].T
         logits = keys @ queries.T / np.sqrt(slots.shape[-1])  # (pixels, slots)
-        attention = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)  # slots compete for each pixel
+        attention = np.exp(logits) / np.exp(logits).sum(
+            1, keepdims=True
+        )  # slots compete for each pixel
         shares = (attention + epsilon) / (attention + epsilon).sum(0)  # a weighted mean over pixels
         slots = gru(shares.T @ values, previous)
-        hidden = np.maximum(layer_norm(slots, "norm_mlp") @ weights["mlp.0.weight"].T + weights["mlp.0.bias"], 0)
+        hidden = np.maximum(
+            layer_norm(slots, "norm_mlp") @ weights["mlp.0.weight"].T + weights["mlp.0.bias"], 0
+        )
         slots = slots + hidden @ weights["mlp.2.weight"].T + weights["mlp.2.bias"]
     assert attention is not None
     return slots, attention.T
@@ -46,14 +50,23 @@ def published(weights, inputs, slots, num_iterations, epsilon):
 @pytest.mark.parametrize(("num_iterations", "epsilon"), [(3, 1e-8), (1, 1e-8), (3, 0.5)])
 def test_the_rounds_are_the_published_ones(num_iterations, epsilon):
     torch.manual_seed(0)
-    module = SlotAttention(AttentionConfig(size=6, hidden=10, num_iterations=num_iterations, epsilon=epsilon), channels=5)
+    module = SlotAttention(
+        AttentionConfig(size=6, hidden=10, num_iterations=num_iterations, epsilon=epsilon),
+        channels=5,
+    )
     for parameter in module.parameters():  # no norm is left at 1 and 0, no bias at 0
         torch.nn.init.normal_(parameter)
     inputs, slots = torch.randn(2, 20, 5), torch.randn(2, 4, 6)
     found, attention = module(inputs, slots)
     weights = {name: value.double().numpy() for name, value in module.state_dict().items()}
     for image in range(2):
-        expected = published(weights, inputs[image].double().numpy(), slots[image].double().numpy(), num_iterations, epsilon)
+        expected = published(
+            weights,
+            inputs[image].double().numpy(),
+            slots[image].double().numpy(),
+            num_iterations,
+            epsilon,
+        )
         np.testing.assert_allclose(found[image].detach(), expected[0], atol=2e-4, rtol=2e-4)
         np.testing.assert_allclose(attention[image].detach(), expected[1], atol=2e-4, rtol=2e-4)
 
@@ -93,14 +106,24 @@ def test_presets_differ_from_ours_in_the_grouping_alone(name, beside):
     theirs, ours = preset(name), preset(beside)
     for part in ("image_size", "num_slots", "encoder", "decoder"):
         assert getattr(theirs.model, part) == getattr(ours.model, part)
-    sizes = [{n: p.shape for n, p in config.model.build().decoder.named_parameters()} for config in (theirs, ours)]
+    sizes = [
+        {n: p.shape for n, p in config.model.build().decoder.named_parameters()}
+        for config in (theirs, ours)
+    ]
     assert sizes[0] == sizes[1]
 
 
 def test_published_sizes_and_schedule():
     config = preset("slot-attention-clevr")
-    assert config.model.attention == AttentionConfig(size=64, hidden=128, num_iterations=3, epsilon=1e-8)
+    assert config.model.attention == AttentionConfig(
+        size=64, hidden=128, num_iterations=3, epsilon=1e-8
+    )
     optim = config.optim
-    assert (optim.learning_rate, optim.batch_size, optim.warmup_steps, config.train.steps) == (4e-4, 64, 10_000, 500_000)
+    assert (optim.learning_rate, optim.batch_size, optim.warmup_steps, config.train.steps) == (
+        4e-4,
+        64,
+        10_000,
+        500_000,
+    )
     assert optim.rate(4_999, 500_000) == pytest.approx(4e-4 / 2 * 0.5 ** (4_999 / 100_000))
     assert optim.rate(200_000, 500_000) == pytest.approx(1e-4)

@@ -11,7 +11,9 @@ from cutslots.nn.init import glorot_init
 
 def test_glorot_weights_have_the_variance_of_fan_in_and_fan_out():
     torch.manual_seed(0)
-    layers = nn.ModuleList([nn.Linear(200, 300), nn.Conv2d(20, 40, 5), nn.ConvTranspose2d(40, 20, 5)])
+    layers = nn.ModuleList(
+        [nn.Linear(200, 300), nn.Conv2d(20, 40, 5), nn.ConvTranspose2d(40, 20, 5)]
+    )
     gru, norm = nn.GRUCell(64, 64), nn.LayerNorm(7)
     glorot_init(nn.ModuleList([layers, gru, norm]))
     for layer, fans in zip(layers, (500, 1500, 1500), strict=True):

@@ -34,11 +34,21 @@ GRAPHS: dict[str, Graph] = {
 
 
 def on(graph: Graph, gamma: Gamma = GAMMAS[0], **options) -> MinCut:
-    return MinCut.on(graph, gamma_edge=gamma.edge, gamma_terminal=gamma.terminal, gamma_vertex=gamma.vertex, **options)
+    return MinCut.on(
+        graph,
+        gamma_edge=gamma.edge,
+        gamma_terminal=gamma.terminal,
+        gamma_vertex=gamma.vertex,
+        **options,
+    )
 
 
-def random_weights(graph: Graph, batch: int = 3, dtype=torch.float64, seed: int = 1) -> torch.Tensor:
-    return torch.rand(batch, *graph.layout, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+def random_weights(
+    graph: Graph, batch: int = 3, dtype=torch.float64, seed: int = 1
+) -> torch.Tensor:
+    return torch.rand(
+        batch, *graph.layout, generator=torch.Generator().manual_seed(seed), dtype=dtype
+    )
 
 
 def truth(graph: Graph, weights, gamma, beta=1.0, terminal_slack=True):

@@ -15,7 +15,9 @@ from cutslots.qp.program import edge_costs
 def program(m, n, seed=0):
     """A sparse A of full row rank, and b."""
     generator = np.random.default_rng(seed)
-    A = sp.random_array((m, n), density=0.3, rng=generator, data_sampler=generator.standard_normal).toarray()
+    A = sp.random_array(
+        (m, n), density=0.3, rng=generator, data_sampler=generator.standard_normal
+    ).toarray()
     A[:, :m] += 3 * np.eye(m)
     return A, generator.standard_normal(m)
 
@@ -45,7 +47,9 @@ def test_derivatives_in_costs_and_right_hand_sides():
     assert torch.autograd.gradcheck(qp, (c,))
     assert torch.autograd.gradcheck(qp, (c, other))
     assert torch.autograd.gradgradcheck(qp, (c, other))
-    np.testing.assert_allclose(A @ qp(c, other).detach().numpy().T, other.detach().numpy().T, atol=1e-10)
+    np.testing.assert_allclose(
+        A @ qp(c, other).detach().numpy().T, other.detach().numpy().T, atol=1e-10
+    )
 
 
 def test_p_is_the_projection_of_the_paper():
@@ -65,7 +69,9 @@ def test_the_cut_is_one_of_these_programs():
     c = torch.zeros(2, len(written.G), dtype=torch.float64)
     c[:, written.blocks["d"]] = torch.from_numpy(edge_costs(weights.numpy(), grid).T)
     z = EqualityQP(written.A, written.b, written.G)(c)
-    cut = MinCut(5, 6, neighbours=8, gamma_edge=1.0, gamma_terminal=0.1, gamma_vertex=0.3, beta=0.7)(weights)
+    cut = MinCut(
+        5, 6, neighbours=8, gamma_edge=1.0, gamma_terminal=0.1, gamma_vertex=0.3, beta=0.7
+    )(weights)
     torch.testing.assert_close(z[:, written.blocks["p"]][:, :-2], cut.potentials.flatten(1))
 
 
@@ -76,7 +82,10 @@ def test_every_kind_of_matrix_and_every_gamma_share_a_factor():
              torch.from_numpy(A).to_sparse_csr()]  # fmt: skip
     c = torch.randn(2, 7, dtype=torch.float64)
     for gamma, kind in zip((0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 9.0), kinds, strict=True):
-        torch.testing.assert_close(EqualityQP(kind, b, gamma)(c), torch.from_numpy(solved(A, b, gamma, c.numpy().T).T.copy()))
+        torch.testing.assert_close(
+            EqualityQP(kind, b, gamma)(c),
+            torch.from_numpy(solved(A, b, gamma, c.numpy().T).T.copy()),
+        )
     assert len(factors.stored()) == 1
 
 
@@ -108,7 +117,10 @@ def test_what_the_caller_does_to_the_arrays_later_does_not_count():
     A, b = program(4, 7)
     sparse = sp.csr_array(A)
     row = slice(0, sparse.indptr[1])  # backwards: nothing may be sorted in the caller's own arrays
-    sparse.indices[row], sparse.data[row] = sparse.indices[row][::-1].copy(), sparse.data[row][::-1].copy()
+    sparse.indices[row], sparse.data[row] = (
+        sparse.indices[row][::-1].copy(),
+        sparse.data[row][::-1].copy(),
+    )
     before = sparse.indices.copy(), sparse.data.copy()
     qp, c = EqualityQP(sparse, b), torch.randn(2, 7, dtype=torch.float64)
     np.testing.assert_array_equal(sparse.indices, before[0])
@@ -121,7 +133,10 @@ def test_what_the_caller_does_to_the_arrays_later_does_not_count():
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_costs_that_are_not_finite_are_refused_when_debugging():
     qp = EqualityQP(np.ones((1, 3)), np.ones(1))
-    with pytest.raises(InputError, match=r"c\[0, 1\] is nan"), torch.autograd.detect_anomaly(check_nan=False):
+    with (
+        pytest.raises(InputError, match=r"c\[0, 1\] is nan"),
+        torch.autograd.detect_anomaly(check_nan=False),
+    ):
         qp(torch.tensor([[0.0, float("nan"), 1.0]]))
 
 
@@ -130,21 +145,35 @@ def test_costs_that_are_not_finite_are_refused_when_debugging():
     [
         (lambda: EqualityQP(np.ones((0, 3)), np.ones(0)), "at least one row"),
         (lambda: EqualityQP(np.array([[1.0, float("nan")]]), np.ones(1)), "not finite"),
-        (lambda: EqualityQP(np.ones((1, 3)), np.array([np.inf])), "b holds numbers that are not finite"),
-        (lambda: EqualityQP(np.ones((1, 3)), np.ones(2)), r"b has shape \(2,\); A of shape \(1, 3\) needs \(1,\)"),
+        (
+            lambda: EqualityQP(np.ones((1, 3)), np.array([np.inf])),
+            "b holds numbers that are not finite",
+        ),
+        (
+            lambda: EqualityQP(np.ones((1, 3)), np.ones(2)),
+            r"b has shape \(2,\); A of shape \(1, 3\) needs \(1,\)",
+        ),
         (lambda: EqualityQP(np.ones((1, 3)), np.ones(1), 0.0), "gamma is 0"),
-        (lambda: EqualityQP(np.ones((1, 3)), np.ones(1), np.array([1.0, -1.0, 1.0])), "the least gamma is -1"),
+        (
+            lambda: EqualityQP(np.ones((1, 3)), np.ones(1), np.array([1.0, -1.0, 1.0])),
+            "the least gamma is -1",
+        ),
         (lambda: EqualityQP(np.ones((1, 3)), np.ones(1), np.ones(2)), r"gamma has shape \(2,\)"),
         (
             lambda: EqualityQP(np.ones((1, 3)), np.ones(1))(torch.ones(2, 4)),
             r"c has shape \(2, 4\); this program takes \(batch, 3\)",
         ),
-        (lambda: EqualityQP(np.ones((1, 3)), np.ones(1))(torch.ones(2, 3, dtype=torch.int64)), "c are torch.int64"),
+        (
+            lambda: EqualityQP(np.ones((1, 3)), np.ones(1))(torch.ones(2, 3, dtype=torch.int64)),
+            "c are torch.int64",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message, monkeypatch):
     import jaxtyping
 
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user meets, who runs without shape checks
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # what a user meets, who runs without shape checks
     with pytest.raises(InputError, match=message):
         call()

@@ -47,13 +47,17 @@ def test_blocks_inverted_or_solved_are_the_same(invert_up_to, monkeypatch):
     monkeypatch.setattr(cholesky, "INVERT_UP_TO", invert_up_to)
     rhs = torch.randn(2, 117, dtype=torch.float64)
     expected = np.linalg.solve(laplacian().toarray(), rhs.numpy().T).T
-    np.testing.assert_allclose(cholesky.factorise(laplacian()).solve(rhs).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        cholesky.factorise(laplacian()).solve(rhs).numpy(), expected, atol=1e-12
+    )
 
 
 def test_the_whole_inverse_is_the_inverse():
     """What a GPU uses for a moderate number of vertices, here on the CPU."""
     engine = cholesky._Inverse(cholesky.factorise(laplacian()), torch.device("cpu"), torch.float64)
-    np.testing.assert_allclose(engine.inverse.numpy() @ laplacian().toarray(), np.eye(117), atol=1e-12)
+    np.testing.assert_allclose(
+        engine.inverse.numpy() @ laplacian().toarray(), np.eye(117), atol=1e-12
+    )
 
 
 @ways
@@ -66,7 +70,10 @@ def test_a_matrix_that_is_not_positive_definite_is_refused(has_cholmod, monkeypa
 
 
 def test_layers_of_one_process_share_a_factor_and_let_it_go():
-    first, second = Vertex(Grid(6, 5), Gamma(0.1, 0.1, 0.1)), Vertex(Grid(6, 5), Gamma(2.0, 2.0, 2.0))
+    first, second = (
+        Vertex(Grid(6, 5), Gamma(0.1, 0.1, 0.1)),
+        Vertex(Grid(6, 5), Gamma(2.0, 2.0, 2.0)),
+    )
     assert first.factor is second.factor
     key = factors.stored()[0].path.stem
     assert key in factors._alive
@@ -111,7 +118,10 @@ def of_another_matrix(path):
     path.write_bytes(other.read_bytes())
 
 
-@pytest.mark.parametrize("damage", [cut_short, altered, of_another_version, of_another_program, emptied, of_another_matrix])
+@pytest.mark.parametrize(
+    "damage",
+    [cut_short, altered, of_another_version, of_another_program, emptied, of_another_matrix],
+)
 def test_damage_is_said_and_the_factor_made_anew(damage, file, caplog):
     damage(file)
     with caplog.at_level(logging.WARNING, "cutslots.qp"):
@@ -159,7 +169,9 @@ print(MinCut(12, 12, solver="kkt").choice.name)
 
 
 def test_a_full_disk_costs_the_cache_only():
-    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.stdout == "kkt\n", done.stderr
     assert "is not kept on disk" in done.stderr
     assert factors.stored() == []
@@ -214,7 +226,10 @@ cut = MinCut(12, 12, gamma=0.1 + int(sys.argv[2]), solver="kkt")
 
 @pytest.mark.slow
 def test_eight_processes_starting_at_once_make_one_factor(tmp_path):
-    workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(number)]) for number in range(8)]
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path), str(number)])
+        for number in range(8)
+    ]
     assert [worker.wait(timeout=300) for worker in workers] == [0] * 8
     made = [path.name for path in tmp_path.iterdir() if not path.name.startswith("ready-")]
     assert len(made) == 1, "one process factors, the others wait and read"
@@ -231,11 +246,16 @@ def test_cusparse_substitutes_like_the_panels(dtype):
     pytest.importorskip("cupy", reason="CuPy is not installed")
     from cutslots.qp import cusparse
 
-    factor, tolerance = cholesky.factorise(laplacian(40, 30)), 1e-10 if dtype == torch.float64 else 1e-5
+    factor, tolerance = (
+        cholesky.factorise(laplacian(40, 30)),
+        1e-10 if dtype == torch.float64 else 1e-5,
+    )
     engine = cusparse.Substitution(factor, torch.device("cuda", 0), dtype)
     other = torch.cuda.Stream()
     for batch in [*range(1, cusparse.Substitution.KEPT + 4), 1, 2]:
-        rhs = torch.randn(batch, 1200, dtype=torch.float64, generator=torch.Generator().manual_seed(batch))
+        rhs = torch.randn(
+            batch, 1200, dtype=torch.float64, generator=torch.Generator().manual_seed(batch)
+        )
         expected = factor.solve(rhs)
         on_gpu = rhs.to("cuda", dtype)
         found = engine.solve(on_gpu)
@@ -244,7 +264,9 @@ def test_cusparse_substitutes_like_the_panels(dtype):
             again = engine.solve(on_gpu)
         torch.cuda.synchronize()
         for each in (found, again):
-            torch.testing.assert_close(each.cpu().double(), expected, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(
+                each.cpu().double(), expected, atol=tolerance, rtol=tolerance
+            )
 
 
 @pytest.mark.gpu

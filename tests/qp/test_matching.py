@@ -16,17 +16,24 @@ def constraints(m, n):
     """Eq. 7's A over z = (d, p, s): a row for each u, then for each v."""
     of_u = sp.kron(sp.eye_array(m), np.ones((1, n)))
     of_v = sp.kron(np.ones((1, m)), sp.eye_array(n))
-    return sp.csr_array(sp.hstack([sp.vstack([of_u, of_v]), sp.eye_array(m + n), sp.eye_array(m + n)]))
+    return sp.csr_array(
+        sp.hstack([sp.vstack([of_u, of_v]), sp.eye_array(m + n), sp.eye_array(m + n)])
+    )
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 7), st.floats(-2, 2), st.integers(0, 99))
 def test_equals_the_general_layer_on_the_same_program(m, n, exponent, seed):
-    gamma, costs = 10**exponent, torch.randn(3, m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    gamma, costs = (
+        10**exponent,
+        torch.randn(3, m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
+    )
     A = constraints(m, n)
     c = torch.cat([costs.flatten(1), torch.zeros(3, 2 * (m + n), dtype=torch.float64)], dim=1)
     expected = EqualityQP(A, np.ones(m + n), gamma)(c)[:, : m * n].view(3, m, n)
-    torch.testing.assert_close(Matching(gamma)(costs).edges, expected, atol=1e-10 / gamma, rtol=1e-10)
+    torch.testing.assert_close(
+        Matching(gamma)(costs).edges, expected, atol=1e-10 / gamma, rtol=1e-10
+    )
 
 
 def test_equals_a_dense_solve_of_the_optimality_conditions():
@@ -39,7 +46,9 @@ def test_equals_a_dense_solve_of_the_optimality_conditions():
 
 
 def test_derivatives_and_batches():
-    costs = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    costs = torch.randn(
+        3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True
+    )
     matching = Matching(0.5, temperature=0.7)
     assert torch.autograd.gradcheck(lambda c: (matching(c).edges, matching(c).assignment), costs)
     assert torch.autograd.gradgradcheck(lambda c: matching(c).assignment, costs)
@@ -53,7 +62,11 @@ def test_a_clear_matching_is_found():
     costs = torch.from_numpy(generator.random((8, 8)))
     costs[torch.arange(8), torch.from_numpy(order)] -= 2
     solution = Matching(0.1, temperature=0.1)(costs[None])
-    assert solution.assignment[0].argmax(1).tolist() == order.tolist() == linear_sum_assignment(costs.numpy())[1].tolist()
+    assert (
+        solution.assignment[0].argmax(1).tolist()
+        == order.tolist()
+        == linear_sum_assignment(costs.numpy())[1].tolist()
+    )
     torch.testing.assert_close(solution.assignment.sum(2), torch.ones(1, 8, dtype=torch.float64))
 
 

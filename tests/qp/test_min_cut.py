@@ -39,14 +39,20 @@ def test_a_batch_in_parts_is_the_same_batch(part, monkeypatch):
         monkeypatch.setattr(dct.Dct, "PART", each)
         solution = cut(weights)
         loss = solution.potentials.square().sum() + solution.terminals.square().sum()
-        results.append((solution.potentials, solution.terminals, *torch.autograd.grad(loss, weights)))
+        results.append(
+            (solution.potentials, solution.terminals, *torch.autograd.grad(loss, weights))
+        )
     for whole, parts in zip(*results, strict=True):
         torch.testing.assert_close(parts, whole)
 
 
 def test_float32_gradient_equals_float64():
-    weights = torch.rand(4, 6, 16, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    upstream = torch.randn(4, 16, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    weights = torch.rand(
+        4, 6, 16, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    upstream = torch.randn(
+        4, 16, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
     grads = []
     for dtype in (torch.float64, torch.float32):
         leaf = weights.to(dtype, copy=True).requires_grad_()
@@ -67,7 +73,11 @@ def test_a_source_weight_pulls_its_pixel_to_the_source():
 
 def test_half_precision_is_computed_in_float32_also_under_autocast():
     weights = torch.rand(2, 6, 8, 8).bfloat16()
-    upstream, leaf, other = torch.randn(2, 8, 8), weights.float().requires_grad_(), weights.float().requires_grad_()
+    upstream, leaf, other = (
+        torch.randn(2, 8, 8),
+        weights.float().requires_grad_(),
+        weights.float().requires_grad_(),
+    )
     expected = MinCut(8, 8)(leaf).potentials
     expected.backward(upstream)
     with torch.autocast("cpu", torch.bfloat16):
@@ -95,12 +105,17 @@ def test_equals_the_cpu_on_a_gpu():
         (lambda: MinCut(4, 4, gamma=0), "gamma is 0"),
         (lambda: MinCut(4, 4, gamma_vertex=float("nan")), "gamma_vertex is nan"),
         (lambda: MinCut(4, 4, solver="dtc"), "Did you mean 'dct'"),
-        (lambda: MinCut(4, 4)(torch.rand(1, 6, 4, 5)), r"\(1, 6, 4, 5\); this layer takes \(batch, 6, 4, 4\)"),
+        (
+            lambda: MinCut(4, 4)(torch.rand(1, 6, 4, 5)),
+            r"\(1, 6, 4, 5\); this layer takes \(batch, 6, 4, 4\)",
+        ),
         (lambda: MinCut(4, 4)(torch.rand(1, 5, 4, 4)), r"takes \(batch, 6, 4, 4\)"),
         (lambda: MinCut(4, 4)(torch.ones(1, 6, 4, 4, dtype=torch.int64)), "float32 or float64"),
     ],
 )
 def test_bad_input_is_refused(build, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user meets, who runs without shape checks
+    monkeypatch.setattr(
+        jaxtyping.config, "jaxtyping_disable", True
+    )  # what a user meets, who runs without shape checks
     with pytest.raises(InputError, match=message):
         build()

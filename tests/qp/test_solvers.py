@@ -42,16 +42,27 @@ def test_derivatives(solver, graph):
 
     def everything(weights):
         solution = cut(weights)
-        return solution.potentials, solution.terminals, solution.edges(), solution.slacks(), *solution.terminal_edges()
+        return (
+            solution.potentials,
+            solution.terminals,
+            solution.edges(),
+            solution.slacks(),
+            *solution.terminal_edges(),
+        )
 
     # Along a random direction in place of one column at a time; every column of one grid is below.
     assert torch.autograd.gradcheck(everything, weights, fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda weights: cut(weights).edges(), weights, fast_mode=True)
+    assert torch.autograd.gradgradcheck(
+        lambda weights: cut(weights).edges(), weights, fast_mode=True
+    )
 
 
 @pytest.mark.parametrize("solver", BACK_ENDS)
 def test_derivatives_column_by_column(solver):
-    cut, weights = on(Grid(3, 4), GAMMAS[1], solver=solver), random_weights(Grid(3, 4), batch=1).requires_grad_()
+    cut, weights = (
+        on(Grid(3, 4), GAMMAS[1], solver=solver),
+        random_weights(Grid(3, 4), batch=1).requires_grad_(),
+    )
     assert torch.autograd.gradcheck(lambda weights: cut(weights).potentials, weights)
 
 
@@ -60,9 +71,13 @@ def test_the_map_is_symmetric_and_positive(solver, graph):
     back_end = BACK_ENDS[solver](graph, GAMMAS[1])
     flat = np.prod(graph.shape)
     unit = torch.eye(flat + 2, dtype=torch.float64)
-    potentials, terminals = back_end.solve(unit[:, :flat].reshape(-1, *graph.shape), unit[:, flat:].clone())
+    potentials, terminals = back_end.solve(
+        unit[:, :flat].reshape(-1, *graph.shape), unit[:, flat:].clone()
+    )
     S = torch.cat([potentials.flatten(1), terminals], dim=1)
-    there = np.append(np.arange(flat) if graph.vertices is None else graph.vertices, [flat, flat + 1])
+    there = np.append(
+        np.arange(flat) if graph.vertices is None else graph.vertices, [flat, flat + 1]
+    )
     torch.testing.assert_close(S, S.T, atol=1e-12, rtol=0)
     assert torch.linalg.eigvalsh(S[there][:, there]).min() > 0
     missing = np.setdiff1d(np.arange(flat), there)
@@ -88,7 +103,10 @@ def test_cuts_of_a_batch_do_not_know_each_other(solver, graph):
 def test_what_is_not_finite_is_refused_when_debugging(solver, graph):
     weights = random_weights(graph)
     weights[2].view(-1)[graph.edges().slot[-1]] = float("inf")
-    with pytest.raises(InputError, match=r"weights\[2, .*is inf"), torch.autograd.detect_anomaly(check_nan=False):
+    with (
+        pytest.raises(InputError, match=r"weights\[2, .*is inf"),
+        torch.autograd.detect_anomaly(check_nan=False),
+    ):
         on(graph, solver=solver)(weights)
 
 
@@ -128,7 +146,9 @@ def test_an_empty_batch_passes(solver, graph):
 @both
 def test_terminal_edges_are_a_part_of_all_edges(solver, graph):
     solution = on(graph, GAMMAS[1], solver=solver)(random_weights(graph))
-    for found, expected in zip(solution.terminal_edges(), graph.terminal_edges(solution.edges()), strict=True):
+    for found, expected in zip(
+        solution.terminal_edges(), graph.terminal_edges(solution.edges()), strict=True
+    ):
         torch.testing.assert_close(found, expected)
 
 
@@ -146,7 +166,9 @@ def test_inference_first_and_training_after(solver, graph):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precisions_are_computed_in_float32(solver, graph, dtype):
     weights, cut = random_weights(graph).to(dtype), on(graph, solver=solver)
-    torch.testing.assert_close(cut(weights).potentials, cut(weights.float()).potentials, atol=0, rtol=0)
+    torch.testing.assert_close(
+        cut(weights).potentials, cut(weights.float()).potentials, atol=0, rtol=0
+    )
 
 
 @both
@@ -165,7 +187,9 @@ def test_copies_share_the_factor_and_give_the_same(solver):
     cut = MinCut(5, 4, solver=solver)
     twin, weights = copy.deepcopy(cut), random_weights(cut.graph)
     cut(weights)
-    torch.testing.assert_close(pickle.loads(pickle.dumps(cut))(weights).potentials, cut(weights).potentials)
+    torch.testing.assert_close(
+        pickle.loads(pickle.dumps(cut))(weights).potentials, cut(weights).potentials
+    )
     torch.testing.assert_close(twin(weights).potentials, cut(weights).potentials, atol=0, rtol=0)
     assert not cut.state_dict()
     assert getattr(twin._solver, "factor", None) is getattr(cut._solver, "factor", None)
@@ -186,7 +210,15 @@ exponents = st.floats(-2, 2)
 
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @settings(max_examples=50, deadline=None)
-@given(graphs, st.sampled_from(["auto", "vertex", "kkt"]), st.integers(0, 99), exponents, exponents, exponents, st.floats(-3, 3))
+@given(
+    graphs,
+    st.sampled_from(["auto", "vertex", "kkt"]),
+    st.integers(0, 99),
+    exponents,
+    exponents,
+    exponents,
+    st.floats(-3, 3),
+)
 def test_any_graph_equals_its_program(graph, solver, seed, edge, terminal, vertex, beta):
     gamma = Gamma(10**edge, 10**terminal, 10**vertex)
     weights = random_weights(graph, batch=2, seed=seed)
@@ -231,7 +263,10 @@ def test_variables_that_no_row_mentions_change_nothing():
 
 def test_beta_and_the_terminal_slack_move_the_terminals_only():
     weights = random_weights(GRAPHS["eight-islands"])
-    paper, published = on(GRAPHS["eight-islands"])(weights), on(GRAPHS["eight-islands"], beta=10.0, terminal_slack=False)(weights)
+    paper, published = (
+        on(GRAPHS["eight-islands"])(weights),
+        on(GRAPHS["eight-islands"], beta=10.0, terminal_slack=False)(weights),
+    )
     torch.testing.assert_close(paper.potentials, published.potentials)
     assert not torch.allclose(paper.terminals, published.terminals)
     torch.testing.assert_close(published.terminal_slack(), torch.zeros(3, dtype=torch.float64))
@@ -242,10 +277,14 @@ def test_one_factor_serves_every_gamma_and_another_reach_has_its_own(solver):
     weights, graph = random_weights(Grid(5, 5)), Grid(5, 5)
     for gamma in (0.1, 0.5, 3.0):
         cut = MinCut(5, 5, gamma, solver=solver)
-        assert_close(variables(cut(weights)), truth(graph, weights, Gamma(gamma, gamma, gamma)), 1e-10)
+        assert_close(
+            variables(cut(weights)), truth(graph, weights, Gamma(gamma, gamma, gamma)), 1e-10
+        )
     assert len(factors.stored()) == 1
     further = Gamma(1.0, 0.1, 0.1)
-    assert_close(variables(on(graph, further, solver=solver)(weights)), truth(graph, weights, further), 1e-10)
+    assert_close(
+        variables(on(graph, further, solver=solver)(weights)), truth(graph, weights, further), 1e-10
+    )
     assert len(factors.stored()) == 2
     MinCut(5, 5, gamma_edge=2.0, gamma_terminal=0.2, gamma_vertex=0.2, solver=solver)
     assert len(factors.stored()) == 2, "the same reach at another scale"
@@ -256,7 +295,11 @@ def test_scipy_factors_where_cholmod_is_missing(solver, monkeypatch):
     monkeypatch.setattr(cholesky, "has_cholmod", lambda: False)
     for graph in (GRAPHS["grid"], GRAPHS["eight-islands"], Grid(12, 13)):
         weights = random_weights(graph)
-        assert_close(variables(on(graph, GAMMAS[1], solver=solver)(weights)), truth(graph, weights, GAMMAS[1]), 1e-10)
+        assert_close(
+            variables(on(graph, GAMMAS[1], solver=solver)(weights)),
+            truth(graph, weights, GAMMAS[1]),
+            1e-10,
+        )
 
 
 @pytest.mark.parametrize(
@@ -281,17 +324,32 @@ def test_the_choice_and_its_reason_can_be_asked_for(graph, solver, chosen):
     ("build", "message"),
     [
         (lambda: MinCut(4, 4, neighbours=8, solver="dct"), '8 neighbours. Use solver="vertex"'),
-        (lambda: MinCut(4, 4, interior_edges=True, solver="dct"), 'interior edges only. Use solver="vertex"'),
-        (lambda: MinCut(4, 4, pixels=pixels(4, 4), solver="dct"), 'of 16 pixels. Use solver="vertex"'),
-        (lambda: MinCut.on(GRAPHS["edges"], solver="dct"), '7 vertices and 7 edges without a grid. Use solver="vertex"'),
+        (
+            lambda: MinCut(4, 4, interior_edges=True, solver="dct"),
+            'interior edges only. Use solver="vertex"',
+        ),
+        (
+            lambda: MinCut(4, 4, pixels=pixels(4, 4), solver="dct"),
+            'of 16 pixels. Use solver="vertex"',
+        ),
+        (
+            lambda: MinCut.on(GRAPHS["edges"], solver="dct"),
+            '7 vertices and 7 edges without a grid. Use solver="vertex"',
+        ),
         (lambda: MinCut.on(Grid(64, 64), solver="dense"), 'Use solver="auto"'),
         (lambda: MinCut.on(EdgeList(ALL_PAIRS), solver="dense"), 'Use solver="auto"'),
-        (lambda: MinCut(2048, 2048, solver="kkt"), 'G numbers for a 2048 x 2048 grid.*Use solver="auto"'),
+        (
+            lambda: MinCut(2048, 2048, solver="kkt"),
+            'G numbers for a 2048 x 2048 grid.*Use solver="auto"',
+        ),
         (lambda: MinCut(4, 4, beta=float("nan")), "beta is nan"),
         (lambda: MinCut(4, 4, neighbours=6), "neighbours is 6"),
         (lambda: MinCut(4, 4, pixels=np.zeros((4, 4), dtype=bool)), "no True"),
         (lambda: MinCut(4, 4, pixels=np.ones((4, 4))), "float64 of shape .4, 4.; give bool"),
-        (lambda: MinCut(4, 4, pixels=torch.ones(3, 4, dtype=torch.bool)), r"give bool of shape \(4, 4\)"),
+        (
+            lambda: MinCut(4, 4, pixels=torch.ones(3, 4, dtype=torch.bool)),
+            r"give bool of shape \(4, 4\)",
+        ),
         (lambda: EdgeList([(0, 1), (1, 1)]), r"edges\[1\] joins vertex 1 to itself"),
         (lambda: EdgeList([(0, 9)], num_vertices=9), "allows 0 to 8"),
         (lambda: EdgeList([(0, -1)]), "vertices -1 to 0"),
@@ -317,6 +375,10 @@ def test_equals_the_cpu_on_a_gpu(solver, graph, dtype):
         weights.requires_grad_()
         expected = cut(weights).potentials
         expected.square().sum().backward()
-        torch.testing.assert_close(potentials.cpu().double(), expected, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            potentials.cpu().double(), expected, atol=tolerance, rtol=tolerance
+        )
         assert on_gpu.grad is not None
-        torch.testing.assert_close(on_gpu.grad.cpu().double(), weights.grad, atol=10 * tolerance, rtol=10 * tolerance)
+        torch.testing.assert_close(
+            on_gpu.grad.cpu().double(), weights.grad, atol=10 * tolerance, rtol=10 * tolerance
+        )

@@ -42,7 +42,9 @@ def test_every_frame_is_there_and_colours_stay(sample, tmp_path):
     assert pictures.shape == (7, HEADER + 2 * (TILE + GAP), GAP + 4 * (TILE + GAP), 3)
     for row in (0, 1):
         np.testing.assert_array_equal(tiles(pictures, 2, row), PALETTE[sample.true[row].numpy()])
-        np.testing.assert_array_equal(tiles(pictures, 3, row), PALETTE[sample.outputs.masks[row].numpy()])
+        np.testing.assert_array_equal(
+            tiles(pictures, 3, row), PALETTE[sample.outputs.masks[row].numpy()]
+        )
         # Photographs share 240 colours, so they are near what they show.
         shown = tiles(pictures, 0, row).astype(float)
         assert np.abs(shown - (sample.images[row].movedim(1, -1).numpy() + 1) * 127.5).mean() < 20
@@ -51,7 +53,9 @@ def test_every_frame_is_there_and_colours_stay(sample, tmp_path):
 def test_cut_masks_have_a_column_of_their_own(sample, tmp_path):
     sample.outputs.cut_masks = sample.true + 2
     clip_animation(sample, tmp_path / "figure.gif", tile=TILE)
-    np.testing.assert_array_equal(tiles(read(tmp_path / "figure.gif"), 4, 1), PALETTE[sample.true[1].numpy() + 2])
+    np.testing.assert_array_equal(
+        tiles(read(tmp_path / "figure.gif"), 4, 1), PALETTE[sample.true[1].numpy() + 2]
+    )
 
 
 def test_a_clip_that_stands_still_keeps_its_frames(sample, tmp_path):
@@ -59,7 +63,10 @@ def test_a_clip_that_stands_still_keeps_its_frames(sample, tmp_path):
     still = Clips(
         sample.images[:, [0] * 7],
         sample.true[:, [0] * 7],
-        SimpleNamespace(masks=sample.outputs.masks[:, [0] * 7], reconstruction=sample.outputs.reconstruction[:, [0] * 7]),
+        SimpleNamespace(
+            masks=sample.outputs.masks[:, [0] * 7],
+            reconstruction=sample.outputs.reconstruction[:, [0] * 7],
+        ),
     )
     clip_animation(still, tmp_path / "still.gif", tile=TILE)
     pictures = read(tmp_path / "still.gif")

@@ -11,14 +11,21 @@ KNOWN = {
     "step": 700,
     "scores": {
         "validation": {"ari_fg": 0.5, "mse": 12.345, "num_images": 1000.0},
-        "clevrtex_camo test": {"ari_fg": 0.25, "cut_miou": 0.75, "num_images": 2000.0, "num_clips": 1.0},
+        "clevrtex_camo test": {
+            "ari_fg": 0.25,
+            "cut_miou": 0.75,
+            "num_images": 2000.0,
+            "num_clips": 1.0,
+        },
     },
 }
 
 
 def test_everything_that_is_known():
     card = model_card("mine", preset("small"), 124_380, KNOWN, program=True)
-    assert card.startswith("# mine\n\nA `min_cut_slots` of cutslots that divides images of 32 x 32 into at most 4 slots; 124,380 ")
+    assert card.startswith(
+        "# mine\n\nA `min_cut_slots` of cutslots that divides images of 32 x 32 into at most 4 slots; 124,380 "
+    )
     for line in (
         "| run | demo |",
         "| step | 700 |",

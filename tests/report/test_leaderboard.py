@@ -14,7 +14,14 @@ from cutslots.runlog import RunLog, import_records, tag_runs
 SIZE = {"model.image_size": 128}
 
 
-def log(folder: Path, name: str, tags: dict[str, Any], params: dict[str, Any], metrics: dict[str, float], **options: Any) -> str:
+def log(
+    folder: Path,
+    name: str,
+    tags: dict[str, Any],
+    params: dict[str, Any],
+    metrics: dict[str, float],
+    **options: Any,
+) -> str:
     with RunLog(folder / name, experiment="e", run_name=name, gather=0.02, **options) as run:
         run.params(params)
         run.tags({"state": "finished", **tags})
@@ -29,20 +36,42 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     """A home, and the ids of what its store has besides published rows: runs of a sweep on ClevrTex, others on it and on scenes."""
     home = tmp_path_factory.mktemp("home")
     tex = {"dataset": "clevrtex", "set": "clevrtex", "model": "min_cut_slots"}
-    base = {**SIZE, "optim.learning_rate": 0.0004, "model.cut.gamma": 0.5, "model.cut.beta": 1.0, "num_parameters": 10}
+    base = {
+        **SIZE,
+        "optim.learning_rate": 0.0004,
+        "model.cut.gamma": 0.5,
+        "model.cut.beta": 1.0,
+        "num_parameters": 10,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUTSLOTS_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         runs = {}
-        for number, (gamma, ari_fg, mse) in enumerate(((0.5, 0.6, 300.0), (0.1, 0.8, 250.0), (2.0, 0.7, 200.0))):
-            metrics = {"best/ari_fg": ari_fg, "best/mse": mse, "best/step": 5, "best/num_images": 1000, "train/loss": 1.0}
+        for number, (gamma, ari_fg, mse) in enumerate(
+            ((0.5, 0.6, 300.0), (0.1, 0.8, 250.0), (2.0, 0.7, 200.0))
+        ):
+            metrics = {
+                "best/ari_fg": ari_fg,
+                "best/mse": mse,
+                "best/step": 5,
+                "best/num_images": 1000,
+                "train/loss": 1.0,
+            }
             metrics |= {"clevrtex/test/ari_fg": ari_fg - 0.1, "clevrtex/test/num_images": 5000}
-            metrics |= {"clevrtex_camo/test/ari_fg": 1 - ari_fg, "clevrtex_camo/test/num_images": 2000}
+            metrics |= {
+                "clevrtex_camo/test/ari_fg": 1 - ari_fg,
+                "clevrtex_camo/test/num_images": 2000,
+            }
             runs[f"g{number}"] = log(
                 home, f"g{number}", {**tex, "sweep": "gammas", "sweep.gammas": number, "train.steps": 5},
                 {**base, "model.cut.gamma": gamma, "train.seed": number, "num_parameters": number}, metrics,
             )  # fmt: skip
-        attention = {**SIZE, "optim.learning_rate": 0.001, "model.attention.size": 64, "train.seed": 0}
+        attention = {
+            **SIZE,
+            "optim.learning_rate": 0.001,
+            "model.attention.size": 64,
+            "train.seed": 0,
+        }
         runs["attention"] = log(
             home,
             "attention",
@@ -51,13 +80,35 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
             {"best/ari_fg": 0.75, "best/step": 9},
         )
         runs["diverged"] = log(home, "diverged", tex, base, {"best/ari_fg": math.nan})
-        runs["untaken"] = log(home, "untaken", {**tex, "state": "pruned"}, base, {"val/ari_fg": 0.99})
-        runs["parent"] = log(home, "parent", {"kind": "sweep", "sweep": "gammas", "dataset": "clevrtex"}, {}, {"best/ari_fg": 0.99})
+        runs["untaken"] = log(
+            home, "untaken", {**tex, "state": "pruned"}, base, {"val/ari_fg": 0.99}
+        )
+        runs["parent"] = log(
+            home,
+            "parent",
+            {"kind": "sweep", "sweep": "gammas", "dataset": "clevrtex"},
+            {},
+            {"best/ari_fg": 0.99},
+        )
         small = {"model.image_size": 32, "train.seed": 4}
-        plain = {"dataset": "scenes", "model": "min_cut_slots"}  # of an earlier version, without the tag of its set
-        metrics = {"best/ari_fg": 0.95, "best/step": 3, "clevrtex_camo/test/ari_fg": 0.5, "clevrtex_camo/test/num_images": 10}
+        plain = {
+            "dataset": "scenes",
+            "model": "min_cut_slots",
+        }  # of an earlier version, without the tag of its set
+        metrics = {
+            "best/ari_fg": 0.95,
+            "best/step": 3,
+            "clevrtex_camo/test/ari_fg": 0.5,
+            "clevrtex_camo/test/num_images": 10,
+        }
         runs["plain"] = log(home, "plain", plain, small, metrics)
-        runs["again"] = log(home, "again", {**plain, "set": "scenes"}, {**small, "train.seed": 5}, {"best/ari_fg": 0.95})
+        runs["again"] = log(
+            home,
+            "again",
+            {**plain, "set": "scenes"},
+            {**small, "train.seed": 5},
+            {"best/ari_fg": 0.95},
+        )
         import_records("published", records())
     return home, runs
 
@@ -76,7 +127,9 @@ def names(board: Any) -> list[str]:
 def test_a_board_for_each_set_the_best_first(ids):
     tex, scenes = leaderboards()
     assert (tex.dataset, tex.num_runs, tex.num_unranked) == ("clevrtex", 4, 1)
-    assert names(tex) == ["g1", "attention", "g2", "g0"], "neither the sweep itself, nor what was pruned, nor published runs"
+    assert names(tex) == ["g1", "attention", "g2", "g0"], (
+        "neither the sweep itself, nor what was pruned, nor published runs"
+    )
     assert [entry.rank for entry in tex.entries] == [1, 2, 3, 4]
     assert [entry.value for entry in tex.entries] == [0.8, 0.75, 0.7, 0.6]
     assert tex.entries[0].scores == {"ari_fg": 0.8, "mse": 250.0, "num_images": 1000.0}
@@ -106,7 +159,11 @@ def test_settings_are_those_that_differ(ids):
         {"learning_rate": "0.0004", "gamma": "0.5", "steps": "5"},
     ]
     (ours,) = leaderboards(dataset="clevrtex", model="min-cut-slots")
-    assert [entry.settings for entry in ours.entries] == [{"gamma": "0.1"}, {"gamma": "2.0"}, {"gamma": "0.5"}]
+    assert [entry.settings for entry in ours.entries] == [
+        {"gamma": "0.1"},
+        {"gamma": "2.0"},
+        {"gamma": "0.5"},
+    ]
     (two,) = leaderboards(dataset="clevrtex", limit=2)
     assert names(two) == ["g1", "attention"]
     assert "not shown: 2 more; --limit 4 shows all" in notes(two)
@@ -115,13 +172,19 @@ def test_settings_are_those_that_differ(ids):
 def test_a_name_that_two_settings_end_in_is_longer(ids, tmp_path):
     tags = {"dataset": "ambiguous", "model": "m"}
     for number in (1, 2):
-        params = {"model.encoder.channels": number, "model.decoder.channels": 3, "model.decoder.start": number}
+        params = {
+            "model.encoder.channels": number,
+            "model.decoder.channels": 3,
+            "model.decoder.start": number,
+        }
         log(tmp_path, f"a{number}", tags, params, {"best/ari_fg": number / 10})
     (board,) = leaderboards(dataset="ambiguous")
     assert board.entries[0].settings == {"encoder.channels": "2", "start": "2"}
     tag_runs({entry.run_id: {"data_digest": entry.name} for entry in board.entries})
     (board,) = leaderboards(dataset="ambiguous")
-    assert board.entries[1].settings == {"encoder.channels": "1", "start": "1", "data": "a1"}, "other data make other runs"
+    assert board.entries[1].settings == {"encoder.channels": "1", "start": "1", "data": "a1"}, (
+        "other data make other runs"
+    )
 
 
 def test_the_smallest_error_is_best(ids):
@@ -141,7 +204,10 @@ def test_evaluations_stand_on_the_board_of_their_set(ids):
         ("g2", pytest.approx(0.3), "clevrtex"),
         ("g1", pytest.approx(0.2), "clevrtex"),
     ]
-    assert [row.method for row in camo.published][:2] == ["Large AKOrN", "min-cut slots (the paper)"]
+    assert [row.method for row in camo.published][:2] == [
+        "Large AKOrN",
+        "min-cut slots (the paper)",
+    ]
     assert camo.differs == [
         "scored at 32 x 32, published at 128 x 128 (1 of 4 runs)",
         "the model was trained on scenes (1 of 4 runs)",
@@ -158,7 +224,19 @@ def test_evaluations_stand_on_the_board_of_their_set(ids):
 def test_a_table_says_all_of_it_and_no_more(ids):
     (camo,) = leaderboards(dataset="clevrtex_camo", split="test")
     header, lines = cells(camo)
-    assert header == ["rank", "ARI-FG", "model", "trained on", "sweep", "seed", "step", "time", "run", "settings", "id"]
+    assert header == [
+        "rank",
+        "ARI-FG",
+        "model",
+        "trained on",
+        "sweep",
+        "seed",
+        "step",
+        "time",
+        "run",
+        "settings",
+        "id",
+    ]
     assert lines[0][:4] == ["1", "0.5000", "min_cut_slots", "scenes"]
     assert [line[0] for line in lines] == ["1", "2", "3", "4", *["-"] * len(camo.published)]
     by_run = {line[header.index("run")]: line for line in lines}
@@ -173,15 +251,26 @@ def test_a_table_says_all_of_it_and_no_more(ids):
     header, lines = cells(tex)
     assert header[:3] == ["rank", "ARI-FG", "MSE"]
     assert lines[0][1:3] == ["0.8000", "250.00"]
-    assert next(line for line in lines if "published: DTI" in line[header.index("run")])[1:3] == ["0.7990", "438.00"]
+    assert next(line for line in lines if "published: DTI" in line[header.index("run")])[1:3] == [
+        "0.7990",
+        "438.00",
+    ]
     (scenes,) = leaderboards(dataset="scenes")
-    assert cells(scenes)[0] == ["rank", "ARI-FG", "model", "seed", "step", "time", "run", "id"], "nothing that is empty or alike"
+    assert cells(scenes)[0] == ["rank", "ARI-FG", "model", "seed", "step", "time", "run", "id"], (
+        "nothing that is empty or alike"
+    )
 
 
 def test_many_settings_are_cut_short(ids, tmp_path):
     for number in (1, 2):
         params = {f"model.a{which}": number / 3 for which in range(11)}
-        log(tmp_path, f"many{number}", {"dataset": "many", "model": "m"}, params, {"best/ari_fg": number / 10})
+        log(
+            tmp_path,
+            f"many{number}",
+            {"dataset": "many", "model": "m"},
+            params,
+            {"best/ari_fg": number / 10},
+        )
     (board,) = leaderboards(dataset="many")
     assert len(board.entries[0].settings) == 11
     header, lines = cells(board)
@@ -196,10 +285,22 @@ def test_of_a_sweep(ids):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"metric": "ari_bg"}, "metric 'ari_bg': no run has it on split 'val'. Scores that some have: ari_fg, mse, num_images."),
-        ({"dataset": "clevr"}, "--dataset clevr: no run has scores of its split 'val'. Sets that have some: "),
-        ({"split": "held_out"}, "metric 'ari_fg': no run has it on split 'held_out'. Score runs first: cutslots evaluate"),
-        ({"model": "slot-atention"}, "--model slot-atention: no run of it is there. Did you mean 'slot_attention'?"),
+        (
+            {"metric": "ari_bg"},
+            "metric 'ari_bg': no run has it on split 'val'. Scores that some have: ari_fg, mse, num_images.",
+        ),
+        (
+            {"dataset": "clevr"},
+            "--dataset clevr: no run has scores of its split 'val'. Sets that have some: ",
+        ),
+        (
+            {"split": "held_out"},
+            "metric 'ari_fg': no run has it on split 'held_out'. Score runs first: cutslots evaluate",
+        ),
+        (
+            {"model": "slot-atention"},
+            "--model slot-atention: no run of it is there. Did you mean 'slot_attention'?",
+        ),
         ({"sweep": "gamma"}, "--sweep gamma: no run of it is there. Did you mean 'gammas'?"),
         ({"limit": 0}, "--limit is 0"),
     ],
@@ -212,7 +313,9 @@ def test_what_is_not_there(wanted: dict[str, Any], message: str, ids):
 
 def test_an_empty_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path))
-    with pytest.raises(InputError, match="the tracking store has no runs yet. Train something first"):
+    with pytest.raises(
+        InputError, match="the tracking store has no runs yet. Train something first"
+    ):
         leaderboards()
     with pytest.raises(InputError, match="No sweep has been run yet"):
         leaderboards(sweep="gammas")

@@ -11,16 +11,22 @@ from cutslots.report.overlays import LINE, mask_image, overlay, slots, tile_side
 
 
 def test_a_mask_file_holds_the_labels_themselves():
-    labels = np.random.default_rng(0).integers(0, 20, (8, 8), dtype=np.uint8)  # more slots than colours
+    labels = np.random.default_rng(0).integers(
+        0, 20, (8, 8), dtype=np.uint8
+    )  # more slots than colours
     file = io.BytesIO()
     mask_image(labels).save(file, format="PNG")
     with Image.open(file) as image:
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), labels)
-        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), PALETTE[labels % len(PALETTE)])
+        np.testing.assert_array_equal(
+            np.asarray(image.convert("RGB")), PALETTE[labels % len(PALETTE)]
+        )
 
 
-@pytest.mark.parametrize(("size", "side"), [(32, 256), (128, 256), (48, 240), (200, 200), (512, 512)])
+@pytest.mark.parametrize(
+    ("size", "side"), [(32, 256), (128, 256), (48, 240), (200, 200), (512, 512)]
+)
 def test_panels_are_whole_multiples(size, side):
     assert tile_side(size) == side
 

@@ -29,8 +29,14 @@ def test_table_1_is_carried_over(line):
     for at, name in enumerate(SETS):
         miou, ari_fg, mse = (float(cell) for cell in cells[3 * at : 3 * at + 3])
         row = found[name]
-        assert (100 * row.scores["miou"], 100 * row.scores["ari_fg"], row.scores["mse"]) == pytest.approx((miou, ari_fg, mse))
-        assert row.trained_on == ("clevr" if name == "clevr" else "clevrtex"), "OOD and CAMO are for evaluation only"
+        assert (
+            100 * row.scores["miou"],
+            100 * row.scores["ari_fg"],
+            row.scores["mse"],
+        ) == pytest.approx((miou, ari_fg, mse))
+        assert row.trained_on == ("clevr" if name == "clevr" else "clevrtex"), (
+            "OOD and CAMO are for evaluation only"
+        )
 
 
 def test_the_other_figures():
@@ -51,7 +57,12 @@ def test_the_other_figures():
 
 def test_every_row_says_where_it_is_from_and_how_it_was_made():
     assert all(row.source and row.protocol for row in ROWS)
-    assert all(0 <= value <= 1 for row in ROWS for score, value in row.scores.items() if score not in ("mse", "mean"))
+    assert all(
+        0 <= value <= 1
+        for row in ROWS
+        for score, value in row.scores.items()
+        if score not in ("mse", "mean")
+    )
     assert len({(row.method, row.dataset) for row in ROWS}) == len(ROWS)
     assert paper_row("clevrtex") in rows("clevrtex")
     assert paper_row("scenes") is None
@@ -70,14 +81,22 @@ def test_runs_are_named_as_ours_are():
     assert made["published: AST-Seg-B3-CT, clevr"].metrics["clevr/test/miou_spread"] == 0.002
     paper = made["published: equality program (the paper), cora"]
     assert paper.metrics == {"mean": 7.01, "interval_low": 5.86, "interval_high": 8.16}
-    assert made[f"published: {PAPER}, movi_a"].metrics == {"movi_a/val/video_ari_fg": 0.656, "movi_a/val/video_ari": 0.777}
-    assert sum(len(record.metrics) for record in made.values()) == sum(len(r.scores) + len(r.spread) for r in ROWS) + 7
+    assert made[f"published: {PAPER}, movi_a"].metrics == {
+        "movi_a/val/video_ari_fg": 0.656,
+        "movi_a/val/video_ari": 0.777,
+    }
+    assert (
+        sum(len(record.metrics) for record in made.values())
+        == sum(len(r.scores) + len(r.spread) for r in ROWS) + 7
+    )
 
 
 def test_what_is_not_known_is_no_difference_and_what_differs_is_said():
     row = paper_row("clevrtex_camo")
     assert row is not None
-    assert differences(row, image_size=128, split="test", num_images=2000, trained_on="clevrtex") == []
+    assert (
+        differences(row, image_size=128, split="test", num_images=2000, trained_on="clevrtex") == []
+    )
     assert differences(row, image_size=None, split="test", num_images=None, trained_on=None) == []
     assert differences(row, image_size=64, split="val", num_images=10, trained_on="clevr") == [
         "scored at 64 x 64, published at 128 x 128",

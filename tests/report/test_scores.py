@@ -38,20 +38,45 @@ def test_made_as_published():
         ("clevrtex", {"variant": "outd"}, 0.726),
         ("clevrtex", {"variant": "camo"}, 0.755),
     ):
-        row = published(manifest(source, settings), "test", 15_000, 128, source)  # all trained on the full set
+        row = published(
+            manifest(source, settings), "test", 15_000, 128, source
+        )  # all trained on the full set
         assert row is not None
         assert row["scores"]["ari_fg"] == ari_fg
         assert row["not_comparable"] == []
-    assert published(manifest("clevrtex", {"variant": "vbg"}), "test", 2_000, 128, "clevrtex") is None
+    assert (
+        published(manifest("clevrtex", {"variant": "vbg"}), "test", 2_000, 128, "clevrtex") is None
+    )
     assert published(manifest("scenes", {}), "test", 2_000, 128, None) is None
 
 
 @pytest.mark.parametrize(
     ("data", "split", "images", "side", "trained_on", "reason"),
     [
-        (manifest("clevr", BENCHMARK), "test", 15_000, 64, None, "scored at 64 x 64, published at 128 x 128"),
-        (manifest("clevr", BENCHMARK | {"max_objects": 6}), "test", 15_000, 128, "clevr", "prepared with max_objects 6"),
-        (manifest("clevr", BENCHMARK | {"crop": 1.0}), "test", 15_000, 128, "clevr", "prepared with crop 1.0"),
+        (
+            manifest("clevr", BENCHMARK),
+            "test",
+            15_000,
+            64,
+            None,
+            "scored at 64 x 64, published at 128 x 128",
+        ),
+        (
+            manifest("clevr", BENCHMARK | {"max_objects": 6}),
+            "test",
+            15_000,
+            128,
+            "clevr",
+            "prepared with max_objects 6",
+        ),
+        (
+            manifest("clevr", BENCHMARK | {"crop": 1.0}),
+            "test",
+            15_000,
+            128,
+            "clevr",
+            "prepared with crop 1.0",
+        ),
         (
             manifest("clevr", BENCHMARK, 15_000),
             "test",
@@ -61,9 +86,30 @@ def test_made_as_published():
             "records from 15,000 on, published from the first on",
         ),
         (manifest("clevr", BENCHMARK), "val", 15_000, 128, "clevr", "split val, published on test"),
-        (manifest("clevr", BENCHMARK), "test", 14_999, 128, "clevr", "14,999 images, published on at least 15,000"),
-        (manifest("clevr", BENCHMARK), "test", 15_000, 128, "scenes", "the model was trained on scenes"),
-        (manifest("clevrtex", {"variant": "camo"}), "test", 2_000, 128, "clevrtex_camo", "the model was trained on clevrtex_camo"),
+        (
+            manifest("clevr", BENCHMARK),
+            "test",
+            14_999,
+            128,
+            "clevr",
+            "14,999 images, published on at least 15,000",
+        ),
+        (
+            manifest("clevr", BENCHMARK),
+            "test",
+            15_000,
+            128,
+            "scenes",
+            "the model was trained on scenes",
+        ),
+        (
+            manifest("clevrtex", {"variant": "camo"}),
+            "test",
+            2_000,
+            128,
+            "clevrtex_camo",
+            "the model was trained on clevrtex_camo",
+        ),
     ],
 )
 def test_made_otherwise(data, split, images, side, trained_on, reason):
@@ -83,8 +129,13 @@ def test_a_table_of_clips_and_of_a_model_without_cuts():
         "objects": None,
         "published": None,
     }
-    sets = [about | {"name": "scenes", "scores": image}, about | {"name": "movi_a", "scores": image | {"video_ari_fg": 0.125}}]
-    table = scores_table({"model": "m", "trained_on": None, "commit": None, "image_size": 128, "sets": sets})
+    sets = [
+        about | {"name": "scenes", "scores": image},
+        about | {"name": "movi_a", "scores": image | {"video_ari_fg": 0.125}},
+    ]
+    table = scores_table(
+        {"model": "m", "trained_on": None, "commit": None, "image_size": 128, "sets": sets}
+    )
     assert table.splitlines()[:4] == [
         "| set    | split | images | ARI-FG |    ARI |   mIoU |   MSE | video ARI-FG |",
         "| ------ | ----- | -----: | -----: | -----: | -----: | ----: | -----------: |",

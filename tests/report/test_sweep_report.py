@@ -28,31 +28,86 @@ SPACE = {"space/model.cut.gamma": "FloatDistribution(high=2.0, log=True, low=0.1
 
 def parent(folder: Path, name: str) -> str:
     with RunLog(folder / "sweeps" / name, experiment="e", run_name=name, gather=0.02) as log:
-        params = {"dataset": "clevrtex", "data_digest": "d", "preset": "small", "set": "train.steps=20", "search": "grid"}
+        params = {
+            "dataset": "clevrtex",
+            "data_digest": "d",
+            "preset": "small",
+            "set": "train.steps=20",
+            "search": "grid",
+        }
         log.params({**params, "objective": "ari_fg", **SPACE})
-        log.tags({"kind": "sweep", "sweep": name, "dataset": "clevrtex", "state": "finished", "commit": COMMIT})
+        log.tags(
+            {
+                "kind": "sweep",
+                "sweep": name,
+                "dataset": "clevrtex",
+                "state": "finished",
+                "commit": COMMIT,
+            }
+        )
         log.close("FINISHED", 60)
     assert log.run_id
     return log.run_id
 
 
-def trial(folder: Path, sweep: str, number: int, gamma: float, seed: int, scores: dict[str, float], **options: Any) -> str:
+def trial(
+    folder: Path,
+    sweep: str,
+    number: int,
+    gamma: float,
+    seed: int,
+    scores: dict[str, float],
+    **options: Any,
+) -> str:
     """A run with two evaluations; `above` is its parent, `state` how it ended, `again` tells runs of one signature apart."""
     state, colour = options.get("state", "finished"), options.get("colour")
     signature = hashlib.sha256(f"{gamma} {seed}".encode()).hexdigest()[:12]
     place = folder / f"{sweep}-{number}{options.get('again', '')}"
-    with RunLog(place, experiment="e", run_name=place.name, parent_run_id=options.get("above"), gather=0.02) as log:
-        log.params({"model.cut.gamma": gamma, "model.image_size": 128, "train.seed": seed, "num_parameters": 7})
+    with RunLog(
+        place, experiment="e", run_name=place.name, parent_run_id=options.get("above"), gather=0.02
+    ) as log:
+        log.params(
+            {
+                "model.cut.gamma": gamma,
+                "model.image_size": 128,
+                "train.seed": seed,
+                "num_parameters": 7,
+            }
+        )
         label = f"gamma {gamma:.3g}  seed {seed}"
-        log.tags({"sweep": options.get("of", sweep), f"sweep.{sweep}": number, "label": label, "state": state, "train.steps": 20})
-        log.tags({"dataset": "clevrtex", "set": "clevrtex", "model": "min_cut_slots", "signature": signature, "commit": COMMIT})
+        log.tags(
+            {
+                "sweep": options.get("of", sweep),
+                f"sweep.{sweep}": number,
+                "label": label,
+                "state": state,
+                "train.steps": 20,
+            }
+        )
+        log.tags(
+            {
+                "dataset": "clevrtex",
+                "set": "clevrtex",
+                "model": "min_cut_slots",
+                "signature": signature,
+                "commit": COMMIT,
+            }
+        )
         if "cause" in options:
             log.tags({"cause": options["cause"]})
         log.metrics(10, {"val/ari_fg": 0.1 * gamma, "train/images_per_second": 50.0 + 2 * seed})
         if state == "finished":
-            log.metrics(20, {"val/ari_fg": scores["ari_fg"], "best/step": 20, "best/num_images": 100})
+            log.metrics(
+                20, {"val/ari_fg": scores["ari_fg"], "best/step": 20, "best/num_images": 100}
+            )
             log.metrics(20, {f"best/{name}": value for name, value in scores.items()})
-            log.metrics(20, {"clevrtex_camo/test/ari_fg": scores["ari_fg"] / 2, "clevrtex_camo/test/num_images": 2000})
+            log.metrics(
+                20,
+                {
+                    "clevrtex_camo/test/ari_fg": scores["ari_fg"] / 2,
+                    "clevrtex_camo/test/num_images": 2000,
+                },
+            )
         for step, size in ((10, 4), (20, 8)) if colour else ():
             path = place / f"step-{step:08d}.png"
             Image.new("RGB", (25 * size, 10 * size), colour).save(path)
@@ -78,19 +133,83 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
         above = parent(home, "gammas")
         runs = {
             # An attempt that failed, of the configuration that then came to be the best.
-            "first": trial(home, "gammas", 2, 0.5, 0, {}, above=above, state="failed", cause="killed", again="a"),
-            "a0": trial(home, "gammas", 0, 0.1, 0, {"ari_fg": 0.8, "mse": 90.0}, above=above, colour="blue"),
+            "first": trial(
+                home,
+                "gammas",
+                2,
+                0.5,
+                0,
+                {},
+                above=above,
+                state="failed",
+                cause="killed",
+                again="a",
+            ),
+            "a0": trial(
+                home, "gammas", 0, 0.1, 0, {"ari_fg": 0.8, "mse": 90.0}, above=above, colour="blue"
+            ),
             "a1": trial(home, "gammas", 1, 0.1, 1, {"ari_fg": 0.6, "mse": 110.0}, above=above),
-            "b0": trial(home, "gammas", 2, 0.5, 0, {"ari_fg": 0.9, "mse": 300.0}, above=above, colour="green"),
+            "b0": trial(
+                home,
+                "gammas",
+                2,
+                0.5,
+                0,
+                {"ari_fg": 0.9, "mse": 300.0},
+                above=above,
+                colour="green",
+            ),
             "b1": trial(home, "gammas", 3, 0.5, 1, {"ari_fg": 0.7, "mse": 200.0}, of="elsewhere"),
-            "c0": trial(home, "gammas", 4, 1.0, 0, {"ari_fg": 0.3, "mse": 400.0}, above=above, colour="red"),
-            "c1": trial(home, "gammas", 5, 1.0, 1, {}, above=above, state="failed", cause="loss is nan\nat step 12 | worker"),
-            "d0": trial(home, "gammas", 6, 2.0, 0, {}, above=above, state="pruned", cause="not among the best 1/3"),
+            "c0": trial(
+                home, "gammas", 4, 1.0, 0, {"ari_fg": 0.3, "mse": 400.0}, above=above, colour="red"
+            ),
+            "c1": trial(
+                home,
+                "gammas",
+                5,
+                1.0,
+                1,
+                {},
+                above=above,
+                state="failed",
+                cause="loss is nan\nat step 12 | worker",
+            ),
+            "d0": trial(
+                home,
+                "gammas",
+                6,
+                2.0,
+                0,
+                {},
+                above=above,
+                state="pruned",
+                cause="not among the best 1/3",
+            ),
         }
         runs["lone"] = trial(home, "lone", 0, 0.25, 0, {"ari_fg": 0.5}, above=parent(home, "lone"))
         of_new = parent(home, "scenes")
-        runs["e0"] = trial(home, "scenes", 0, 0.3, 0, {"ari_fg": 0.7}, above=of_new, colour="blue", examples="yellow")
-        runs["e1"] = trial(home, "scenes", 1, 0.6, 0, {"ari_fg": 0.4}, above=of_new, colour="red", examples="purple")
+        runs["e0"] = trial(
+            home,
+            "scenes",
+            0,
+            0.3,
+            0,
+            {"ari_fg": 0.7},
+            above=of_new,
+            colour="blue",
+            examples="yellow",
+        )
+        runs["e1"] = trial(
+            home,
+            "scenes",
+            1,
+            0.6,
+            0,
+            {"ari_fg": 0.4},
+            above=of_new,
+            colour="red",
+            examples="purple",
+        )
         parent(home, "empty")
         import_records("published", records())
     return home, runs
@@ -107,30 +226,49 @@ def test_configurations_are_means_over_seeds_best_first(ids):
     sweep = sweep_runs("gammas")
     assert [each.name for each in sweep.configurations] == ["gamma 0.5", "gamma 0.1", "gamma 1"]
     best, second, last = sweep.configurations
-    assert [trial.run.run_id for trial in best.trials] == [ids["b0"], ids["b1"]], "with the run of another sweep"
+    assert [trial.run.run_id for trial in best.trials] == [ids["b0"], ids["b1"]], (
+        "with the run of another sweep"
+    )
     assert best.mean(VAL, "ari_fg") == pytest.approx(0.8)
     assert best.deviation(VAL, "ari_fg") == pytest.approx(0.02**0.5)
     assert second.mean(VAL, "mse") == pytest.approx(100.0)
     assert (len(last.trials), last.others, last.deviation(VAL, "ari_fg")) == (1, 1, None)
     assert [sweep.value(trial) for trial in sweep.ranked] == [0.9, 0.8, 0.7, 0.6, 0.3]
-    assert [trial.run.run_id for trial in sweep.unfinished] == [ids["c1"], ids["d0"]], "not the attempt that was repeated"
+    assert [trial.run.run_id for trial in sweep.unfinished] == [ids["c1"], ids["d0"]], (
+        "not the attempt that was repeated"
+    )
     assert sweep.places == [VAL, CAMO]
 
 
 def test_the_table_has_all_numbers_with_their_origin(ids):
     val, camo, unfinished = tables(sweep_runs("gammas"))
-    assert val.header == ["rank", "configuration", "ARI-FG", "MSE", "n", "time", "images/s", "signatures", "commit"]
+    assert val.header == [
+        "rank",
+        "configuration",
+        "ARI-FG",
+        "MSE",
+        "n",
+        "time",
+        "images/s",
+        "signatures",
+        "commit",
+    ]
     lines = [dict(zip(val.header, line, strict=True)) for line in val.lines]
     assert [line["ARI-FG"] for line in lines] == ["0.8000 ± 0.1414", "0.7000 ± 0.1414", "0.3000"]
     assert [line["MSE"] for line in lines] == ["250.00 ± 70.71", "100.00 ± 14.14", "400.00"]
     assert [line["n"] for line in lines] == ["2", "2", "1 of 2"]
     assert [line["images/s"] for line in lines] == ["51.0", "51.0", "50.0"]
     assert {line["commit"] for line in lines} == {"0123456789ab"}
-    assert lines[0]["signatures"].split() == [hashlib.sha256(f"0.5 {seed}".encode()).hexdigest()[:12] for seed in (0, 1)]
+    assert lines[0]["signatures"].split() == [
+        hashlib.sha256(f"0.5 {seed}".encode()).hexdigest()[:12] for seed in (0, 1)
+    ]
     best = {(line, val.header[column]) for line, column in val.best}
     assert best == {(0, "ARI-FG"), (1, "MSE")}
     assert any("n = 1 are single draws" in note for note in val.notes)
-    assert camo.notes[0] == "Ranks and order are those on clevrtex val: nothing was chosen by these scores."
+    assert (
+        camo.notes[0]
+        == "Ranks and order are those on clevrtex val: nothing was chosen by these scores."
+    )
     assert [line[2] for line in camo.lines] == ["0.4000 ± 0.0707", "0.3500 ± 0.0707", "0.1500"]
     assert [line[:4] for line in unfinished.lines] == [
         ["failed", "gamma 1", "loss is nan at step 12 | worker", "1"],
@@ -143,14 +281,23 @@ def test_published_rows_are_marked_and_never_ranked(ids):
     assert {line[0] for line in val.published} == {"-"}
     assert all(line[1].startswith("published: ") for line in val.published)
     assert not any("published" in cell for line in val.lines for cell in line)
-    paper = next(line for line in val.published if line[1] == "published: min-cut slots (the paper) [c]")
+    paper = next(
+        line for line in val.published if line[1] == "published: min-cut slots (the paper) [c]"
+    )
     assert paper[2:4] == ["0.802", "207"]
     methods = [line[1].removeprefix("published: ")[:-4] for line in val.published]
-    assert methods[:3] == ["Large AKOrN", "min-cut slots, the authors' checkpoint", "min-cut slots (the paper)"], "best first"
+    assert methods[:3] == [
+        "Large AKOrN",
+        "min-cut slots, the authors' checkpoint",
+        "min-cut slots (the paper)",
+    ], "best first"
     assert val.published[0][2] == "0.885 +- 0.009"
     text = " ".join(val.notes)
     assert "[c] Pervez et al. 2023, Table 1. Protocol: the ClevrTex benchmark's preparation" in text
-    assert "What differs in ours: split val, published on test; 100 images, published on at least 5,000." in text
+    assert (
+        "What differs in ours: split val, published on test; 100 images, published on at least 5,000."
+        in text
+    )
     assert "split" not in camo.notes[-1], "the evaluation on test is of the published split"
 
 
@@ -169,19 +316,32 @@ def test_the_report_is_the_same_twice_and_complete(ids, tmp_path):
     assert f"MLflow run {sweep_runs('gammas').parents[0].run_id}" in table
     assert "**0.8000 ± 0.1414**" in table
     assert re.search(r"\| -+:? \|", table)
-    assert "## Importance of settings\n\nNothing is told of importance from 5 finished runs in the space" in table
+    assert (
+        "## Importance of settings\n\nNothing is told of importance from 5 finished runs in the space"
+        in table
+    )
     assert "loss is nan at step 12 \\| worker" in table
 
 
 def test_runs_csv_has_a_line_a_run(ids):
     found = list(csv.DictReader(runs_csv(sweep_runs("gammas")).splitlines()))
-    assert [line["run_id"] for line in found[:5]] == [ids[name] for name in ("b0", "b1", "a0", "a1", "c0")]
+    assert [line["run_id"] for line in found[:5]] == [
+        ids[name] for name in ("b0", "b1", "a0", "a1", "c0")
+    ]
     assert [line["rank"] for line in found] == ["1", "1", "2", "2", "3", "", "", ""]
     assert {line["run_id"] for line in found[5:]} == {ids["first"], ids["c1"], ids["d0"]}
     assert found[0]["clevrtex/val/ari_fg"] == "0.9"
     assert found[0]["clevrtex_camo/test/ari_fg"] == "0.45"
-    assert (found[0]["gamma"], found[0]["seed"], found[0]["commit"], found[0]["state"]) == ("0.5", "0", COMMIT, "finished")
-    assert next(line for line in found if line["run_id"] == ids["d0"])["cause"] == "not among the best 1/3"
+    assert (found[0]["gamma"], found[0]["seed"], found[0]["commit"], found[0]["state"]) == (
+        "0.5",
+        "0",
+        COMMIT,
+        "finished",
+    )
+    assert (
+        next(line for line in found if line["run_id"] == ids["d0"])["cause"]
+        == "not among the best 1/3"
+    )
     assert "model.image_size" not in found[0], "what is alike in all runs is no column"
 
 
@@ -191,17 +351,29 @@ def test_the_figure_shows_scenes_of_the_best_run(ids, tmp_path):
     assert picture.size == (300, 44 + 120)
     assert picture.getpixel((150, 100)) == (255, 255, 0)
     text = (folder / "index.html").read_text()
-    assert "Scenes of the validation split with the best, the median and the worst ARI-FG of the best run" in text
+    assert (
+        "Scenes of the validation split with the best, the median and the worst ARI-FG of the best run"
+        in text
+    )
     signature = hashlib.sha256(b"0.3 0").hexdigest()[:12]
-    assert f"Best run: ARI-FG 0.7000, gamma 0.3, seed 0, signature {signature}, commit 0123456789ab." in text
+    assert (
+        f"Best run: ARI-FG 0.7000, gamma 0.3, seed 0, signature {signature}, commit 0123456789ab."
+        in text
+    )
 
 
 def test_without_such_scenes_it_shows_best_median_and_worst_runs(ids, tmp_path):
     sweep = sweep_runs("gammas")
-    assert [(each.role, sweep.value(each.trial)) for each in chosen(sweep)] == [("best", 0.9), ("median", 0.7), ("worst", 0.3)]
+    assert [(each.role, sweep.value(each.trial)) for each in chosen(sweep)] == [
+        ("best", 0.9),
+        ("median", 0.7),
+        ("worst", 0.3),
+    ]
     assert caption(sweep, chosen(sweep)[0])[0] == "Best run: ARI-FG 0.9000, gamma 0.5"
     folder = write_report("gammas", tmp_path)
-    assert "The best run has logged no scenes by their scores" in (folder / "index.html").read_text()
+    assert (
+        "The best run has logged no scenes by their scores" in (folder / "index.html").read_text()
+    )
     picture = Image.open(folder / "figure.png")
     # The median run has no figure; the last ones of the others are 200 x 80, below a caption of 44 pixels.
     assert picture.size == (416, 124)
@@ -222,7 +394,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
-        self.references += [value for name, value in values.items() if name in ("src", "href") and value]
+        self.references += [
+            value for name, value in values.items() if name in ("src", "href") and value
+        ]
         self.classes += [name for name in [values.get("class")] if name]
         if tag not in ("meta", "img"):
             self.open.append(tag)
@@ -236,16 +410,26 @@ class Page(HTMLParser):
 
 
 def test_the_page_stands_alone(ids, tmp_path):
-    told = Analysis({"model.cut.gamma": 0.75, "<b>": 0.25}, "by <chance>", analysis(sweep_runs("gammas")).slices)
+    told = Analysis(
+        {"model.cut.gamma": 0.75, "<b>": 0.25}, "by <chance>", analysis(sweep_runs("gammas")).slices
+    )
     folder = write_report("gammas", tmp_path, lambda sweep: told)
     text = (folder / "index.html").read_text()
     found = Page(text)
     assert found.open == [], "every element is closed"
-    assert set(found.references) == {"table.md", "runs.csv", "figure.png", "curves.png", "slices.png"}
+    assert set(found.references) == {
+        "table.md",
+        "runs.csv",
+        "figure.png",
+        "curves.png",
+        "slices.png",
+    }
     assert all((folder / name).is_file() for name in found.references)
     assert "http" not in text
     assert "prefers-color-scheme: dark" in text
-    assert {"0.8000 ± 0.1414", "1 of 2", "loss is nan at step 12 | worker", "0.75", "<b>"} <= set(found.cells)
+    assert {"0.8000 ± 0.1414", "1 of 2", "loss is nan at step 12 | worker", "0.75", "<b>"} <= set(
+        found.cells
+    )
     assert found.classes.count("published") == 2
     assert "by &lt;chance&gt;" in text
     assert "| <b>             |  0.25 |" in (folder / "table.md").read_text()
@@ -254,8 +438,15 @@ def test_the_page_stands_alone(ids, tmp_path):
 
 def test_slices_are_of_the_space_and_mark_what_was_pruned(ids):
     (found,) = analysis(sweep_runs("gammas")).slices
-    assert (found.setting, found.logarithmic, found.range, found.choices) == ("model.cut.gamma", True, (0.1, 2.0), None)
-    assert found.finished == [(0.5, 0.9), (0.1, 0.8), (0.5, 0.7), (0.1, 0.6), (1.0, 0.3)], "best first"
+    assert (found.setting, found.logarithmic, found.range, found.choices) == (
+        "model.cut.gamma",
+        True,
+        (0.1, 2.0),
+        None,
+    )
+    assert found.finished == [(0.5, 0.9), (0.1, 0.8), (0.5, 0.7), (0.1, 0.6), (1.0, 0.3)], (
+        "best first"
+    )
     assert found.pruned == [(2.0, pytest.approx(0.2))]
     assert analysis(sweep_runs("lone")).slices == [], "of one value there is no slice"
 
@@ -284,7 +475,10 @@ def test_what_the_runs_have_nothing_for_is_left_out(ids, tmp_path):
 
 def test_what_cannot_be_reported(ids, tmp_path):
     assert sweep_names() == ["empty", "gammas", "lone", "scenes"]
-    with pytest.raises(InputError, match="no sweep 'gamma' in the tracking store. Known: empty, gammas, lone, scenes."):
+    with pytest.raises(
+        InputError,
+        match="no sweep 'gamma' in the tracking store. Known: empty, gammas, lone, scenes.",
+    ):
         write_report("gamma", tmp_path)
     with pytest.raises(InputError, match="sweep 'empty' has no trials yet."):
         write_report("empty", tmp_path)
@@ -299,7 +493,11 @@ def test_what_cannot_be_reported(ids, tmp_path):
 def test_history_and_artifacts_of_a_run(ids):
     none = "0" * 32
     found = metric_histories([ids["b0"], none, ids["a0"]], "val/ari_fg")
-    assert found == {ids["b0"]: [(10, pytest.approx(0.05)), (20, 0.9)], none: [], ids["a0"]: [(10, pytest.approx(0.01)), (20, 0.8)]}
+    assert found == {
+        ids["b0"]: [(10, pytest.approx(0.05)), (20, 0.9)],
+        none: [],
+        ids["a0"]: [(10, pytest.approx(0.01)), (20, 0.8)],
+    }
     assert metric_histories([ids["b0"]], "val/none") == {ids["b0"]: []}
     assert last_artifact(ids["a1"], "figures") is None
     assert last_artifact("0" * 32, "figures") is None

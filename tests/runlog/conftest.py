@@ -39,7 +39,9 @@ def home(made_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 @pytest.fixture
 def opened(home: Path, tmp_path: Path) -> Callable[..., RunLog]:
     def opened(folder: str = "run", **options: Any) -> RunLog:
-        return RunLog(tmp_path / folder, **{"experiment": "e", "run_name": folder, **FAST, **options})
+        return RunLog(
+            tmp_path / folder, **{"experiment": "e", "run_name": folder, **FAST, **options}
+        )
 
     return opened
 
@@ -67,13 +69,26 @@ def server(tmp_path: Path, home: Path) -> Iterator[Callable[[], subprocess.Popen
     shutil.copyfile(home / "mlflow.db", folder / "mlflow.db")
 
     def start() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
         command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
         command += ["--artifacts-destination", str(folder / "artifacts")]
         with open(folder / "log", "ab") as log:
             # Without the processes for jobs, which take longer to start than the server.
             env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=env, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=folder, env=env, start_new_session=True
+            )
         process.uri = f"http://127.0.0.1:{port}"  # type: ignore[attr-defined]
         started.append(process)
         return process

@@ -18,14 +18,18 @@ from cutslots.errors import InputError
 from cutslots.runlog import RunLog, find_run, sync
 
 
-def test_repeated_delivery_leaves_no_duplicates(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_repeated_delivery_leaves_no_duplicates(
+    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+) -> None:
     log = opened()
     log.params({"lr": 0.1})
     for step in range(20):
         log.metrics(step, {"loss": step / 7, "nan": math.nan})
     log.dataset("d", "1", "/d", {}, {})
     assert log.close() == 0
-    (tmp_path / "run" / "mlflow.json").unlink()  # as if the machine died before any position was noted
+    (
+        tmp_path / "run" / "mlflow.json"
+    ).unlink()  # as if the machine died before any position was noted
     assert sync(tmp_path / "run") == 0
 
     store = local(home)
@@ -37,11 +41,15 @@ def test_repeated_delivery_leaves_no_duplicates(home: Path, tmp_path: Path, open
     assert run.info.status == "FINISHED"
 
 
-def test_refused_events_block_nothing(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_refused_events_block_nothing(
+    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+) -> None:
     said: list[str] = []
     log = opened(say=said.append)
     log.params({"lr": 0.1})
-    log.params({"lr": 0.2, "new": 1})  # a changed parameter; the other one in the same call must arrive
+    log.params(
+        {"lr": 0.2, "new": 1}
+    )  # a changed parameter; the other one in the same call must arrive
     log.artifact(tmp_path / "run" / "vanished.png")
     with open(tmp_path / "run" / "journal.jsonl", "a") as journal:
         journal.write("{torn\n")
@@ -60,7 +68,9 @@ def test_refused_events_block_nothing(home: Path, tmp_path: Path, opened: Callab
     assert len(said) == 4
 
 
-def test_lost_store_gets_the_run_again(home: Path, made_home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_lost_store_gets_the_run_again(
+    home: Path, made_home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+) -> None:
     log = opened()
     log.metrics(1, {"loss": 1.0})
     assert log.close() == 0
@@ -73,7 +83,9 @@ def test_lost_store_gets_the_run_again(home: Path, made_home: Path, tmp_path: Pa
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run")
 
 
-def test_sync_waits_for_the_process_that_delivers(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_sync_waits_for_the_process_that_delivers(
+    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+) -> None:
     log = opened()
     wait_until(lambda: log.run_id is not None)
     said: list[str] = []
@@ -154,7 +166,9 @@ while True:
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_process_loses_nothing(death: signal.Signals, home: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", CRASHING, str(run_dir)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CRASHING, str(run_dir)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     printed = [process.stdout.readline()]
     while not (run_dir / "mlflow.json").exists():  # until delivery is under way
@@ -169,8 +183,12 @@ def test_killed_process_loses_nothing(death: signal.Signals, home: Path, tmp_pat
     assert log.close(timeout=60) == 0
     store = local(home)
     (run,) = store.search_runs([store.get_experiment_by_name("e").experiment_id])
-    with sqlite3.connect(home / "mlflow.db") as database:  # faster than a history of this length through the client
-        rows = database.execute("SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step").fetchall()
+    with sqlite3.connect(
+        home / "mlflow.db"
+    ) as database:  # faster than a history of this length through the client
+        rows = database.execute(
+            "SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step"
+        ).fetchall()
     assert rows[: last + 1] == [(step, step / 3) for step in range(last + 1)]
     assert len(rows) <= last + 2  # the one written between its print and the signal
     assert run.info.status == "FINISHED"

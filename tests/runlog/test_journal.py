@@ -29,9 +29,13 @@ def test_half_line_is_cut_off(home: Path, tmp_path: Path, opened: Callable[..., 
     assert kinds == ["open", "metrics", "status", "open", "metrics", "status"]
 
 
-def test_torn_first_line_does_not_end_the_run(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_torn_first_line_does_not_end_the_run(
+    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "journal.jsonl").write_text('{"time":1,"ki\n{"time":2,"kind":"metrics","step":0,"values":{"a":1}}\n')
+    (tmp_path / "run" / "journal.jsonl").write_text(
+        '{"time":1,"ki\n{"time":2,"kind":"metrics","step":0,"values":{"a":1}}\n'
+    )
     log = opened(say=lambda _: None)
     assert log.close() == 0
     assert local(home).get_run(log.run_id).data.metrics == {"a": 1.0}

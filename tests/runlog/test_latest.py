@@ -53,7 +53,9 @@ def test_torn_lines_are_passed_over(tmp_path: Path) -> None:
     with open(path, "a") as journal:
         journal.write('{"time":3000,"kind":"metrics","step":3,"values":{"a":3.')
     assert latest(tmp_path) == whole == Latest({"a": (2.0, 2)}, 2.0)
-    with open(path, "a") as journal:  # a full disk tore it for good, and the next line started afresh
+    with open(
+        path, "a"
+    ) as journal:  # a full disk tore it for good, and the next line started afresh
         journal.write("\n\n" + json.dumps(metrics(4000, 4, b="Infinity")) + "\n[1]\n")
     assert latest(tmp_path) == Latest({"a": (2.0, 2), "b": (math.inf, 4)}, 4.0)
     path.write_text('{"time":1')
@@ -66,7 +68,11 @@ def test_torn_lines_are_passed_over(tmp_path: Path) -> None:
 def long_run(tmp_path: Path) -> Path:
     """A journal of ten megabytes."""
     numbers = {f"train/metric_{number}": number / 7 for number in range(8)}
-    path = write(tmp_path, metrics(0, 0, **{"only/at_first": 1.0}), *(metrics(step, step, **numbers) for step in range(50_000)))
+    path = write(
+        tmp_path,
+        metrics(0, 0, **{"only/at_first": 1.0}),
+        *(metrics(step, step, **numbers) for step in range(50_000)),
+    )
     assert path.stat().st_size > 10_000_000
     return tmp_path
 

@@ -24,7 +24,13 @@ def test_logged_model_loads_and_predicts(
     folder = package_model(tmp_path / "export", tmp_path / "packaged", size=32)
     assert time.monotonic() - start < 1
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
-    assert suffixes == {"", ".json", ".safetensors", ".txt", ".yaml"}  # the first is MLmodel; no pickle
+    assert suffixes == {
+        "",
+        ".json",
+        ".safetensors",
+        ".txt",
+        ".yaml",
+    }  # the first is MLmodel; no pickle
     with opened() as log:
         log.artifact(folder, "model")
 

@@ -19,7 +19,14 @@ from cutslots.train import predict
 from cutslots.train.config import preset
 
 NAME = "cutslots-scenes"
-TINY = ("encoder.channels=8", "weights.hidden=8", "slots.size=8", "slots.hidden=16", "decoder.channels=8", "optim.batch_size=8")
+TINY = (
+    "encoder.channels=8",
+    "weights.hidden=8",
+    "slots.size=8",
+    "slots.hidden=16",
+    "decoder.channels=8",
+    "optim.batch_size=8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,9 @@ def with_model(trained: Path, opened: Callable[..., RunLog]) -> Callable[..., st
     return made
 
 
-def test_the_champion_is_what_mlflow_loads(trained: Path, with_model: Callable[..., str], tracked: Callable[[str], None]) -> None:
+def test_the_champion_is_what_mlflow_loads(
+    trained: Path, with_model: Callable[..., str], tracked: Callable[[str], None]
+) -> None:
     import mlflow.pyfunc
 
     from cutslots.train import load_model
@@ -67,10 +76,17 @@ def test_the_champion_is_what_mlflow_loads(trained: Path, with_model: Callable[.
     np.testing.assert_array_equal(masks, predict(load_model(trained), images)["masks"])
     version = client(default_uri()).get_model_version(NAME, "1")
     assert version.run_id == run_id
-    assert version.tags == {"metric": "ari_fg", "value": "0.5", "run": "first", "signature": "s-first"}
+    assert version.tags == {
+        "metric": "ari_fg",
+        "value": "0.5",
+        "run": "first",
+        "signature": "s-first",
+    }
 
 
-def test_a_run_has_one_version_and_the_better_one_is_champion(home: Path, with_model: Callable[..., str]) -> None:
+def test_a_run_has_one_version_and_the_better_one_is_champion(
+    home: Path, with_model: Callable[..., str]
+) -> None:
     first = with_model("first")
     assert register(NAME, first, "ari_fg", 0.5) == Registered(1, True)
     assert register(NAME, first, "ari_fg", 0.6) == Registered(1, True)
@@ -86,9 +102,15 @@ def test_a_run_has_one_version_and_the_better_one_is_champion(home: Path, with_m
 
 
 def test_smaller_is_better(with_model: Callable[..., str]) -> None:
-    assert register(NAME, with_model("first"), "mse", 10.0, smaller_is_better=True) == Registered(1, True)
-    assert register(NAME, with_model("worse"), "mse", 11.0, smaller_is_better=True) == Registered(2, False)
-    assert register(NAME, with_model("better"), "mse", 9.0, smaller_is_better=True) == Registered(3, True)
+    assert register(NAME, with_model("first"), "mse", 10.0, smaller_is_better=True) == Registered(
+        1, True
+    )
+    assert register(NAME, with_model("worse"), "mse", 11.0, smaller_is_better=True) == Registered(
+        2, False
+    )
+    assert register(NAME, with_model("better"), "mse", 9.0, smaller_is_better=True) == Registered(
+        3, True
+    )
 
 
 def test_another_metric_asks_the_champions_run(with_model: Callable[..., str]) -> None:
@@ -122,21 +144,34 @@ def point_elsewhere(store: Any, home: Path, run_id: str) -> None:
     store.set_registered_model_alias(NAME, "champion", "2")
 
 
-@pytest.mark.parametrize("lose", [lose_version, lose_alias, lose_run, lose_files, spoil_value, point_elsewhere])
-def test_a_champion_of_no_use_gives_way(lose: Callable[..., None], home: Path, with_model: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    "lose", [lose_version, lose_alias, lose_run, lose_files, spoil_value, point_elsewhere]
+)
+def test_a_champion_of_no_use_gives_way(
+    lose: Callable[..., None], home: Path, with_model: Callable[..., str]
+) -> None:
     first = with_model("first")
     assert register(NAME, first, "ari_fg", 0.9) == Registered(1, True)
     lose(local(home), home, first)
     registered = register(NAME, with_model("second"), "ari_fg", 0.5)
     assert registered.is_champion
-    assert int(local(home).get_model_version_by_alias(NAME, "champion").version) == registered.version > 1
+    assert (
+        int(local(home).get_model_version_by_alias(NAME, "champion").version)
+        == registered.version
+        > 1
+    )
 
 
-def test_what_cannot_be_registered(home: Path, opened: Callable[..., RunLog], with_model: Callable[..., str]) -> None:
+def test_what_cannot_be_registered(
+    home: Path, opened: Callable[..., RunLog], with_model: Callable[..., str]
+) -> None:
     log = opened("no model")
     assert log.close() == 0
     assert log.run_id is not None
-    with pytest.raises(InputError, match="it has no model in MLflow. If its folder has one, deliver that first: cutslots sync"):
+    with pytest.raises(
+        InputError,
+        match="it has no model in MLflow. If its folder has one, deliver that first: cutslots sync",
+    ):
         register(NAME, log.run_id, "ari_fg", 0.5)
     with pytest.raises(InputError, match="cannot be registered"):
         register(NAME, "0" * 32, "ari_fg", 0.5)
@@ -153,5 +188,7 @@ def test_a_trained_run_registers_as_it_is(trained: Path) -> None:
     (run,) = store.search_runs([store.get_experiment_by_name("scenes").experiment_id])
     found = find_run(run.info.run_id, uri)
     assert found is not None
-    assert register(NAME, found.run_id, "ari_fg", found.metrics["best/ari_fg"], tracking_uri=uri) == Registered(1, True)
+    assert register(
+        NAME, found.run_id, "ari_fg", found.metrics["best/ari_fg"], tracking_uri=uri
+    ) == Registered(1, True)
     assert store.get_model_version(NAME, "1").tags["signature"] == found.tags["signature"]

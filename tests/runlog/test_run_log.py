@@ -23,7 +23,9 @@ def test_everything_arrives(home: Path, tmp_path: Path, opened: Callable[..., Ru
         log.metrics(step, {"train/loss": 1 / (step + 1), "iou[0]": step, "../up": 1.0})
     log.metrics(3, {"nan": math.nan, "inf": math.inf, "minus": -math.inf})
     log.metrics(4, {f"wide/{index}": index for index in range(1500)})
-    log.dataset("clevr", "d" * 64, "/data/clevr", {"image": "uint8"}, {"train": 700}, context="training")
+    log.dataset(
+        "clevr", "d" * 64, "/data/clevr", {"image": "uint8"}, {"train": 700}, context="training"
+    )
     figure = tmp_path / "run" / "figure.txt"
     figure.write_text("figure")
     log.artifact(figure, "figures")
@@ -54,7 +56,10 @@ def test_everything_arrives(home: Path, tmp_path: Path, opened: Callable[..., Ru
     assert run.data.metrics["inf"] > 1e308
     assert run.data.metrics["minus"] < -1e308
     assert run.data.metrics["wide/1499"] == 1499
-    assert all(before <= metric.timestamp <= after for metric in store.get_metric_history(log.run_id, "train/loss"))
+    assert all(
+        before <= metric.timestamp <= after
+        for metric in store.get_metric_history(log.run_id, "train/loss")
+    )
 
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("clevr", "d" * 36)
@@ -81,7 +86,9 @@ def test_no_store_is_made_by_looking(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not (tmp_path / "none").exists()
 
 
-def test_resume_continues_journal_and_run(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_resume_continues_journal_and_run(
+    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+) -> None:
     first = opened()
     first.metrics(10, {"loss": 1.0})
     assert first.close("FAILED") == 0
@@ -99,11 +106,15 @@ def test_resume_continues_journal_and_run(home: Path, tmp_path: Path, opened: Ca
     assert store.get_run(first.run_id).info.status == "FINISHED"
 
 
-def test_annotating_leaves_the_runs_state(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_annotating_leaves_the_runs_state(
+    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+) -> None:
     first = opened()
     assert first.close("FAILED") == 0
     with open(tmp_path / "run" / "journal.jsonl", "a") as journal:
-        journal.write('{"time":1,"ki')  # the half line of a crash; or of a living process, so it is not cut off
+        journal.write(
+            '{"time":1,"ki'
+        )  # the half line of a crash; or of a living process, so it is not cut off
     said: list[str] = []
     with opened(annotate=True, say=said.append) as log:
         log.metrics(1, {"test/ari": 0.5})
@@ -111,7 +122,12 @@ def test_annotating_leaves_the_runs_state(home: Path, tmp_path: Path, opened: Ca
     run = local(home).get_run(first.run_id)
     assert run.info.status == "FAILED"
     assert run.data.metrics == {"test/ari": 0.5, "test/miou": 0.4}
-    assert [event["kind"] for event in events(tmp_path / "run")] == ["open", "status", "metrics", "metrics"]
+    assert [event["kind"] for event in events(tmp_path / "run")] == [
+        "open",
+        "status",
+        "metrics",
+        "metrics",
+    ]
     assert "refused a line" in said[0]
 
 
@@ -131,7 +147,9 @@ def test_annotating_a_living_run_does_not_wait(home: Path, opened: Callable[...,
     assert (run.info.status, run.data.metrics) == ("KILLED", {"test/ari": 0.5})
 
 
-def test_annotating_gives_an_absent_store_up_soon(home: Path, opened: Callable[..., RunLog]) -> None:
+def test_annotating_gives_an_absent_store_up_soon(
+    home: Path, opened: Callable[..., RunLog]
+) -> None:
     assert opened().close() == 0
     said: list[str] = []
     log = opened(annotate=True, tracking_uri="http://127.0.0.1:9", say=said.append)
@@ -152,7 +170,9 @@ def test_context_manager_says_how_it_ended(home: Path, opened: Callable[..., Run
     assert store.get_run(train("b", KeyboardInterrupt()).run_id).info.status == "KILLED"
 
 
-def test_password_is_neither_written_nor_said(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
+def test_password_is_neither_written_nor_said(
+    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+) -> None:
     said: list[str] = []
     log = opened(tracking_uri="http://me:secret@127.0.0.1:1", say=said.append)
     wait_until(lambda: said)
@@ -164,4 +184,9 @@ def test_password_is_neither_written_nor_said(home: Path, tmp_path: Path, opened
 
 def test_importing_leaves_mlflow_alone() -> None:
     code = "import sys, cutslots.runlog; print('mlflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )

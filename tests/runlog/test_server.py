@@ -11,13 +11,25 @@ import numpy as np
 import pytest
 from stores import client, kill, wait_for_server, wait_until
 
-from cutslots.runlog import Registered, RunLog, children, finished_run, package_model, ready, register, tag_runs
+from cutslots.runlog import (
+    Registered,
+    RunLog,
+    children,
+    finished_run,
+    package_model,
+    ready,
+    register,
+    tag_runs,
+)
 from cutslots.train import config, export
 
 
 @pytest.mark.slow
 def test_server_dies_and_returns(
-    server: Callable[[], Any], tmp_path: Path, opened: Callable[..., RunLog], capfd: pytest.CaptureFixture[str]
+    server: Callable[[], Any],
+    tmp_path: Path,
+    opened: Callable[..., RunLog],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     first = server()
     uri = first.uri
@@ -54,21 +66,30 @@ def test_server_dies_and_returns(
     assert len(said) == 2
     assert worst < 0.2
     output = capfd.readouterr()
-    assert output.out + output.err == ""  # no retry warnings, no links, no progress bars beside what is said
+    assert (
+        output.out + output.err == ""
+    )  # no retry warnings, no links, no progress bars beside what is said
     store = client(uri)
     run = store.get_run(log.run_id)
     assert run.info.status == "FINISHED"
     with sqlite3.connect(tmp_path / "server" / "mlflow.db") as database:
-        rows = database.execute("SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step").fetchall()
+        rows = database.execute(
+            "SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step"
+        ).fetchall()
     assert rows == [(number, number / 3) for number in range(step)]
     assert math.isnan(run.data.metrics["nan"])
-    assert [entry.path for entry in store.list_artifacts(log.run_id, "figures")] == ["figures/figure.txt"]
+    assert [entry.path for entry in store.list_artifacts(log.run_id, "figures")] == [
+        "figures/figure.txt"
+    ]
     assert run.inputs.dataset_inputs[0].dataset.name == "d"
 
 
 @pytest.mark.slow
 def test_a_sweep_through_a_server(
-    server: Callable[[], Any], tmp_path: Path, opened: Callable[..., RunLog], tracked: Callable[[str], None]
+    server: Callable[[], Any],
+    tmp_path: Path,
+    opened: Callable[..., RunLog],
+    tracked: Callable[[str], None],
 ) -> None:
     import mlflow.pyfunc
 
@@ -92,12 +113,29 @@ def test_a_sweep_through_a_server(
     again = finished_run("s1", uri)
     assert again is not None
     assert again.run_id == trials[1].run_id
-    assert tag_runs({run.run_id: {"rank": rank} for rank, run in enumerate(trials, 1)} | {"0" * 32: {"rank": 4}}, uri) == 1
+    assert (
+        tag_runs(
+            {run.run_id: {"rank": rank} for rank, run in enumerate(trials, 1)}
+            | {"0" * 32: {"rank": 4}},
+            uri,
+        )
+        == 1
+    )
     assert [run.tags["rank"] for run in children(parent.run_id, uri)] == ["1", "2", "3"]
 
-    assert register("cutslots-e", trials[1].run_id, "ari_fg", 0.1, tracking_uri=uri) == Registered(1, True)
-    assert register("cutslots-e", trials[2].run_id, "ari_fg", 0.0, tracking_uri=uri) == Registered(2, False)
-    assert register("cutslots-e", trials[0].run_id, "ari_fg", 0.2, tracking_uri=uri) == Registered(3, True)
+    assert register("cutslots-e", trials[1].run_id, "ari_fg", 0.1, tracking_uri=uri) == Registered(
+        1, True
+    )
+    assert register("cutslots-e", trials[2].run_id, "ari_fg", 0.0, tracking_uri=uri) == Registered(
+        2, False
+    )
+    assert register("cutslots-e", trials[0].run_id, "ari_fg", 0.2, tracking_uri=uri) == Registered(
+        3, True
+    )
     images = np.zeros((2, 32, 32, 3), np.uint8)
     tracked(uri)
-    assert mlflow.pyfunc.load_model("models:/cutslots-e@champion").predict(images).shape == (2, 32, 32)
+    assert mlflow.pyfunc.load_model("models:/cutslots-e@champion").predict(images).shape == (
+        2,
+        32,
+        32,
+    )

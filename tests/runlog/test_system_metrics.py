@@ -17,12 +17,24 @@ def test_system_metrics(home: Path, opened: Callable[..., RunLog]) -> None:
     assert metrics["system/process_rss_megabytes"] > 10
     assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
     assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
-    assert {"system/system_memory_usage_megabytes", "system/disk_available_megabytes"} <= set(metrics)
+    assert {"system/system_memory_usage_megabytes", "system/disk_available_megabytes"} <= set(
+        metrics
+    )
 
 
 def test_git_commit(tmp_path: Path) -> None:
     assert git_commit(tmp_path) is None
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    git = [
+        "git",
+        "-C",
+        str(tmp_path),
+        "-c",
+        "user.name=a",
+        "-c",
+        "user.email=a@b",
+        "-c",
+        "commit.gpgsign=false",
+    ]
     (tmp_path / "file").write_text("1")
     for command in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
         subprocess.run([*git, *command], check=True)

@@ -28,7 +28,11 @@ def test_four_processes_on_a_fresh_home(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     processes = [
-        subprocess.Popen([sys.executable, "-c", ONE_OF_MANY, str(tmp_path / f"run{n}")], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_MANY, str(tmp_path / f"run{n}")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for n in range(4)
     ]
     errors = [process.communicate()[1] for process in processes]
@@ -56,7 +60,9 @@ sys.exit(left)
 
 
 @pytest.mark.slow
-def test_six_trials_of_a_sweep_on_a_fresh_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_six_trials_of_a_sweep_on_a_fresh_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     ready()
@@ -65,7 +71,11 @@ def test_six_trials_of_a_sweep_on_a_fresh_store(tmp_path: Path, monkeypatch: pyt
             time.sleep(0.05)
         command = [sys.executable, "-c", TRIAL]
         processes = [
-            subprocess.Popen([*command, str(tmp_path / f"trial{n}"), parent.run_id], stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*command, str(tmp_path / f"trial{n}"), parent.run_id],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             for n in range(6)
         ]
         errors = [process.communicate()[1] for process in processes]
@@ -75,7 +85,11 @@ def test_six_trials_of_a_sweep_on_a_fresh_store(tmp_path: Path, monkeypatch: pyt
     trials = children(parent.run_id)
     assert sorted(run.name for run in trials) == list("012345")
     for run in trials:
-        assert (run.status, run.tags["state"], run.tags["sweep.s"]) == ("FINISHED", "finished", run.name)
+        assert (run.status, run.tags["state"], run.tags["sweep.s"]) == (
+            "FINISHED",
+            "finished",
+            run.name,
+        )
         assert run.tags["mlflow.parentRunId"] == parent.run_id
         assert run.run_dir == tmp_path / f"trial{run.name}"
         assert points(store, run.run_id, "train/loss") == [(step, step / 7) for step in range(60)]
@@ -83,7 +97,9 @@ def test_six_trials_of_a_sweep_on_a_fresh_store(tmp_path: Path, monkeypatch: pyt
     assert store.get_run(parent.run_id).info.status == "FINISHED"
 
 
-def test_nobody_waits_without_end_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_without_end_for_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process that is suspended, or hangs, while it makes the database."""
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -31,7 +31,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def killed(run_dir: Path, uri: str = "") -> None:
     """Leaves the folder of a run whose process died."""
-    process = subprocess.run([sys.executable, "-c", DYING, str(run_dir), uri], stderr=subprocess.PIPE, text=True)
+    process = subprocess.run(
+        [sys.executable, "-c", DYING, str(run_dir), uri], stderr=subprocess.PIPE, text=True
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr
 
 
@@ -46,7 +48,10 @@ def test_the_end_of_a_dead_process_is_told(home: Path, tmp_path: Path) -> None:
         assert end_run(run_dir, "FAILED", {"state": "failed", "cause": "killed by signal 9"}) == 0
         ended = store.get_run(run.info.run_id)
         assert ended.info.status == "FAILED"
-        assert (ended.data.tags["state"], ended.data.tags["cause"]) == ("failed", "killed by signal 9")
+        assert (ended.data.tags["state"], ended.data.tags["cause"]) == (
+            "failed",
+            "killed by signal 9",
+        )
     assert store.get_run(run.info.run_id).data.metrics["loss"] == 49
     log = RunLog(run_dir, experiment="e", run_name="dying", **FAST)  # the trial is taken up again
     assert log.close() == 0
@@ -61,14 +66,23 @@ def test_the_end_waits_in_the_journal_for_an_absent_store(home: Path, tmp_path: 
         nobody.bind(("127.0.0.1", 0))
         killed(runs / "deep" / "run", f"http://127.0.0.1:{nobody.getsockname()[1]}")
         start = time.monotonic()
-        assert end_run(runs / "deep" / "run", "FAILED", {"cause": "killed"}, say=said.append, timeout=2) == 54
+        assert (
+            end_run(
+                runs / "deep" / "run", "FAILED", {"cause": "killed"}, say=said.append, timeout=2
+            )
+            == 54
+        )
         assert time.monotonic() - start < 8
         assert [event["kind"] for event in events(runs / "deep" / "run")][-2:] == ["tags", "status"]
         assert undelivered(runs) == [runs / "deep" / "run"]
     assert sync(runs / "deep" / "run", tracking_uri=f"sqlite:///{home / 'mlflow.db'}") == 0
     assert undelivered(runs) == []
     (run,) = local(home).search_runs([local(home).get_experiment_by_name("e").experiment_id])
-    assert (run.info.status, run.data.tags["cause"], run.data.metrics["loss"]) == ("FAILED", "killed", 49)
+    assert (run.info.status, run.data.tags["cause"], run.data.metrics["loss"]) == (
+        "FAILED",
+        "killed",
+        49,
+    )
 
 
 def test_undelivered(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
@@ -79,7 +93,9 @@ def test_undelivered(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) 
     runs = tmp_path / "runs"
     (runs / "empty").mkdir()
     (runs / "torn").mkdir()
-    (runs / "torn" / "journal.jsonl").write_text('{"time":1,"kind":"met\n{"time":2')  # no run was ever opened here
+    (runs / "torn" / "journal.jsonl").write_text(
+        '{"time":1,"kind":"met\n{"time":2'
+    )  # no run was ever opened here
     assert undelivered(runs) == []
     with open(runs / "a" / "journal.jsonl", "a") as journal:
         journal.write('{"time":1,"kind":"metrics","step":2,"values":{"los')

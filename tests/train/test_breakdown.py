@@ -46,7 +46,10 @@ def rows(*labels: int) -> np.ndarray:
     return np.repeat(np.array(labels, np.uint8)[:, None], SIDE, 1)
 
 
-def stored(folder: Path, scenes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[dict[str, Any]]]]) -> Batches:
+def stored(
+    folder: Path,
+    scenes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[dict[str, Any]]]],
+) -> Batches:
     """Scenes of (true ids, slots, slots of the cuts, metadata) as a prepared set, in batches of 5."""
 
     def read(done: dict[str, int]):
@@ -68,20 +71,32 @@ def worked(tmp_path: Path) -> Batches:
     first = rows(1, 1, 2, 2, 0, 0, 0, 0), half, rows(1, 1, 2, 2, 0, 0, 0, 0)
     second = rows(1, 1, 1, 0, 0, 0, 0, 0), rows(*[3] * 8), rows(1, 1, 0, 0, 0, 0, 0, 0)
     nothing = rows(*[0] * 8)
-    words = {"material": "rubber", "fixed": True, "place": [1.0, 2.0]}, {"material": "metal", "fixed": False, "weight": 0.5}
-    return stored(tmp_path / "worked", [(*first, words), (*second, words), (nothing, nothing, nothing, [])])
+    words = (
+        {"material": "rubber", "fixed": True, "place": [1.0, 2.0]},
+        {"material": "metal", "fixed": False, "weight": 0.5},
+    )
+    return stored(
+        tmp_path / "worked", [(*first, words), (*second, words), (nothing, nothing, nothing, [])]
+    )
 
 
 def test_worked_by_hand(worked):
     breakdown = Breakdown(worked, ["material", "weight"])
     scores, _ = evaluate(FromColours(cuts=True), worked, CPU, watch=breakdown)
-    assert breakdown.means() == pytest.approx({"num_objects": 3, "iou": (1 + 1 / 4 + 0) / 3, "cut_iou": (1 + 1 + 2 / 3) / 3})
+    assert breakdown.means() == pytest.approx(
+        {"num_objects": 3, "iou": (1 + 1 / 4 + 0) / 3, "cut_iou": (1 + 1 + 2 / 3) / 3}
+    )
     groups = breakdown.groups()
     assert list(groups) == ["material", "weight"]
     assert list(groups["material"]) == ["metal", "rubber"]
     assert groups["material"]["metal"] == {"num_objects": 1, "iou": 0.25, "cut_iou": 1}
-    assert groups["material"]["rubber"] == pytest.approx({"num_objects": 2, "iou": 1 / 2, "cut_iou": (1 + 2 / 3) / 2})
-    assert {name: group["num_objects"] for name, group in groups["weight"].items()} == {"(none)": 2, "0.5": 1}
+    assert groups["material"]["rubber"] == pytest.approx(
+        {"num_objects": 2, "iou": 1 / 2, "cut_iou": (1 + 2 / 3) / 2}
+    )
+    assert {name: group["num_objects"] for name, group in groups["weight"].items()} == {
+        "(none)": 2,
+        "0.5": 1,
+    }
     # The same assignment as in mIoU: with the backgrounds, 32 of 44 and 40 of 64 pixels, and the empty image.
     assert scores["miou"] == pytest.approx(((1 + 1 / 4 + 32 / 44) / 3 + (40 / 64) / 2 + 1) / 3)
 
@@ -89,7 +104,9 @@ def test_worked_by_hand(worked):
 def test_models_without_cuts_and_parts_of_a_split(worked):
     breakdown = Breakdown(worked, ["fixed"])
     evaluate(FromColours(cuts=False), worked, CPU, 1, watch=breakdown)
-    assert breakdown.groups() == {"fixed": {"False": {"num_objects": 1, "iou": 0.25}, "True": {"num_objects": 1, "iou": 1}}}
+    assert breakdown.groups() == {
+        "fixed": {"False": {"num_objects": 1, "iou": 0.25}, "True": {"num_objects": 1, "iou": 1}}
+    }
 
 
 def test_no_object_at_all(tmp_path):
@@ -110,7 +127,9 @@ def test_many_numbers_are_shown_in_thirds(tmp_path):
     true = rows(1, 1, 0, 0, 0, 0, 0, 0)
     found = [true, rows(1, 0, 0, 0, 0, 0, 0, 0), rows(*[0] * 8)]
     scenes = [(true, found[i // 4], true, [{"mass": i / 8, "number": i % 3}]) for i in range(12)]
-    batches = stored(tmp_path / "masses", [scenes[i] for i in np.random.default_rng(0).permutation(12)])
+    batches = stored(
+        tmp_path / "masses", [scenes[i] for i in np.random.default_rng(0).permutation(12)]
+    )
     breakdown = Breakdown(batches, keys(batches))
     evaluate(FromColours(cuts=False), batches, CPU, watch=breakdown)
     groups = breakdown.groups()
@@ -119,4 +138,8 @@ def test_many_numbers_are_shown_in_thirds(tmp_path):
         "0.5 to 0.875": {"num_objects": 4, "iou": 0.5},
         "1 to 1.375": {"num_objects": 4, "iou": 0},
     }
-    assert {name: group["num_objects"] for name, group in groups["number"].items()} == {"0": 4, "1": 4, "2": 4}
+    assert {name: group["num_objects"] for name, group in groups["number"].items()} == {
+        "0": 4,
+        "1": 4,
+        "2": 4,
+    }

@@ -6,7 +6,12 @@ from cutslots.train.config import PRESETS, preset, signature
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("paper-clevr", "6bd864aff5ff"), ("paper-clevrtex", "71bcb1026770"), ("small", "5dd18148dc6f")]
+    ("name", "expected"),
+    [
+        ("paper-clevr", "6bd864aff5ff"),
+        ("paper-clevrtex", "71bcb1026770"),
+        ("small", "5dd18148dc6f"),
+    ],
 )
 def test_signatures_stay(name, expected):
     assert signature(preset(name), "data") == expected

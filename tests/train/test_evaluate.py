@@ -43,12 +43,22 @@ def test_predictions_do_not_depend_on_the_batch_and_may_be_none(config):
     torch.manual_seed(0)
     model = config.model.build().eval()
     images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
-    whole, parts, none = predict(model, images), predict(model, images, batch_size=2), predict(model, images[:0])
-    for name, shape in (("masks", (32, 32)), ("cut_masks", (32, 32)), ("reconstructions", (32, 32, 3))):
+    whole, parts, none = (
+        predict(model, images),
+        predict(model, images, batch_size=2),
+        predict(model, images[:0]),
+    )
+    for name, shape in (
+        ("masks", (32, 32)),
+        ("cut_masks", (32, 32)),
+        ("reconstructions", (32, 32, 3)),
+    ):
         assert whole[name].shape == (5, *shape)
         assert none[name].shape == (0, *shape)
         assert none[name].dtype == np.uint8
-        assert np.mean(whole[name] != parts[name]) < 0.01, name  # rounding may differ between batch sizes
+        assert np.mean(whole[name] != parts[name]) < 0.01, (
+            name
+        )  # rounding may differ between batch sizes
     with pytest.raises(InputError, match="no whole fraction"):
         predict(model, np.zeros((0, 48, 48, 3), np.uint8))
     with pytest.raises(InputError, match="batch_size is 0"):

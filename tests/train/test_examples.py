@@ -39,7 +39,11 @@ def test_best_median_and_worst(values, expected):
 
 
 def test_of_errors_the_smallest_is_best():
-    assert scored([3.0, 1.0, 2.0], smaller_is_better=True).chosen(ALONE) == {1: "best", 2: "median", 0: "worst"}
+    assert scored([3.0, 1.0, 2.0], smaller_is_better=True).chosen(ALONE) == {
+        1: "best",
+        2: "median",
+        0: "worst",
+    }
 
 
 def test_their_pictures_are_those_of_the_scored_scenes(config, data_dir):

@@ -37,7 +37,9 @@ class Recorder(Observer):
 def assert_same_weights(first, second):
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        assert torch.equal(tensor, second[name]), f"{name} differs by {(tensor - second[name]).abs().max()}"
+        assert torch.equal(tensor, second[name]), (
+            f"{name} differs by {(tensor - second[name]).abs().max()}"
+        )
 
 
 def test_it_learns_and_tells(config, data_dir, tmp_path):
@@ -49,7 +51,13 @@ def test_it_learns_and_tells(config, data_dir, tmp_path):
     assert [step for step, _ in recorder.values] == list(range(3, 61, 3))
     assert losses[-1] < 0.8 * losses[0]
     assert [step for step, _ in recorder.scores] == list(range(6, 61, 6))
-    assert set(recorder.values[0][1]) >= {"loss", "gradient_norm", "learning_rate", "images_per_second", "data_wait_share"}
+    assert set(recorder.values[0][1]) >= {
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+        "images_per_second",
+        "data_wait_share",
+    }
     assert recorder.sample.outputs.alpha.shape[1] == config.model.num_slots
     best = max(recorder.scores, key=lambda pair: pair[1]["ari_fg"])
     assert result.best["ari_fg"] == best[1]["ari_fg"]
@@ -69,7 +77,9 @@ def test_the_schedule():
 def test_the_same_seed_gives_the_same_run(config, data_dir, tmp_path):
     first = fit(config, data_dir, tmp_path / "a").model.state_dict()
     again = fit(config, data_dir, tmp_path / "b", debug=True).model.state_dict()
-    other = fit(options.override(config, "train.seed=1"), data_dir, tmp_path / "c").model.state_dict()
+    other = fit(
+        options.override(config, "train.seed=1"), data_dir, tmp_path / "c"
+    ).model.state_dict()
     assert_same_weights(first, again)
     assert not torch.equal(first["encoder.0.weight"], other["encoder.0.weight"])
 
@@ -92,7 +102,14 @@ def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_weights(config, data
         fit(from_json(config.read_text()), data, run, Wait(), resume=True)
         """
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "config.json"), str(data_dir), str(tmp_path / "killed")]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        str(tmp_path / "config.json"),
+        str(data_dir),
+        str(tmp_path / "killed"),
+    ]
     # 5 steps an epoch and a checkpoint every 2: a process that is killed while it waits at these steps left one in mid-epoch.
     for at, left in ((9, 8), (24, 22)):
         process = subprocess.Popen([*command, str(at)], stdout=subprocess.PIPE, text=True)
@@ -119,7 +136,9 @@ def test_random_numbers_go_on_where_the_checkpoint_was_taken(config, data_dir, t
             self.at_start = torch.get_rng_state()
 
         def progress(self, step, values):
-            torch.rand(step)  # the model draws nothing after its first weights; a state that never changes would prove nothing
+            torch.rand(
+                step
+            )  # the model draws nothing after its first weights; a state that never changes would prove nothing
 
     first, second = Draws(), Draws()
     fit(config, data_dir, tmp_path / "run", first)
@@ -137,7 +156,9 @@ def test_killed_before_the_best_got_its_name(config, data_dir, tmp_path, monkeyp
     def kill(path):
         raise Killed
 
-    config = options.override(config, "train.eval_every=100")  # the only evaluation, so the best, is of step 12
+    config = options.override(
+        config, "train.eval_every=100"
+    )  # the only evaluation, so the best, is of step 12
     best = tmp_path / "run" / "checkpoints" / "best.pt"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "mark_best", kill)
@@ -175,7 +196,9 @@ def test_a_refused_start_leaves_no_run(config, data_dir, tmp_path):
 
 def test_a_run_without_checkpoint_gives_way_to_another(config, data_dir, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.json").write_text(to_json(options.override(config, "cut.gamma=0.3")))
+    (tmp_path / "run" / "config.json").write_text(
+        to_json(options.override(config, "cut.gamma=0.3"))
+    )
     assert fit(config, data_dir, tmp_path / "run").step == 12
     assert (tmp_path / "run" / "config.json").read_text() == to_json(config)
 
@@ -202,15 +225,32 @@ def test_resuming_at_or_behind_the_last_step(config, data_dir, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fit(config, data_dir, tmp_path / "run", Stop())
-    with pytest.raises(InputError, match=r"is already at step 10; train.steps is 8. Ask for more steps."):
+    with pytest.raises(
+        InputError, match=r"is already at step 10; train.steps is 8. Ask for more steps."
+    ):
         fit(options.override(config, "train.steps=8"), data_dir, tmp_path / "run", resume=True)
     recorder = Recorder()
-    result = fit(options.override(config, "train.steps=10"), data_dir, tmp_path / "run", recorder, resume=True)
+    result = fit(
+        options.override(config, "train.steps=10"),
+        data_dir,
+        tmp_path / "run",
+        recorder,
+        resume=True,
+    )
     assert result.best["step"] == 10
     assert recorder.paths == [(10, "step-00000010.pt", True)]
     assert checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")["best"] == result.best
     again = Recorder()
-    assert fit(options.override(config, "train.steps=10"), data_dir, tmp_path / "run", again, resume=True).best == result.best
+    assert (
+        fit(
+            options.override(config, "train.steps=10"),
+            data_dir,
+            tmp_path / "run",
+            again,
+            resume=True,
+        ).best
+        == result.best
+    )
     assert not again.scores
     load_model(tmp_path / "run")
 
@@ -233,7 +273,9 @@ def test_an_interrupt_leaves_a_whole_checkpoint(config, data_dir, tmp_path):
     assert fit(config, data_dir, tmp_path / "run", resume=True).step == 12
     with pytest.raises(KeyboardInterrupt):
         fit(options.override(config, "checkpoint_every=10"), data_dir, tmp_path / "none", observer)
-    assert observer.said_lines[-1] == "interrupted after step 9; the newest checkpoint is of step 6."
+    assert (
+        observer.said_lines[-1] == "interrupted after step 9; the newest checkpoint is of step 6."
+    )
     late = options.override(options.override(config, "checkpoint_every=10"), "eval_every=10")
     with pytest.raises(KeyboardInterrupt):
         fit(late, data_dir, tmp_path / "nothing", observer)
@@ -258,7 +300,9 @@ def test_stopped_when_asked_and_resumed_with_the_same_weights(config, data_dir, 
 
     stopped = fit(config, data_dir, tmp_path / "run", recorder, device="cpu", stop=stop)
     assert (stopped.step, len(asked)) == (at, at)
-    assert recorder.lines == (f"stopped as asked after step {at} of 12; resuming goes on from there.",)
+    assert recorder.lines == (
+        f"stopped as asked after step {at} of 12; resuming goes on from there.",
+    )
     assert [step for step, _, _ in recorder.paths] == [2, 4, 6, 7][: 3 if at == 6 else 4]
     assert [step for step, _ in recorder.scores] == [6]
     resumed = fit(config, data_dir, tmp_path / "run", device="cpu", resume=True, stop=lambda: False)
@@ -292,8 +336,12 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize(("cause", "clip_norm"), [("loss", "1"), ("gradient", "1"), ("gradient", "none")])
-def test_a_non_finite_loss_stops_with_step_images_and_checkpoint(config, data_dir, tmp_path, monkeypatch, cause, clip_norm):
+@pytest.mark.parametrize(
+    ("cause", "clip_norm"), [("loss", "1"), ("gradient", "1"), ("gradient", "none")]
+)
+def test_a_non_finite_loss_stops_with_step_images_and_checkpoint(
+    config, data_dir, tmp_path, monkeypatch, cause, clip_norm
+):
     """At a step that saves: what the bad gradient made of the weights is not kept."""
     config = options.override(config, f"optim.clip_norm={clip_norm}")
     model_class = type(config.model.build())
@@ -304,10 +352,16 @@ def test_a_non_finite_loss_stops_with_step_images_and_checkpoint(config, data_di
         value = real(outputs, images)
         if len(calls) != 8:
             return value
-        return value * float("nan") if cause == "loss" else (value - value.detach()).sqrt() + value.detach()
+        return (
+            value * float("nan")
+            if cause == "loss"
+            else (value - value.detach()).sqrt() + value.detach()
+        )
 
     monkeypatch.setattr(model_class, "loss", staticmethod(loss))
-    with pytest.raises(NonFiniteLossError, match=r"at step 8\..*Images of that batch: .*step-00000006.pt") as caught:
+    with pytest.raises(
+        NonFiniteLossError, match=r"at step 8\..*Images of that batch: .*step-00000006.pt"
+    ) as caught:
         fit(config, data_dir, tmp_path / "run")
     from cutslots.data import Batches
 
@@ -324,18 +378,30 @@ def test_a_run_directory_of_another_run_is_refused(config, data_dir, tmp_path):
         fit(options.override(config, "cut.gamma=0.3"), data_dir, tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="already holds this run, at step 12"):
         fit(config, data_dir, tmp_path / "run")
-    assert fit(options.override(config, "train.steps=14"), data_dir, tmp_path / "run", resume=True).step == 14
+    assert (
+        fit(
+            options.override(config, "train.steps=14"), data_dir, tmp_path / "run", resume=True
+        ).step
+        == 14
+    )
 
 
 def test_other_data_are_refused_on_resume(config, data_dir, tmp_path):
     fit(config, data_dir, tmp_path / "run")
-    prepare("scenes", None, tmp_path / "other", sources.load("scenes").Options(count=50, size=32, seed=9))
+    prepare(
+        "scenes",
+        None,
+        tmp_path / "other",
+        sources.load("scenes").Options(count=50, size=32, seed=9),
+    )
     with pytest.raises(InputError, match="was trained on other data"):
         fit(config, tmp_path / "other", tmp_path / "run", resume=True)
 
 
 def test_images_of_another_size(config, data_dir, tmp_path):
-    with pytest.raises(InputError, match=r"images are 32 x 32 and the model takes 64 x 64.*--size 64"):
+    with pytest.raises(
+        InputError, match=r"images are 32 x 32 and the model takes 64 x 64.*--size 64"
+    ):
         fit(options.override(config, "model.image_size=64"), data_dir, tmp_path / "run")
     # A whole multiple is averaged down.
     half = options.override(options.override(config, "model.image_size=16"), "train.steps=2")

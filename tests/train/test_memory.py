@@ -28,7 +28,9 @@ FAULTS = """
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not keep_freed_memory(), reason="malloc is not glibc's")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not keep_freed_memory(), reason="malloc is not glibc's"
+)
 def test_what_is_freed_is_there_for_the_next_step():
     """Blocks of 4 MB, which malloc by itself keeps or not by how they lie, and of 48 MB, which it never keeps."""
     faults = {}

@@ -34,13 +34,18 @@ def built(name: str, *assignments: str) -> nn.Module:
 def test_programs_do_what_the_models_do(tmp_path: Path) -> None:
     """In a process of its own: checks of shapes while tests run make a traced batch one of fixed size."""
     script = Path(__file__).with_name("traced_programs.py")
-    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert len(found) == 5
     for name, says in found.items():
         assert says["any_number"], name
-        assert says["names"] in (["alpha", "cut_masks", "masks", "reconstructions"], ["alpha", "masks", "reconstructions"])
+        assert says["names"] in (
+            ["alpha", "cut_masks", "masks", "reconstructions"],
+            ["alpha", "masks", "reconstructions"],
+        )
         assert min(says["same"]) > 0.999, name
         assert says["sums"] == pytest.approx([1, 1], abs=1e-5)
     assert "cut_masks" in found["small"]["names"]
@@ -99,7 +104,9 @@ class Model(nn.Module):
 def test_what_cannot_be_traced_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="torch.export cannot trace this model: "):
         save_program(Model("branch").eval(), tmp_path / "model.pt2")
-    with pytest.raises(InputError, match="a model of video follows its slots through a clip by an assignment"):
+    with pytest.raises(
+        InputError, match="a model of video follows its slots through a clip by an assignment"
+    ):
         save_program(built("small-video", *TINY, "matching.hidden=8"), tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())
 

@@ -29,7 +29,13 @@ CASES = {
     "resnet": ("small", (*TINY, *RESNET)),
     "slot_attention": (
         "slot-attention-small",
-        (*RUN, "encoder.channels=8", "attention.size=8", "attention.hidden=16", "decoder.channels=8"),
+        (
+            *RUN,
+            "encoder.channels=8",
+            "attention.size=8",
+            "attention.hidden=16",
+            "decoder.channels=8",
+        ),
     ),
     "genesis_v2": ("genesis-v2-small", (*RUN, "model.size=8")),
     "min_cut_video": ("small-video", (*TINY, "num_slots=4", "matching.hidden=16", "batch_size=4")),
@@ -62,7 +68,9 @@ def initial(config: RunConfig) -> dict[str, np.ndarray]:
     """The weights that `fit` starts from."""
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
-        return {name: value.detach().numpy() for name, value in config.model.build().named_parameters()}
+        return {
+            name: value.detach().numpy() for name, value in config.model.build().named_parameters()
+        }
 
 
 def assert_same_bits(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -73,7 +81,9 @@ def assert_same_bits(first: dict[str, Any], second: dict[str, Any]) -> None:
     assert second["best"] == first["best"]
 
 
-def assert_alike(one: dict[str, Any], two: dict[str, Any], readings: float = 1e-4, weights: float = 3e-3) -> None:
+def assert_alike(
+    one: dict[str, Any], two: dict[str, Any], readings: float = 1e-4, weights: float = 3e-3
+) -> None:
     """What differs is the order of float32 sums over a batch, 1e-7 of a gradient, which the steps that follow carry on.
 
     Adam makes whole steps of gradients that are nothing but rounding (those of biases before a softmax or a normalisation), so
@@ -82,7 +92,9 @@ def assert_alike(one: dict[str, Any], two: dict[str, Any], readings: float = 1e-
     for (step, expected), (at, found) in zip(one["values"], two["values"], strict=True):
         assert at == step
         for name in ("loss", "gradient_norm", "learning_rate", "epoch"):
-            assert found[name] == pytest.approx(expected[name], rel=readings), f"{name} of step {step}"
+            assert found[name] == pytest.approx(expected[name], rel=readings), (
+                f"{name} of step {step}"
+            )
     for (_, expected), (_, found) in zip(one["scores"], two["scores"], strict=True):
         assert found.keys() == expected.keys()
         assert found["num_images"] == expected["num_images"]
@@ -90,17 +102,24 @@ def assert_alike(one: dict[str, Any], two: dict[str, Any], readings: float = 1e-
     assert two["paths"] == one["paths"]
     apart, way = (
         np.concatenate([(end[name] - origin[name]).ravel() for name in one["parameters"]])
-        for end, origin in ((two["parameters"], one["parameters"]), (one["parameters"], one["initial"]))
+        for end, origin in (
+            (two["parameters"], one["parameters"]),
+            (one["parameters"], one["initial"]),
+        )
     )
     assert np.linalg.norm(apart) < weights * np.linalg.norm(way)
     for name, value in one["buffers"].items():
-        np.testing.assert_allclose(two["buffers"][name], value, rtol=max(readings, 1e-4), atol=readings, err_msg=name)
+        np.testing.assert_allclose(
+            two["buffers"][name], value, rtol=max(readings, 1e-4), atol=readings, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_train_as_one(two, name, data_dir, clips_dir, tmp_path):
     base, assignments = CASES[name]
-    config = changed(preset(base), *assignments, "train.eval_images=100", "learning_rate=1e-3", "warmup_steps=0")
+    config = changed(
+        preset(base), *assignments, "train.eval_images=100", "learning_rate=1e-3", "warmup_steps=0"
+    )
     data = clips_dir if name == "min_cut_video" else data_dir
     one = train(Ranks(), config, data, tmp_path / "one")
     one["initial"] = initial(config)
@@ -113,13 +132,19 @@ def test_two_ranks_train_as_one(two, name, data_dir, clips_dir, tmp_path):
     assert second["examples"] == []
     assert first["start"].num_ranks == 2
     np.testing.assert_array_equal(first["random"], one["random"])
-    if name == "resnet":  # what is before a normalisation is free in its scale, and its gradient is small beside its rounding
+    if (
+        name == "resnet"
+    ):  # what is before a normalisation is free in its scale, and its gradient is small beside its rounding
         assert_alike(one, first, readings=2e-3, weights=5e-2)
         return
     assert_alike(one, first)
     assert first["best"]["step"] == one["best"]["step"]
-    if name != "genesis_v2":  # whose slots are nearly even at the start: rounding moves pixels from one to the other
-        assert first["scores"] == [(step, pytest.approx(scores, rel=1e-4)) for step, scores in one["scores"]]
+    if (
+        name != "genesis_v2"
+    ):  # whose slots are nearly even at the start: rounding moves pixels from one to the other
+        assert first["scores"] == [
+            (step, pytest.approx(scores, rel=1e-4)) for step, scores in one["scores"]
+        ]
 
 
 def normalised(ranks: Ranks) -> list[np.ndarray]:
@@ -138,7 +163,12 @@ def normalised(ranks: Ranks) -> list[np.ndarray]:
         # What is minimised is the mean over ranks, so a rank's own gradient counts by its share.
         found += [outputs.detach().numpy(), gradient(images).numpy() / ranks.size]
     gradients = [ranks.mean(gradient(parameter)).numpy() for parameter in layer.parameters()]
-    return [*found, *gradients, *(value.numpy() for value in layer.buffers()), layer.eval()(images).detach().numpy()]
+    return [
+        *found,
+        *gradients,
+        *(value.numpy() for value in layer.buffers()),
+        layer.eval()(images).detach().numpy(),
+    ]
 
 
 def gradient(tensor: torch.Tensor) -> torch.Tensor:
@@ -161,22 +191,44 @@ def test_shares_of_random_numbers_are_those_of_the_whole_batch():
         for rank in range(3):
             torch.manual_seed(0)
             with shares.of(Ranks(rank, 3)):
-                assert torch.equal(drawn(draw, 2, *shape, fresh=True, device=CPU), whole[2 * rank : 2 * rank + 2])
-                assert torch.equal(drawn(draw, 2, 1, fresh=False, device=CPU), drawn(draw, 6, 1, fresh=False, device=CPU)[:2])
+                assert torch.equal(
+                    drawn(draw, 2, *shape, fresh=True, device=CPU), whole[2 * rank : 2 * rank + 2]
+                )
+                assert torch.equal(
+                    drawn(draw, 2, 1, fresh=False, device=CPU),
+                    drawn(draw, 6, 1, fresh=False, device=CPU)[:2],
+                )
             assert torch.equal(torch.get_rng_state(), after)
     assert shares.current() == shares.Whole()
 
 
-def scored(ranks: Ranks, config: RunConfig, data: Path, batch_size: int, limit: int | None) -> tuple[Any, ...]:
+def scored(
+    ranks: Ranks, config: RunConfig, data: Path, batch_size: int, limit: int | None
+) -> tuple[Any, ...]:
     torch.manual_seed(0)
-    batches = Batches(data, "val", batch_size, rank=ranks.rank, world_size=ranks.size, shuffle=False, drop_last=False)
+    batches = Batches(
+        data,
+        "val",
+        batch_size,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        shuffle=False,
+        drop_last=False,
+    )
     scores, sample = evaluate(config.model.build(), batches, CPU, limit, ranks=ranks)
-    return scores, sample.images.numpy(), None if sample.outputs is None else sample.outputs.reconstruction.numpy()
+    return (
+        scores,
+        sample.images.numpy(),
+        None if sample.outputs is None else sample.outputs.reconstruction.numpy(),
+    )
 
 
 def test_evaluation_is_shared(two, config, video_config, data_dir, clips_dir):
     """With shares that are empty in the last batch, or everywhere."""
-    for made, data, limits in ((config, data_dir, (1, 3, 6, None)), (video_config, clips_dir, (1, 6, 11, None))):
+    for made, data, limits in (
+        (config, data_dir, (1, 3, 6, None)),
+        (video_config, clips_dir, (1, 6, 11, None)),
+    ):
         for limit in limits:
             one, images, _ = scored(Ranks(), made, data, 4, limit)
             (first, shown, drawn), (second, others, _) = two.call(scored, made, data, 4, limit)
@@ -210,13 +262,21 @@ def test_one_and_two_ranks_go_on_from_each_others_checkpoints(two, drawing, data
     whole = train(Ranks(), config, data_dir, tmp_path / "whole")
     whole["initial"] = initial(config)
     assert train(Ranks(), config, data_dir, tmp_path / "a", False, AtQuestion(0, 7))["step"] == 7
-    assert two.call(train, config, data_dir, tmp_path / "b", False, AtQuestion(0, 3))[0]["step"] == 9
-    ends = [two.call(train, config, data_dir, tmp_path / "a", True)[0], train(Ranks(), config, data_dir, tmp_path / "b", True)]
+    assert (
+        two.call(train, config, data_dir, tmp_path / "b", False, AtQuestion(0, 3))[0]["step"] == 9
+    )
+    ends = [
+        two.call(train, config, data_dir, tmp_path / "a", True)[0],
+        train(Ranks(), config, data_dir, tmp_path / "b", True),
+    ]
     assert [end["start"].step for end in ends] == [7, 9]
     for end in ends:
         np.testing.assert_array_equal(end["random"], whole["random"])
         since = end["start"].step
-        expected = {name: [entry for entry in whole[name] if entry[0] > since] for name in ("values", "scores", "paths")}
+        expected = {
+            name: [entry for entry in whole[name] if entry[0] > since]
+            for name in ("values", "scores", "paths")
+        }
         # The means of the first reading after step 7 lack that step.
         end["values"], expected["values"] = end["values"][-1:], expected["values"][-1:]
         assert_alike({**whole, **expected}, end)
@@ -266,7 +326,9 @@ def test_stopped_by_one_rank(two, drawing, data_dir, tmp_path):
         run = tmp_path / f"{step}"
         first, second = two.call(train, config, data_dir, run, False, AtQuestion(rank, question))
         assert (first["step"], second["step"]) == (step, step)
-        assert first["lines"] == [f"stopped as asked after step {step} of 12; resuming goes on from there."]
+        assert first["lines"] == [
+            f"stopped as asked after step {step} of 12; resuming goes on from there."
+        ]
         assert [at for at, _ in first["scores"]] == [6]
         assert [at for at, _, _ in first["paths"]] == sorted({2, 4, 6, step, *range(2, step, 2)})
         resumed, _ = two.call(train, config, data_dir, run, True)
@@ -283,7 +345,11 @@ def diverging(ranks: Ranks, config: RunConfig, data: Path, run: Path, cause: str
         value = real(outputs, images)
         if len(calls) != 8 or ranks.is_first:
             return value
-        return value + float("inf") if cause == "loss" else (value - value.detach()).sqrt() + value.detach()
+        return (
+            value + float("inf")
+            if cause == "loss"
+            else (value - value.detach()).sqrt() + value.detach()
+        )
 
     model.loss = staticmethod(loss)
     try:
@@ -308,7 +374,9 @@ class Fill(Recorder):
 
     def saved(self, step, path, best):
         if step == 4 and self.rank == 0:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, resource.RLIM_INFINITY))
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (path.stat().st_size // 2, resource.RLIM_INFINITY)
+            )
 
 
 def train_and_fill(ranks: Ranks, *arguments: Any) -> dict[str, Any]:
@@ -324,7 +392,9 @@ class NoFigure(Recorder):
             raise OSError("no room for a figure")
 
 
-def train_on_own_data(ranks: Ranks, config: RunConfig, folders: tuple[Path, ...], run: Path) -> dict[str, Any]:
+def train_on_own_data(
+    ranks: Ranks, config: RunConfig, folders: tuple[Path, ...], run: Path
+) -> dict[str, Any]:
     return train(ranks, config, folders[ranks.rank], run)
 
 
@@ -337,17 +407,50 @@ def test_what_one_rank_refuses_ends_all(two, config, data_dir, clips_dir, tmp_pa
             raise two.fail(by, *arguments)
 
     refused("already holds this run, at step 12", config, data_dir, run)
-    refused(r"model.cut.gamma was 0.5, now 0.3", changed(config, "cut.gamma=0.3"), data_dir, run, True)
-    refused(r"is already at step 12; train.steps is 8", changed(config, "train.steps=8"), data_dir, run, True)
-    new = tmp_path / "new"
-    refused(r"batch_size 7 .* does not divide by world_size 2", changed(config, "batch_size=7"), data_dir, new)
-    prepare("scenes", None, tmp_path / "other", sources.load("scenes").Options(count=50, size=32, seed=9))
     refused(
-        "rank 1 was given another configuration or other data", config, (data_dir, tmp_path / "other"), new, by=train_on_own_data
+        r"model.cut.gamma was 0.5, now 0.3", changed(config, "cut.gamma=0.3"), data_dir, run, True
     )
-    refused("nothing does not exist", config, (data_dir, tmp_path / "nothing"), new, by=train_on_own_data)
+    refused(
+        r"is already at step 12; train.steps is 8",
+        changed(config, "train.steps=8"),
+        data_dir,
+        run,
+        True,
+    )
+    new = tmp_path / "new"
+    refused(
+        r"batch_size 7 .* does not divide by world_size 2",
+        changed(config, "batch_size=7"),
+        data_dir,
+        new,
+    )
+    prepare(
+        "scenes",
+        None,
+        tmp_path / "other",
+        sources.load("scenes").Options(count=50, size=32, seed=9),
+    )
+    refused(
+        "rank 1 was given another configuration or other data",
+        config,
+        (data_dir, tmp_path / "other"),
+        new,
+        by=train_on_own_data,
+    )
+    refused(
+        "nothing does not exist",
+        config,
+        (data_dir, tmp_path / "nothing"),
+        new,
+        by=train_on_own_data,
+    )
     prepare("scenes", None, tmp_path / "few", sources.load("scenes").Options(count=10, size=32))
-    refused("split 'val' has 1 scenes for 2 ranks", changed(config, "batch_size=2"), tmp_path / "few", new)
+    refused(
+        "split 'val' has 1 scenes for 2 ranks",
+        changed(config, "batch_size=2"),
+        tmp_path / "few",
+        new,
+    )
     assert not new.exists()
     full = r"step-00000006.pt cannot be written \(File too large\)"
     refused(full, config, data_dir, tmp_path / "full", False, None, Fill(), by=train_and_fill)
@@ -370,7 +473,10 @@ def spoken(ranks: Ranks) -> dict[str, Any]:
         "any": (ranks.any(False), ranks.any(ranks.rank == 1), ranks.any(True)),
         "first": ranks.from_first(lambda: {"weights": torch.full((2,), mine)})["weights"].tolist(),
     }
-    for name, raising in (("one", {1: KeyError("one")}), ("both", {0: OSError(5, "zero"), 1: KeyError("one")})):
+    for name, raising in (
+        ("one", {1: KeyError("one")}),
+        ("both", {0: OSError(5, "zero"), 1: KeyError("one")}),
+    ):
         found[name] = repr(told(ranks, raising.get(ranks.rank)))
     found["not pickled"] = repr(told(ranks, None if ranks.is_first else NotPickled(1, 2)))
     return found

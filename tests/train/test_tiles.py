@@ -20,12 +20,16 @@ class Tiler(nn.Module):
         self.alpha = nn.functional.one_hot(labels, num_slots).permute(2, 0, 1).float()
 
     def forward(self, images: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(alpha=self.alpha.expand(len(images), -1, -1, -1), reconstruction=images)
+        return SimpleNamespace(
+            alpha=self.alpha.expand(len(images), -1, -1, -1), reconstruction=images
+        )
 
 
 def test_a_square_of_at_most_as_many_tiles_as_slots():
     assert tiles(1, 8).unique().tolist() == [0]
-    assert torch.equal(tiles(4, 4), torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]))
+    assert torch.equal(
+        tiles(4, 4), torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])
+    )
     assert torch.equal(tiles(8, 16), tiles(4, 16))
     nine = tiles(11, 32)
     assert nine.shape == (32, 32)

@@ -28,7 +28,9 @@ CPU = torch.device("cpu")
 def test_a_known_permutation_over_time_is_undone():
     rng = np.random.default_rng(0)
     objects = rng.normal(size=(6, 32))
-    true = np.stack([np.arange(6), *(rng.permutation(6) for _ in range(9))])  # which object slot i of frame t holds
+    true = np.stack(
+        [np.arange(6), *(rng.permutation(6) for _ in range(9))]
+    )  # which object slot i of frame t holds
     slots = objects[true] + 0.3 * rng.normal(size=(10, 6, 32))
     found = chain(slots[:-1] @ slots[1:].transpose(0, 2, 1))
     np.testing.assert_array_equal(found, true)
@@ -38,7 +40,9 @@ def test_two_slots_that_want_the_same_partner_stay_two():
     """Row by row both would take slot 0; a permutation has the larger sum when slot 1 gives way."""
     similarity = np.array([[[0.9, 0.1], [0.8, 0.6]]])
     np.testing.assert_array_equal(chain(similarity), [[0, 1], [0, 1]])
-    np.testing.assert_array_equal(chain(np.array([[[0.5, 0.9], [0.8, 0.6]]] * 3)), [[0, 1], [1, 0], [0, 1], [1, 0]])
+    np.testing.assert_array_equal(
+        chain(np.array([[[0.5, 0.9], [0.8, 0.6]]] * 3)), [[0, 1], [1, 0], [0, 1], [1, 0]]
+    )
     np.testing.assert_array_equal(chain(np.empty((0, 3, 3))), [[0, 1, 2]])
 
 
@@ -60,12 +64,17 @@ class Colours(torch.nn.Module):
     config = Size()
 
     def forward(self, images):
-        orders = torch.tensor([[0, 1, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])[(images[:, 2, 0, 0] * 4).long()]
+        orders = torch.tensor([[0, 1, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])[
+            (images[:, 2, 0, 0] * 4).long()
+        ]
         red, green = (images[:, channel] > 0 for channel in (0, 1))
         alpha = torch.stack([~(red | green), red, green], 1).float()
         own = torch.eye(3)[orders]  # (frame, slot, what it holds)
         return SimpleNamespace(
-            alpha=torch.einsum("fkh,fhyx->fkyx", own, alpha), slots=own, reconstruction=images, reconstructions=images[:, None]
+            alpha=torch.einsum("fkh,fhyx->fkyx", own, alpha),
+            slots=own,
+            reconstruction=images,
+            reconstructions=images[:, None],
         )
 
 
@@ -102,7 +111,9 @@ def test_scores_of_clips_are_the_joint_definition(any_config, clips_dir):
     """scikit-learn on all pixels of a clip at once, and on each frame by itself."""
     torch.manual_seed(0)
     model = any_config.model.build()
-    scores, sample = evaluate(model, Batches(clips_dir, "val", 3, shuffle=False, drop_last=False), CPU)
+    scores, sample = evaluate(
+        model, Batches(clips_dir, "val", 3, shuffle=False, drop_last=False), CPU
+    )
     expected = {name: [] for name in ("video_ari", "video_ari_fg", "ari", "video_cut_ari", "mse")}
     model.eval()
     with torch.no_grad():
@@ -114,14 +125,24 @@ def test_scores_of_clips_are_the_joint_definition(any_config, clips_dir):
             expected["video_ari"].append(adjusted_rand_score(true.flatten(), masks.flatten()))
             expected["video_ari_fg"].append(adjusted_rand_score(true[shown], masks[shown]))
             expected["video_cut_ari"].append(adjusted_rand_score(true.flatten(), cuts.flatten()))
-            expected["ari"] += [adjusted_rand_score(a.flatten(), b.flatten()) for a, b in zip(true, masks, strict=True)]
-            expected["mse"].append(float((found.outputs.reconstruction - frames).square().sum() / 4 / len(frames)))
+            expected["ari"] += [
+                adjusted_rand_score(a.flatten(), b.flatten())
+                for a, b in zip(true, masks, strict=True)
+            ]
+            expected["mse"].append(
+                float((found.outputs.reconstruction - frames).square().sum() / 4 / len(frames))
+            )
     for name, values in expected.items():
         assert scores[name] == pytest.approx(np.mean(values), abs=1e-6, rel=1e-6), name
     assert scores["num_images"] == 20
     assert isinstance(sample, Clips)
     assert sample.images.shape == (3, 5, 3, 32, 32)
-    assert sample.true.shape == sample.outputs.masks.shape == sample.outputs.cut_masks.shape == (3, 5, 32, 32)
+    assert (
+        sample.true.shape
+        == sample.outputs.masks.shape
+        == sample.outputs.cut_masks.shape
+        == (3, 5, 32, 32)
+    )
 
 
 def test_frames_of_a_pair_model_are_the_first_of_their_pairs(video_config, clips_dir):
@@ -137,7 +158,9 @@ def test_frames_of_a_pair_model_are_the_first_of_their_pairs(video_config, clips
     torch.testing.assert_close(found.outputs.alpha[-1:], last.alpha[:, 0], atol=1e-4, rtol=1e-4)
     identities = torch.from_numpy(chain(outputs.assignment.double().numpy()))
     for time in range(5):
-        assert torch.equal(found.maps["masks"][time], identities[time][found.outputs.alpha[time].argmax(0)])
+        assert torch.equal(
+            found.maps["masks"][time], identities[time][found.outputs.alpha[time].argmax(0)]
+        )
 
 
 def test_predictions_of_a_clip_are_its_tracked_masks(video_config, clips_dir):
@@ -152,13 +175,18 @@ def test_predictions_of_a_clip_are_its_tracked_masks(video_config, clips_dir):
         expected = track(model, to_model(clip, 32, CPU)).maps
     for name, labels in expected.items():
         np.testing.assert_array_equal(found[name], labels.numpy())
-        assert np.mean(found[name] != parts[name]) < 0.01, name  # rounding may differ between batch sizes
+        assert np.mean(found[name] != parts[name]) < 0.01, (
+            name
+        )  # rounding may differ between batch sizes
     assert predict(model, clip.numpy()[:1])["masks"].shape == (1, 32, 32)
     assert predict(model, clip.numpy()[:0])["masks"].shape == (0, 32, 32)
 
 
 def test_how_many_frames_are_scored(config, clips_dir):
-    model, batches = config.model.build(), Batches(clips_dir, "val", 3, shuffle=False, drop_last=False)
+    model, batches = (
+        config.model.build(),
+        Batches(clips_dir, "val", 3, shuffle=False, drop_last=False),
+    )
     told = []
     assert evaluate(model, batches, CPU, 6, told.append)[0]["num_images"] == 10
     assert told == [5, 10]
@@ -182,7 +210,12 @@ def test_pairs_train_at_the_distance_asked_for(video_config, clips_dir, tmp_path
     """5 clips of 5 frames: 4 pairs of adjacent frames each, one of the first and last frame."""
     for distance, batch_size, per_epoch in ((1, 4, 5), (4, 5, 1)):
         config = video_config
-        for assignment in (f"distance={distance}", f"batch_size={batch_size}", "train.steps=1", "log_every=1"):
+        for assignment in (
+            f"distance={distance}",
+            f"batch_size={batch_size}",
+            "train.steps=1",
+            "log_every=1",
+        ):
             config = options.override(config, assignment)
 
         class Epochs(Observer):
@@ -238,18 +271,28 @@ def test_scored_and_drawn_from_the_command_line(any_config, clips_dir, tmp_path,
 
 
 @pytest.mark.slow
-def test_the_run_log_has_animations_and_a_model_that_tracks(video_config, clips_dir, tmp_path, capsys):
+def test_the_run_log_has_animations_and_a_model_that_tracks(
+    video_config, clips_dir, tmp_path, capsys
+):
     import mlflow
     from mlflow import MlflowClient
 
-    train_here(options.override(video_config, "train.steps=6"), clips_dir, tmp_path, experiment="movi_a", device="cpu")
+    train_here(
+        options.override(video_config, "train.steps=6"),
+        clips_dir,
+        tmp_path,
+        experiment="movi_a",
+        device="cpu",
+    )
     assert "over clips: ARI-FG" in capsys.readouterr().err
     client = MlflowClient(default_uri())
     experiment = client.get_experiment_by_name("movi_a")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert {"val/video_ari_fg", "best/video_ari"} <= run.data.metrics.keys()
-    assert "figures/step-00000006.gif" in [file.path for file in client.list_artifacts(run.info.run_id, "figures")]
+    assert "figures/step-00000006.gif" in [
+        file.path for file in client.list_artifacts(run.info.run_id, "figures")
+    ]
     mlflow.set_tracking_uri(default_uri())
     clip = next(Batches(clips_dir, "val", 1, shuffle=False).epoch(0)).images[0].numpy()
     found = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model").predict(clip)

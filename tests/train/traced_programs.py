@@ -38,9 +38,21 @@ def traced(name: str, assignments: tuple[str, ...], path: Path) -> dict:
             close = np.abs(found[key].numpy().astype(int) - value) <= (key == "reconstructions")
             same.append(float(close.mean()))
     sums = found["alpha"].sum(1)
-    return {"any_number": any_number, "names": sorted(found), "same": same, "sums": [float(sums.min()), float(sums.max())]}
+    return {
+        "any_number": any_number,
+        "names": sorted(found),
+        "same": same,
+        "sums": [float(sums.min()), float(sums.max())],
+    }
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    print(json.dumps({name: traced(base, changes, folder / f"{name}.pt2") for name, (base, changes) in MODELS.items()}))
+    print(
+        json.dumps(
+            {
+                name: traced(base, changes, folder / f"{name}.pt2")
+                for name, (base, changes) in MODELS.items()
+            }
+        )
+    )

@@ -22,7 +22,8 @@ class TwoRanks:
         pairs = [context.Pipe() for _ in range(2)]
         self.pipes = [ours for ours, _ in pairs]
         self.processes = [
-            context.Process(target=_serve, args=(rank, folder, theirs), daemon=True) for rank, (_, theirs) in enumerate(pairs)
+            context.Process(target=_serve, args=(rank, folder, theirs), daemon=True)
+            for rank, (_, theirs) in enumerate(pairs)
         ]
         for process in self.processes:
             process.start()
@@ -108,13 +109,17 @@ def train(
     recorder = recorder or Recorder()
     recorder.rank = ranks.rank
     asked = None if stop is None else lambda: stop(ranks.rank)
-    result = fit(config, data, folder, recorder, device=device, resume=resume, ranks=ranks, stop=asked)
+    result = fit(
+        config, data, folder, recorder, device=device, resume=resume, ranks=ranks, stop=asked
+    )
     assert folder.exists() == ranks.is_first
     return {
         **vars(recorder),
         "step": result.step,
         "best": result.best,
-        "parameters": {name: value.detach().cpu().numpy() for name, value in result.model.named_parameters()},
+        "parameters": {
+            name: value.detach().cpu().numpy() for name, value in result.model.named_parameters()
+        },
         "buffers": {name: value.cpu().numpy() for name, value in result.model.named_buffers()},
         "random": torch.get_rng_state().numpy(),
     }
@@ -124,7 +129,9 @@ def _serve(rank: int, folder: Path, pipe: Any) -> None:
     torch.set_num_threads(1)
     os.environ["CUTSLOTS_FACTORS"] = str(folder / "factors")
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group("gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2
+    )
     while True:
         function, arguments = pipe.recv()
         try:

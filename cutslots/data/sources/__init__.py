@@ -39,7 +39,9 @@ class Source(Protocol):
         """
         ...
 
-    def records(self, found: Any, options: Any, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Any], None, int]:
+    def records(
+        self, found: Any, options: Any, splits: Ranges, done: dict[str, int]
+    ) -> Generator[tuple[str, Any], None, int]:
         """Yield (split, item) in record order within every split, without the first `done[split]` items of it.
 
         Returns the number of records that there are; it need not look for those behind the last one that `splits` asks for.
@@ -93,7 +95,9 @@ def parse_splits(text: str) -> Ranges:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*:\s*(\d*)\s*", part, re.ASCII)
         if not match:
-            raise InputError(f"splits {text!r}: cannot read {part!r}. Write for example train=0:320,val=320:360,test=360:400.")
+            raise InputError(
+                f"splits {text!r}: cannot read {part!r}. Write for example train=0:320,val=320:360,test=360:400."
+            )
         name, start, stop = match.groups()
         if name in ranges:
             raise InputError(f"splits {text!r} names {name} twice. Give every split one range.")
@@ -114,9 +118,13 @@ def check_splits(ranges: Ranges) -> Ranges:
         if not re.fullmatch(r"\w+", name, re.ASCII):
             raise InputError(f"split {name!r}: a name has letters, digits and _ only.")
         if start < 0 or (stop is not None and stop <= start):
-            raise InputError(f"split {name} is {start}:{stop}; the end must be greater than the start. Write {name}=START:END.")
+            raise InputError(
+                f"split {name} is {start}:{stop}; the end must be greater than the start. Write {name}=START:END."
+            )
     ordered = sorted(ranges.items(), key=lambda item: item[1][0])
     for (name, (_, stop)), (other, (start, _)) in pairwise(ordered):
         if stop is None or start < stop:
-            raise InputError(f"splits {name} and {other} overlap at record {start}. Give ranges that do not share a record.")
+            raise InputError(
+                f"splits {name} and {other} overlap at record {start}. Give ranges that do not share a record."
+            )
     return ranges

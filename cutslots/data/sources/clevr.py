@@ -49,17 +49,29 @@ class Options(Preparation):
     """Which records, and crop and size of the prepared images."""
 
     protocol: str = option(
-        "benchmark", "whose splits, crop and resize: ClevrTex's benchmark or Slot Attention", choices=tuple(SPLITS)
+        "benchmark",
+        "whose splits, crop and resize: ClevrTex's benchmark or Slot Attention",
+        choices=tuple(SPLITS),
     )
-    max_objects: int | None = option(None, "keep scenes of at most so many objects; 6 is CLEVR6", low=1, high=10)
+    max_objects: int | None = option(
+        None, "keep scenes of at most so many objects; 6 is CLEVR6", low=1, high=10
+    )
 
     def limit(self, split: str) -> int | None:
         """Slot Attention evaluates on few."""
-        return SLOT_ATTENTION_SCENES if self.protocol == "slot-attention" and split != "train" else None
+        return (
+            SLOT_ATTENTION_SCENES
+            if self.protocol == "slot-attention" and split != "train"
+            else None
+        )
 
     def window(self, height: int, width: int) -> tuple[slice, slice]:
         """The rows and columns that the protocol's crop keeps."""
-        return SLOT_ATTENTION_CROP if self.protocol == "slot-attention" else super().window(height, width)
+        return (
+            SLOT_ATTENTION_CROP
+            if self.protocol == "slot-attention"
+            else super().window(height, width)
+        )
 
     def resize(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The cropped image and mask at `size`, as the protocol does it; masks nearest in both."""
@@ -85,7 +97,9 @@ def find(raw: Place | None, options: Options) -> Place:
     """
     assert raw is not None, "NEEDS_RAW"
     if options.protocol == "slot-attention" and options.crop != Preparation.crop:
-        raise InputError(f"crop is {options.crop}, but the protocol slot-attention has a crop of its own. Leave crop out.")
+        raise InputError(
+            f"crop is {options.crop}, but the protocol slot-attention has a crop of its own. Leave crop out."
+        )
     if raw.info.is_file:
         return raw
     found = raw.files()
@@ -93,8 +107,14 @@ def find(raw: Place | None, options: Options) -> Place:
     if len(tables) == 1:
         return raw.at(tables[0])
     there = [raw.at(path).name for path in found]
-    what = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "") if there else "nothing"
-    raise InputError(f"raw {raw} must hold exactly one *.tfrecords file; it has {len(tables)}. In it: {what}.")
+    what = (
+        ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
+        if there
+        else "nothing"
+    )
+    raise InputError(
+        f"raw {raw} must hold exactly one *.tfrecords file; it has {len(tables)}. In it: {what}."
+    )
 
 
 def splits(found: Place, options: Options) -> Ranges:
@@ -107,7 +127,9 @@ def describe(found: Place, options: Options, splits: Ranges) -> dict[str, Any]:
     return {"files": {found.name: found.info.size}, "fingerprint": tfrecord.fingerprint(found)}
 
 
-def records(found: Place, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
+def records(
+    found: Place, options: Options, splits: Ranges, done: dict[str, int]
+) -> Generator[tuple[str, Item], None, int]:
     """One pass over the file.
 
     Raises:
@@ -125,11 +147,19 @@ def records(found: Place, options: Options, splits: Ranges, done: dict[str, int]
         except StopIteration as end:
             return end.value
         name = _split_of(number, splits)
-        if name and number >= firsts[name] and kept[name] < limits[name] and _wanted(Item(str(found), number, payload), options):
+        if (
+            name
+            and number >= firsts[name]
+            and kept[name] < limits[name]
+            and _wanted(Item(str(found), number, payload), options)
+        ):
             kept[name] += 1
             if kept[name] > done[name]:
                 yield name, Item(str(found), number, payload)
-        if all(kept[name] >= limits[name] or (stop is not None and number + 1 >= stop) for name, (_, stop) in splits.items()):
+        if all(
+            kept[name] >= limits[name] or (stop is not None and number + 1 >= stop)
+            for name, (_, stop) in splits.items()
+        ):
             return max(number + 1, *(stop or 0 for _, stop in splits.values()))
 
 
@@ -144,7 +174,14 @@ def decode(item: Item, options: Options) -> Scene:
 
 
 def _split_of(number: int, splits: Ranges) -> str | None:
-    return next((name for name, (start, stop) in splits.items() if start <= number and (stop is None or number < stop)), None)
+    return next(
+        (
+            name
+            for name, (start, stop) in splits.items()
+            if start <= number and (stop is None or number < stop)
+        ),
+        None,
+    )
 
 
 def _wanted(item: Item, options: Options) -> bool:
@@ -164,12 +201,16 @@ def scene(payload: bytes | memoryview, id: str, preparation: Preparation) -> Sce
     """
     features = tfrecord.example(payload)
     rows, columns = preparation.window(HEIGHT, WIDTH)
-    image = _elements(features, "image", HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3)[rows, columns]
+    image = _elements(features, "image", HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3)[
+        rows, columns
+    ]
     masks = _masks(features)[:, rows, columns]
     objects = _objects(features)
     ids = instance_ids(np.ascontiguousarray(masks))
     if ids.max() > len(objects):
-        raise InputError(f"mask {ids.max()} has pixels, but the record describes {len(objects)} objects.")
+        raise InputError(
+            f"mask {ids.max()} has pixels, but the record describes {len(objects)} objects."
+        )
     prepared_image, prepared_mask = preparation.resize(np.ascontiguousarray(image), ids)
     return Scene(id, prepared_image, prepared_mask, objects)
 
@@ -209,8 +250,12 @@ def _elements(features: dict[str, tfrecord.Feature], name: str, count: int) -> n
 
 def _feature(features: dict[str, tfrecord.Feature], name: str, kind: str) -> tfrecord.Feature:
     if name not in features or features[name].kind != kind:
-        there = ", ".join(f"{known} ({feature.kind})" for known, feature in sorted(features.items()))
-        raise InputError(f"there is no {kind} feature {name!r}, so this is no CLEVR with masks. There are: {there}.")
+        there = ", ".join(
+            f"{known} ({feature.kind})" for known, feature in sorted(features.items())
+        )
+        raise InputError(
+            f"there is no {kind} feature {name!r}, so this is no CLEVR with masks. There are: {there}."
+        )
     return features[name]
 
 
@@ -219,7 +264,9 @@ def _masks(features: dict[str, tfrecord.Feature]) -> np.ndarray:
     pixels = HEIGHT * WIDTH
     entities, rest = divmod(len(_feature(features, "mask", "bytes").payload), 3 * pixels)
     if entities > ENTITIES and not rest:
-        raise InputError(f"there are {entities - 1} object masks; CLEVR has at most {ENTITIES - 1} objects.")
+        raise InputError(
+            f"there are {entities - 1} object masks; CLEVR has at most {ENTITIES - 1} objects."
+        )
     return _elements(features, "mask", ENTITIES * pixels).reshape(ENTITIES, HEIGHT, WIDTH)
 
 
@@ -230,7 +277,9 @@ def _objects(features: dict[str, tfrecord.Feature]) -> tuple[dict[str, Any], ...
     codes = {name: _elements(features, name, ENTITIES) for name in WORDS}
     for name, words in WORDS.items():
         if codes[name].max() >= len(words):
-            raise InputError(f"feature {name!r} has code {codes[name].max()}; the last known one is {len(words) - 1}.")
+            raise InputError(
+                f"feature {name!r} has code {codes[name].max()}; the last known one is {len(words) - 1}."
+            )
     place = np.stack([_floats(features, axis) for axis in "xyz"], axis=1)
     pixel = _floats(features, "pixel_coords", 3 * ENTITIES).reshape(ENTITIES, 3)
     rotation = _floats(features, "rotation")

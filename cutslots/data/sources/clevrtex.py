@@ -64,12 +64,16 @@ def find(raw: Place | None, options: Options) -> Found:
     """
     assert raw is not None, "NEEDS_RAW"
     if raw.info.is_file:
-        raise InputError(f"raw {raw} is a file. Give the folder into which the ClevrTex archives were unpacked.")
+        raise InputError(
+            f"raw {raw} is a file. Give the folder into which the ClevrTex archives were unpacked."
+        )
     by_kind, others = _index(raw, options.variant)
     numbers = {number for kind in KINDS for number in by_kind[kind]}
     if not numbers:
         there = f" There are images of {', '.join(sorted(others))}." if others else ""
-        raise InputError(f"raw {raw} has no CLEVRTEX_{options.variant}_NNNNNN files.{there} Give --variant, or the right folder.")
+        raise InputError(
+            f"raw {raw} has no CLEVRTEX_{options.variant}_NNNNNN files.{there} Give --variant, or the right folder."
+        )
     missing = [
         _file_name(options.variant, number, kind)
         for number in range(max(numbers) + 1)
@@ -78,7 +82,9 @@ def find(raw: Place | None, options: Options) -> Found:
     ]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise InputError(f"raw {raw} lacks {', '.join(missing[:5])}{more}. Unpack the archives again.")
+        raise InputError(
+            f"raw {raw} lacks {', '.join(missing[:5])}{more}. Unpack the archives again."
+        )
     image, ids, metadata = (by_kind[kind] for kind in KINDS)
     paths = [(image[number], ids[number], metadata[number]) for number in range(len(numbers))]
     return Found(raw, paths)
@@ -91,9 +97,16 @@ def splits(found: Found, options: Options) -> Ranges:
         return {"test": (0, count)}
     if options.variant == "full" and count != NUM_FULL:
         log.warning(
-            "%s has %d images, the published main set %d: the splits are tenths of what is there", found.raw, count, NUM_FULL
+            "%s has %d images, the published main set %d: the splits are tenths of what is there",
+            found.raw,
+            count,
+            NUM_FULL,
         )
-    return {"test": (0, count // 10), "val": (count // 10, count // 5), "train": (count // 5, count)}
+    return {
+        "test": (0, count // 10),
+        "val": (count // 10, count // 5),
+        "train": (count // 5, count),
+    }
 
 
 def describe(found: Found, options: Options, splits: Ranges) -> dict[str, Any]:
@@ -103,10 +116,15 @@ def describe(found: Found, options: Options, splits: Ranges) -> dict[str, Any]:
         texts.append(found.raw.at(path).read())
         with naming(str(found.raw.at(path))):
             _objects(texts[-1], options.variant)  # mended later, it would pass for another set's
-    return {"images": len(found.paths), "fingerprint": hashlib.sha256(b"".join(texts)).hexdigest()[:8]}
+    return {
+        "images": len(found.paths),
+        "fingerprint": hashlib.sha256(b"".join(texts)).hexdigest()[:8],
+    }
 
 
-def records(found: Found, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
+def records(
+    found: Found, options: Options, splits: Ranges, done: dict[str, int]
+) -> Generator[tuple[str, Item], None, int]:
     """The files of every scene; they are read where they are decoded."""
     for name, number in indices(splits, done, len(found.paths)):
         image, ids, metadata = map(found.raw.at, found.paths[number])
@@ -128,10 +146,16 @@ def decode(item: Item, options: Options) -> Scene:
     with naming(str(ids_file)):
         ids = images.ids(ids_file.read())
         if ids.shape != image.shape[:2]:
-            raise InputError(f"it is {ids.shape[1]} x {ids.shape[0]}, its image {image.shape[1]} x {image.shape[0]}.")
+            raise InputError(
+                f"it is {ids.shape[1]} x {ids.shape[0]}, its image {image.shape[1]} x {image.shape[0]}."
+            )
         if ids.max() > len(objects):
-            raise InputError(f"it has id {ids.max()}, but {metadata_file.name} describes {len(objects)} objects.")
-    return Scene(f"clevrtex_{options.variant}_{item.number:06d}", *options.apply(image, ids), objects)
+            raise InputError(
+                f"it has id {ids.max()}, but {metadata_file.name} describes {len(objects)} objects."
+            )
+    return Scene(
+        f"clevrtex_{options.variant}_{item.number:06d}", *options.apply(image, ids), objects
+    )
 
 
 def _index(raw: Place, variant: str) -> tuple[dict[str, dict[int, str]], set[str]]:
@@ -148,7 +172,9 @@ def _index(raw: Place, variant: str) -> tuple[dict[str, dict[int, str]], set[str
             continue
         number = int(digits)
         if number in found[kind]:
-            raise InputError(f"number {number} is there twice: {found[kind][number]} and {path}. Remove one.")
+            raise InputError(
+                f"number {number} is there twice: {found[kind][number]} and {path}. Remove one."
+            )
         found[kind][number] = path
     return found, others
 
@@ -166,15 +192,21 @@ def _objects(text: bytes, variant: str) -> tuple[dict[str, Any], ...]:
         order = [entry.get("index", at) for at, entry in enumerate(objects, start=1)]
         json.dumps(described, allow_nan=False)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"it is not ClevrTex metadata ({error!r}). Fetch or copy it again.") from None
+        raise InputError(
+            f"it is not ClevrTex metadata ({error!r}). Fetch or copy it again."
+        ) from None
     if order != list(range(1, len(order) + 1)):
-        raise InputError(f"its objects have the indices {order}; they must be 1 to {len(order)} in order.")
+        raise InputError(
+            f"its objects have the indices {order}; they must be 1 to {len(order)} in order."
+        )
     return tuple(described)
 
 
 def _describe(entry: dict[str, Any], ground: str, variant: str) -> dict[str, Any]:
     words = {name: entry[name] for name in ("shape", "size", "material")}
-    if strange := [value for value in (*words.values(), ground) if not isinstance(value, str | int | float)]:
+    if strange := [
+        value for value in (*words.values(), ground) if not isinstance(value, str | int | float)
+    ]:
         raise TypeError(f"{strange[0]} is no word")
     color = {"color": entry["color"]} if variant == "vbg" else {}
     return {

@@ -91,7 +91,9 @@ def find(raw: Place | None, options: Options) -> Found:
         files = _files(folder, _json(folder / "dataset_info.json", there))
     with naming(str(folder / "features.json")):
         shape = _shape(_json(folder / "features.json", there))
-    labels = {name: _label_names(folder / f"instances-{name}_label.labels.txt", there) for name in LABELS}
+    labels = {
+        name: _label_names(folder / f"instances-{name}_label.labels.txt", there) for name in LABELS
+    }
     return Found(files, there, Format(shape, labels))
 
 
@@ -110,16 +112,25 @@ def describe(found: Found, options: Options, splits: Ranges) -> dict[str, Any]:
     Raises:
         InputError: one of them is missing, or the first one's first record is damaged.
     """
-    needed = [file for file in found.files if any(file.holds(*bounds) for bounds in splits.values())]
+    needed = [
+        file for file in found.files if any(file.holds(*bounds) for bounds in splits.values())
+    ]
     missing = [file.place.name for file in needed if file.place.name not in found.sizes]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise InputError(f"raw {needed[0].place.parent} lacks {', '.join(missing[:5])}{more}. Fetch them again.")
+        raise InputError(
+            f"raw {needed[0].place.parent} lacks {', '.join(missing[:5])}{more}. Fetch them again."
+        )
     sizes = {file.place.name: found.sizes[file.place.name] for file in needed}
-    return {"files": sizes, "fingerprint": tfrecord.fingerprint(needed[0].place) if needed else None}
+    return {
+        "files": sizes,
+        "fingerprint": tfrecord.fingerprint(needed[0].place) if needed else None,
+    }
 
 
-def records(found: Found, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, Item], None, int]:
+def records(
+    found: Found, options: Options, splits: Ranges, done: dict[str, int]
+) -> Generator[tuple[str, Item], None, int]:
     """The records of every range, file by file.
 
     Raises:
@@ -149,7 +160,9 @@ def decode(item: Item, options: Options) -> Scene:
         video = _frames(features, "video", number, images.rgb, size)
         ids = _frames(features, "segmentations", len(video), images.ids, video.shape[1:3])
         if ids.max() > len(objects):
-            raise InputError(f"segmentations has id {ids.max()}, but the record describes {len(objects)} instances.")
+            raise InputError(
+                f"segmentations has id {ids.max()}, but the record describes {len(objects)} instances."
+            )
     return Scene(item.id, *options.apply(video, ids), objects)
 
 
@@ -161,24 +174,38 @@ def _clips(file: File, start: int) -> Generator[tuple[int, bytes], None, None]:
             break
         yield number, payload
     if number + 1 != file.count:
-        raise InputError(f"{file.place} has not the {file.count} records that dataset_info.json says. Fetch the file again.")
+        raise InputError(
+            f"{file.place} has not the {file.count} records that dataset_info.json says. Fetch the file again."
+        )
 
 
 def _folder(raw: Place) -> Place:
     """The folder with features.json."""
     if raw.info.is_file:
-        raise InputError(f"raw {raw} is a file. Give the folder of the MOVi-A data, with features.json in it.")
-    found = [raw.at(path).parent for path in raw.files(recursive=True) if raw.at(path).name == "features.json"]
+        raise InputError(
+            f"raw {raw} is a file. Give the folder of the MOVi-A data, with features.json in it."
+        )
+    found = [
+        raw.at(path).parent
+        for path in raw.files(recursive=True)
+        if raw.at(path).name == "features.json"
+    ]
     if not found:
-        raise InputError(f"raw {raw} has no features.json. Give the folder that TensorFlow Datasets wrote, such as 128x128/1.0.0.")
+        raise InputError(
+            f"raw {raw} has no features.json. Give the folder that TensorFlow Datasets wrote, such as 128x128/1.0.0."
+        )
     if len(found) > 1:
-        raise InputError(f"raw {raw} holds several sets: {', '.join(map(str, found))}. Give one of them.")
+        raise InputError(
+            f"raw {raw} holds several sets: {', '.join(map(str, found))}. Give one of them."
+        )
     return found[0]
 
 
 def _json(place: Place, there: dict[str, int]) -> Any:
     if place.name not in there:
-        raise InputError("it is missing. Fetch it again: it is part of what TensorFlow Datasets writes.")
+        raise InputError(
+            "it is missing. Fetch it again: it is part of what TensorFlow Datasets writes."
+        )
     try:
         return json.loads(place.read())
     except ValueError as error:
@@ -199,9 +226,19 @@ def _files(folder: Place, info: Any) -> list[File]:
                     SHARD_X_OF_Y=f"{at:05d}-of-{len(lengths):05d}",
                 )
                 theirs = "val" if split["name"] == "validation" else split["name"]
-                files.append(File(folder / name, theirs, sum(lengths[:at]), sum(file.count for file in files), length))
+                files.append(
+                    File(
+                        folder / name,
+                        theirs,
+                        sum(lengths[:at]),
+                        sum(file.count for file in files),
+                        length,
+                    )
+                )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"it has not the form that TensorFlow Datasets writes ({error!r}).") from None
+        raise InputError(
+            f"it has not the form that TensorFlow Datasets writes ({error!r})."
+        ) from None
     if not files:
         raise InputError("it names no files.")
     return files
@@ -210,14 +247,22 @@ def _files(folder: Place, info: Any) -> list[File]:
 def _shape(description: Any) -> tuple[int, int, int]:
     """Frames, height and width that `features.json` states, in any of the forms that its writer has had."""
     try:
-        features = description["featuresDict"]["features"] if "featuresDict" in description else description["content"]
+        features = (
+            description["featuresDict"]["features"]
+            if "featuresDict" in description
+            else description["content"]
+        )
         shapes = {name: _stated(features[name]) for name in ("video", "segmentations")}
         kinds = {name: _first(features[name], "dtype") or "uint8" for name in shapes}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"it is not as TensorFlow Datasets writes it for MOVi-A ({error!r}).") from None
+        raise InputError(
+            f"it is not as TensorFlow Datasets writes it for MOVi-A ({error!r})."
+        ) from None
     for name, channels in (("video", 3), ("segmentations", 1)):
         if shapes[name][-1] not in (-1, channels) or kinds[name] != "uint8":
-            raise InputError(f"{name} is {kinds[name]} with {shapes[name][-1]} channels; MOVi-A has uint8 with {channels}.")
+            raise InputError(
+                f"{name} is {kinds[name]} with {shapes[name][-1]} channels; MOVi-A has uint8 with {channels}."
+            )
     frames, height, width, _ = shapes["video"]
     return frames, height, width
 
@@ -225,7 +270,9 @@ def _shape(description: Any) -> tuple[int, int, int]:
 def _stated(feature: Any) -> list[int]:
     """Frames, height, width and channels of a video or a sequence of images; -1 where it is left open."""
     shape = _first(feature, "shape") or [-1, -1, -1]
-    lengths = [int(length or -1) for length in (shape["dimensions"] if isinstance(shape, dict) else shape)]
+    lengths = [
+        int(length or -1) for length in (shape["dimensions"] if isinstance(shape, dict) else shape)
+    ]
     return lengths if len(lengths) == 4 else [int(_first(feature, "length") or -1), *lengths]
 
 
@@ -237,18 +284,26 @@ def _first(description: Any, key: str) -> Any:
         return None
     if key in description:
         return description[key]
-    return next((found for value in description.values() if (found := _first(value, key)) is not None), None)
+    return next(
+        (found for value in description.values() if (found := _first(value, key)) is not None), None
+    )
 
 
 def _label_names(place: Place, there: dict[str, int]) -> list[str]:
     with naming(str(place)):
         if place.name not in there:
-            raise InputError("it is missing. Fetch it again: it is part of what TensorFlow Datasets writes.")
+            raise InputError(
+                "it is missing. Fetch it again: it is part of what TensorFlow Datasets writes."
+            )
     return place.read().decode().split()
 
 
 def _frames(
-    features: dict[str, tfrecord.Feature], name: str, number: int, decoder: Callable[[memoryview], np.ndarray], size: Sequence[int]
+    features: dict[str, tfrecord.Feature],
+    name: str,
+    number: int,
+    decoder: Callable[[memoryview], np.ndarray],
+    size: Sequence[int],
 ) -> np.ndarray:
     """The frames of a feature: uint8 (T, h, w) and channels; -1 in `number` or `size` takes any."""
     encoded = _feature(features, name, "bytes").bytes()
@@ -258,7 +313,9 @@ def _frames(
     for time, data in enumerate(encoded):
         with naming(f"{name}, frame {time}"):
             frames.append(decoder(data))
-            wanted = tuple(frames[0].shape[at] if length == -1 else length for at, length in enumerate(size))
+            wanted = tuple(
+                frames[0].shape[at] if length == -1 else length for at, length in enumerate(size)
+            )
             if frames[-1].shape[:2] != wanted:
                 raise InputError(f"it is {frames[-1].shape[:2]}; it must be {wanted}.")
     return np.stack(frames)
@@ -270,13 +327,17 @@ def _feature(features: dict[str, tfrecord.Feature], name: str, kind: str) -> tfr
     return features[name]
 
 
-def _objects(features: dict[str, tfrecord.Feature], labels: dict[str, list[str]]) -> tuple[dict[str, Any], ...]:
+def _objects(
+    features: dict[str, tfrecord.Feature], labels: dict[str, list[str]]
+) -> tuple[dict[str, Any], ...]:
     """What stays the same over a clip, of every instance."""
     columns: dict[str, list[Any]] = {}
     for name, words in labels.items():
         codes = _feature(features, f"instances/{name}_label", "int64").ints()
         if len(codes) and not 0 <= codes.min() <= codes.max() < len(words):
-            raise InputError(f"instances/{name}_label has codes {codes.min()} to {codes.max()}; there are {len(words)} names.")
+            raise InputError(
+                f"instances/{name}_label has codes {codes.min()} to {codes.max()}; there are {len(words)} names."
+            )
         columns[name] = [words[code] for code in codes]
     for name in NUMBERS:
         values = _feature(features, f"instances/{name}", "float").floats()
@@ -286,4 +347,6 @@ def _objects(features: dict[str, tfrecord.Feature], labels: dict[str, list[str]]
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) != 1:
         raise InputError(f"the instances' features have different lengths: {counts}.")
-    return tuple(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return tuple(
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    )

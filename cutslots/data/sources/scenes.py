@@ -47,7 +47,11 @@ MATERIALS = {"rubber": (0.06, 8.0), "metal": (0.75, 60.0)}
 class Options:
     """What the scenes look like."""
 
-    count: int = option(4000, "scenes over all splits: the first 10 % test, the next 10 % val, the rest train", low=10)
+    count: int = option(
+        4000,
+        "scenes over all splits: the first 10 % test, the next 10 % val, the rest train",
+        low=10,
+    )
     seed: int = option(0, "seed of the scenes", low=0)
     style: str = option("plain", "look of ground and objects", choices=(*STYLES, "mixed"))
     size: int = option(64, "side of the square image, in pixels", low=16, high=1024)
@@ -62,7 +66,9 @@ def find(raw: Place | None, options: Options) -> None:
         InputError: the options contradict each other.
     """
     if options.min_objects > options.max_objects:
-        raise InputError(f"min_objects is {options.min_objects}, more than max_objects {options.max_objects}. Raise max_objects.")
+        raise InputError(
+            f"min_objects is {options.min_objects}, more than max_objects {options.max_objects}. Raise max_objects."
+        )
 
 
 def splits(found: None, options: Options) -> Ranges:
@@ -76,7 +82,9 @@ def describe(found: None, options: Options, splits: Ranges) -> dict[str, Any]:
     return {"renderer": RENDERER}
 
 
-def records(found: None, options: Options, splits: Ranges, done: dict[str, int]) -> Generator[tuple[str, int], None, int]:
+def records(
+    found: None, options: Options, splits: Ranges, done: dict[str, int]
+) -> Generator[tuple[str, int], None, int]:
     """The numbers of the scenes of every range, as far as `count` goes."""
     yield from indices(splits, done, options.count)
     return options.count
@@ -101,8 +109,12 @@ def render(index: int, options: Options) -> Scene:
     color = raycast.shade(fine, *raycast.trace(fine, bodies), bodies, ground, _lamp(rng))
     quarter = color[:, ::2] + color[:, 1::2]
     image = np.rint((quarter[..., ::2] + quarter[..., 1::2]) * (255 / 4)).astype(np.uint8)
-    objects = tuple(_describe(body, look, options.size) for body, look in zip(bodies, looks, strict=True))
-    return Scene(f"{style}_{index:06d}", np.ascontiguousarray(image.transpose(1, 2, 0)), mask, objects)
+    objects = tuple(
+        _describe(body, look, options.size) for body, look in zip(bodies, looks, strict=True)
+    )
+    return Scene(
+        f"{style}_{index:06d}", np.ascontiguousarray(image.transpose(1, 2, 0)), mask, objects
+    )
 
 
 def _arrange(rng: np.random.Generator, options: Options) -> tuple[list[Body], np.ndarray]:
@@ -117,7 +129,9 @@ def _arrange(rng: np.random.Generator, options: Options) -> tuple[list[Body], np
         areas = np.bincount(mask.reshape(-1), minlength=number + 1)[1:]
         if areas.min() >= VISIBLE * shrink**2 * mask.size:
             return bodies, mask
-    raise InputError(f"found no place for {number} objects in {TRIES} tries. Use a smaller max_objects.")
+    raise InputError(
+        f"found no place for {number} objects in {TRIES} tries. Use a smaller max_objects."
+    )
 
 
 def _scatter(rng: np.random.Generator, number: int, shrink: float) -> list[Body] | None:
@@ -129,35 +143,55 @@ def _scatter(rng: np.random.Generator, number: int, shrink: float) -> list[Body]
         shape = raycast.SHAPES[rng.integers(len(raycast.SHAPES))]
         x, y = raycast.unproject(*rng.uniform(-PLACE, PLACE, 2).tolist(), height=0.8 * radius)
         body = Body(shape, x, y, radius, float(rng.uniform(0, 2 * math.pi)), bare)
-        if all(math.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP * shrink**3 for other in bodies):
+        if all(
+            math.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP * shrink**3
+            for other in bodies
+        ):
             bodies.append(body)
         if len(bodies) == number:
             return bodies
     return None
 
 
-def _dress(rng: np.random.Generator, style: str, bodies: list[Body]) -> tuple[Texture, list[Body], list[dict[str, Any]]]:
+def _dress(
+    rng: np.random.Generator, style: str, bodies: list[Body]
+) -> tuple[Texture, list[Body], list[dict[str, Any]]]:
     """The ground's texture, the bodies with theirs, and the words for it."""
     if style == "plain":
         ground = Texture("uniform", np.full((2, 3), rng.uniform(0.55, 0.68)))
-        colors = [list(PALETTE)[number % len(PALETTE)] for number in rng.permutation(max(len(PALETTE), len(bodies)))]
-        textures = [Texture("uniform", np.array([PALETTE[color]] * 2) / 255) for color in colors[: len(bodies)]]
+        colors = [
+            list(PALETTE)[number % len(PALETTE)]
+            for number in rng.permutation(max(len(PALETTE), len(bodies)))
+        ]
+        textures = [
+            Texture("uniform", np.array([PALETTE[color]] * 2) / 255)
+            for color in colors[: len(bodies)]
+        ]
         materials = [str(material) for material in rng.choice(list(MATERIALS), len(bodies))]
         looks: list[dict[str, Any]] = [
-            {"color": color, "material": material} for color, material in zip(colors, materials, strict=False)
+            {"color": color, "material": material}
+            for color, material in zip(colors, materials, strict=False)
         ]
     elif style == "textured":
         ground, *textures = (_texture(rng) for _ in range(len(bodies) + 1))
         materials = [str(material) for material in rng.choice(list(MATERIALS), len(bodies))]
         looks = [
-            {"material": f"{material} {texture.kind}", "colors": (texture.colors * 255).round().astype(int).tolist()}
+            {
+                "material": f"{material} {texture.kind}",
+                "colors": (texture.colors * 255).round().astype(int).tolist(),
+            }
             for texture, material in zip(textures, materials, strict=True)
         ]
     else:
         ground = _texture(rng)
         textures = [replace(ground, phase=tuple(rng.uniform(0, 8, 3).tolist())) for _ in bodies]
         materials = ["rubber"] * len(bodies)
-        looks = [{"material": f"rubber {ground.kind}", "colors": (ground.colors * 255).round().astype(int).tolist()}] * len(bodies)
+        looks = [
+            {
+                "material": f"rubber {ground.kind}",
+                "colors": (ground.colors * 255).round().astype(int).tolist(),
+            }
+        ] * len(bodies)
     dressed = []
     for body, texture, material in zip(bodies, textures, materials, strict=True):
         shine, gloss = MATERIALS[material]
@@ -176,13 +210,22 @@ def _texture(rng: np.random.Generator) -> Texture:
     direction /= np.linalg.norm(direction)
     lattice = rng.random((8, 8, 8), np.float32) if kind == "noise" else None
     phase = rng.uniform(0, 8, 3)
-    return Texture(kind, colors, float(rng.uniform(slowest, fastest)), tuple(phase.tolist()), tuple(direction.tolist()), lattice)
+    return Texture(
+        kind,
+        colors,
+        float(rng.uniform(slowest, fastest)),
+        tuple(phase.tolist()),
+        tuple(direction.tolist()),
+        lattice,
+    )
 
 
 def _lamp(rng: np.random.Generator) -> np.ndarray:
     """Unit vector towards the lamp: high, on the left and on the viewer's side."""
     around, height = math.radians(rng.uniform(195, 255)), math.radians(rng.uniform(48, 60))
-    return np.array([math.cos(height) * math.cos(around), math.cos(height) * math.sin(around), math.sin(height)])
+    return np.array(
+        [math.cos(height) * math.cos(around), math.cos(height) * math.sin(around), math.sin(height)]
+    )
 
 
 def _describe(body: Body, look: dict[str, Any], size: int) -> dict[str, Any]:
@@ -193,5 +236,9 @@ def _describe(body: Body, look: dict[str, Any], size: int) -> dict[str, Any]:
         **look,
         "position": [round(value, 4) for value in body.center],
         "rotation": round(math.degrees(body.rotation), 2),
-        "pixel_coords": [round((across + 1) * size / 2, 2), round((down + 1) * size / 2, 2), round(depth, 4)],
+        "pixel_coords": [
+            round((across + 1) * size / 2, 2),
+            round((down + 1) * size / 2, 2),
+            round(depth, 4),
+        ],
     }

@@ -59,9 +59,13 @@ def choose(graph: Graph, solver: str = "auto") -> Choice:
     """
     if solver == "auto":
         if Dct.refuses(graph) is None:
-            return Choice("dct", "a full grid: the cosine transform diagonalises its Laplacian, so the solution is a closed form")
+            return Choice(
+                "dct",
+                "a full grid: the cosine transform diagonalises its Laplacian, so the solution is a closed form",
+            )
         return Choice(
-            "vertex", f"{graph} is no full grid of 4 neighbours: its edges are eliminated and the vertices' matrix factored once"
+            "vertex",
+            f"{graph} is no full grid of 4 neighbours: its edges are eliminated and the vertices' matrix factored once",
         )
     if solver not in BACK_ENDS:
         raise InputError(f"solver={solver!r} is unknown. {nearest(solver, ['auto', *BACK_ENDS])}")

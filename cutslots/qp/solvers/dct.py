@@ -40,7 +40,9 @@ class Dct:
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None:
         height, width = graph.shape
-        self._tables = Tables(_inverse_eigenvalues(height, width, gamma), coupling(graph.num_vertices, gamma))
+        self._tables = Tables(
+            _inverse_eigenvalues(height, width, gamma), coupling(graph.num_vertices, gamma)
+        )
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
         inverse_eigenvalues, coupled = self._tables.on(potentials)
@@ -90,7 +92,9 @@ def _dct_fft(x: Tensor, axis: int) -> Tensor:
     length = x.shape[axis]
     # Even samples rising, odd samples falling: the DFT of that sequence holds the DCT up to a phase.
     folded = torch.cat([_every_other(x, axis, 0), _every_other(x, axis, 1).flip(axis)], dim=axis)
-    half = torch.view_as_real(torch.fft.rfft(folded, dim=axis).mul_(_phase(length, axis, x.device, x.dtype)[0]))
+    half = torch.view_as_real(
+        torch.fft.rfft(folded, dim=axis).mul_(_phase(length, axis, x.device, x.dtype)[0])
+    )
     falling = half[..., 1].narrow(axis, 1, (length + 1) // 2 - 1)
     return torch.cat([half[..., 0], falling.flip(axis).neg_()], dim=axis)
 
@@ -102,7 +106,10 @@ def _idct_fft(x: Tensor, axis: int) -> Tensor:
     half = x.new_empty(*shape, 2)
     half[..., 0] = x.narrow(axis, 0, length // 2 + 1)
     half[..., 1].narrow(axis, 0, 1).zero_()
-    torch.neg(x.narrow(axis, middle, length // 2).flip(axis), out=half[..., 1].narrow(axis, 1, length // 2))
+    torch.neg(
+        x.narrow(axis, middle, length // 2).flip(axis),
+        out=half[..., 1].narrow(axis, 1, length // 2),
+    )
     half = torch.view_as_complex(half).mul_(_phase(length, axis, x.device, x.dtype)[1])
     folded = torch.fft.irfft(half, n=length, dim=axis)
     out = torch.empty_like(x)
@@ -116,11 +123,15 @@ def _every_other(x: Tensor, axis: int, first: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _phase(length: int, axis: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _phase(
+    length: int, axis: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """exp(-i pi k / 2N) with the orthonormal scale, for the frequencies an rfft returns along the axis; and its inverse."""
     phase = np.exp(-0.5j * np.pi * np.arange(length // 2 + 1) / length) * math.sqrt(2 / length)
     phase[0] = math.sqrt(1 / length)
     phase = phase if axis == -1 else phase[:, None]
     kind = torch.complex128 if dtype == torch.float64 else torch.complex64
     with torch.inference_mode(False):
-        return torch.from_numpy(phase).to(device, kind), torch.from_numpy(1 / phase).to(device, kind)
+        return torch.from_numpy(phase).to(device, kind), torch.from_numpy(1 / phase).to(
+            device, kind
+        )

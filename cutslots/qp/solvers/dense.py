@@ -37,5 +37,8 @@ class Dense:
         self.S = Tables(np.linalg.solve(kkt, unit)[start:stop])
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
-        packed = torch.cat([self.vertices.gather(potentials), terminals], dim=1) @ self.S.on(potentials)[0]
+        packed = (
+            torch.cat([self.vertices.gather(potentials), terminals], dim=1)
+            @ self.S.on(potentials)[0]
+        )
         return self.vertices.scatter(packed[:, :-2], potentials.shape), packed[:, -2:]

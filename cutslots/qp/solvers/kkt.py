@@ -61,4 +61,6 @@ class Kkt:
         last = multipliers[:, -1:]
         scale = 1 / self.gamma.vertex
         solved = self.graph.only_vertices(potentials - back)
-        return solved * scale, (terminals - back_terminals - torch.cat([last, -last], dim=1)) * scale
+        return solved * scale, (
+            terminals - back_terminals - torch.cat([last, -last], dim=1)
+        ) * scale

@@ -60,5 +60,8 @@ def vertex_block(graph: Graph, reach_squared: float) -> sp.csc_array:
     half = np.full(len(tail), reach_squared / 2)
     index = np.arange(n)
     data = np.concatenate([half, half, -half, -half, np.ones(n)])
-    row, column = np.concatenate([tail, head, tail, head, index]), np.concatenate([tail, head, head, tail, index])
+    row, column = (
+        np.concatenate([tail, head, tail, head, index]),
+        np.concatenate([tail, head, head, tail, index]),
+    )
     return sp.csc_array((data, (row, column)), shape=(n, n))

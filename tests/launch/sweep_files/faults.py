@@ -12,7 +12,9 @@ SWEEP = replace(
     first={
         "sound": Setting(),
         "diverges": Setting(set=("optim.learning_rate=1e30", "optim.clip_norm=none")),
-        "too-large": Setting(set=("slots.hidden=100000000000000",)),  # more bytes than a process can address
+        "too-large": Setting(
+            set=("slots.hidden=100000000000000",)
+        ),  # more bytes than a process can address
         "refused": Setting(set=("optim.batch_size=64",)),  # of 48 images
         "killed": Setting(set=("optim.decay=0.7",)),  # by the test, whenever it begins
     },
