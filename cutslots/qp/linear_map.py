@@ -1,4 +1,4 @@
-"""One autograd function for every linear solve."""
+"""The autograd function of every linear solve."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,16 @@ from torch import Tensor
 
 
 class LinearMap(torch.autograd.Function):
-    """A linear map whose derivative is its transpose, whatever back end computes it: `LinearMap.apply(map, transpose, *inputs)`.
+    """A linear map whose derivative is its transpose: `LinearMap.apply(map, transpose, *inputs)`.
 
-    The derivative of the transpose is the map again, so one function is both, to any order. The maps get detached tensors.
+    The derivative of the transpose is the map again, so one function is both, to any order. The
+    maps get detached tensors.
     """
 
     @staticmethod
     def forward(ctx: Any, apply: Callable, transpose: Callable, *inputs: Tensor) -> Any:
         ctx.maps = apply, transpose
-        # Here and not around the call: the backward pass may run inside an autocast region of its own.
+        # Here and not around the call: the backward pass may run in another autocast region.
         with torch.autocast(inputs[0].device.type, enabled=False):
             return apply(*inputs)
 
