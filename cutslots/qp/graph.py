@@ -155,7 +155,9 @@ class EdgeList:
         return of_vertices
 
     def __str__(self) -> str:
-        return f"a graph of {self.num_vertices} vertices and {len(self._pairs)} edges without a grid"
+        return (
+            f"a graph of {self.num_vertices} vertices and {len(self._pairs)} edges without a grid"
+        )
 
 
 class Vertices:
