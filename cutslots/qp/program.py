@@ -11,7 +11,6 @@ G is `gamma.edge` for d and s of edges between pixels, `gamma.terminal` for d an
 t and for s_st, and `gamma.vertex` for p. The paper has one gamma for all of them.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -61,43 +60,29 @@ class Program(NamedTuple):
 
 
 def min_cut_program(
-    graph: Graph,
-    gamma: Gamma,
-    beta: float = 1.0,
-    terminal_slack: bool = True,
-    as_published: bool = False,
+    graph: Graph, gamma: Gamma, beta: float = 1.0, terminal_slack: bool = True
 ) -> Program:
     """The program of one s-t cut of a graph.
 
-    Args:
-        terminal_slack: whether the row p_s - p_t = beta has a slack s_st (paper) or not (published
-            code).
-        as_published: include the variables that no row mentions, as the published code does: an
-            edge variable for every weight of the layout, whether its edge exists or not, and an
-            unused slack of the last row. They change the program's size and nothing else.
+    `terminal_slack`: whether the row p_s - p_t = beta has a slack s_st (paper) or not (published
+    code).
     """
-    tail, head, slot = graph.edges()
-    num_edges, num_vertices = len(tail), graph.num_vertices + 2
-    row, ones = np.arange(num_edges), np.ones(num_edges)
-    slots = math.prod(graph.layout) if as_published else num_edges
-    column = slot if as_published else row
-    D = sp.csr_array((ones, (row, column)), shape=(num_edges, slots))
-    index = np.tile(row, 2), np.concatenate([tail, head])
+    tail, head, _ = graph.edges()
+    num_edges, num_vertices, slacks = len(tail), graph.num_vertices + 2, int(terminal_slack)
+    identity, ones = sp.eye_array(num_edges, format="csr"), np.ones(num_edges)
+    index = np.tile(np.arange(num_edges), 2), np.concatenate([tail, head])
     B = sp.csr_array((np.concatenate([ones, -ones]), index), shape=(num_edges, num_vertices))
     index = [0, 0], [num_vertices - 2, num_vertices - 1]
     terminal_row = sp.csr_array(([1.0, -1.0], index), shape=(1, num_vertices))
-    slacks = 1 if terminal_slack or as_published else 0
-    last = sp.csr_array(-np.eye(1, slacks) * terminal_slack)
-    rows = [[D, -sp.eye_array(num_edges), -B, None], [None, None, terminal_row, last]]
+    last = sp.csr_array(-np.eye(1, slacks))
+    rows = [[identity, -identity, -B, None], [None, None, terminal_row, last]]
     of_edge = np.where(np.maximum(tail, head) < graph.num_vertices, gamma.edge, gamma.terminal)
-    of_d = np.full(slots, gamma.edge)
-    of_d[column] = of_edge
     of_p, of_slack = np.full(num_vertices, gamma.vertex), np.full(slacks, gamma.terminal)
     b = np.zeros(num_edges + 1)
     b[-1] = beta
-    ends = np.cumsum([0, slots, num_edges, num_vertices, slacks]).tolist()
+    ends = np.cumsum([0, num_edges, num_edges, num_vertices, slacks]).tolist()
     blocks = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(("d", "s", "p", "s_st"))}
-    G = np.concatenate([of_d, of_edge, of_p, of_slack])
+    G = np.concatenate([of_edge, of_edge, of_p, of_slack])
     return Program(sp.csr_array(sp.block_array(rows)), b, G, blocks)
 
 
