@@ -33,7 +33,8 @@ def run(chosen: argparse.Namespace) -> None:
     from cutslots.errors import InputError
     from cutslots.report.importance import analysis
     from cutslots.report.plots import write_comparison
-    from cutslots.report.sweep import sweep_names, write_report
+    from cutslots.report.sweep import sweep_names
+    from cutslots.report.sweep_report import write_report
 
     names = list(dict.fromkeys(chosen.sweeps or sweep_names()))
     # First, for what it refuses: reports of many runs take a while.

@@ -15,9 +15,10 @@ from cutslots.report.evaluation import set_name
 from cutslots.runs.lookup import find_run_dir, runs_dir
 from cutslots.runs.train import train_run
 from cutslots.sweep.cluster import Resources, has_gpus
+from cutslots.sweep.describe import describe
 from cutslots.sweep.driver import How, Plan, run
 from cutslots.sweep.sets import DATA, find_or_make, find_set
-from cutslots.sweep.spec import Setting, Sweep, describe
+from cutslots.sweep.spec import Setting, Sweep
 from cutslots.sweep.study import FILE, Study
 from cutslots.train.checkpoint import CONFIG
 from cutslots.train.config import RunConfig, from_json, preset, run_hash

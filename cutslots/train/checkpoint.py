@@ -182,7 +182,7 @@ def stored(run_dir: Path, config: RunConfig, resume: bool) -> dict[str, Any] | N
         raise InputError(
             f"{run_dir} holds a run with another configuration: {listed}. Give the run another name."
         )
-    found = checkpoint.newest(run_dir / CHECKPOINTS)
+    found = newest(run_dir / CHECKPOINTS)
     if found and not resume:
         raise InputError(
             f"{run_dir} already holds this run, at step {found['step']}. Continue it with --resume, or give another name."

@@ -201,7 +201,7 @@ class _Run:
                 )
 
         def look() -> dict[str, Any] | None:
-            held.enter_context(exclusive(self.run_dir, self.callback.said))
+            held.enter_context(exclusive(self.run_dir, self.callback.on_message))
             return stored(self.run_dir, self.config, self.resume)
 
         state = self.ranks.from_first(look)

@@ -15,7 +15,8 @@ from cutslots.report import page
 from cutslots.report.importance import Analysis, analysis
 from cutslots.report.plots import caption, chosen
 from cutslots.report.published import records
-from cutslots.report.sweep import runs_csv, sweep_names, sweep_runs, tables, write_report
+from cutslots.report.sweep import runs_csv, sweep_names, sweep_runs, tables
+from cutslots.report.sweep_report import write_report
 from cutslots.tracking import RunLog, find_runs, import_records, last_artifact, metric_histories
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

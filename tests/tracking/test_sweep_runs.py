@@ -16,11 +16,11 @@ from stores import local
 
 from cutslots.errors import InputError
 from cutslots.tracking import (
-    queries,
     RunLog,
     children,
     find_runs,
     finished_run,
+    queries,
     ready,
     tag_runs,
 )
