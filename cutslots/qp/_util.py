@@ -1,6 +1,8 @@
-"""Input checks of the layers, and their constants on each device."""
+"""What all layers use: input checks, constants on each device, and one autograd function."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +28,9 @@ def finite(name: str, value: float) -> float:
 def floating(name: str, values: Tensor) -> Tensor:
     """Return float32 and float64 unchanged, half precisions as float32.
 
-    Raises:
-        InputError: integers; or, under `torch.autograd.detect_anomaly()`, a number that is not
-            finite. Otherwise such a number only spoils its own program: a check at every step would
-            wait for the GPU.
+    Raises InputError for integers; under `torch.autograd.detect_anomaly()` also for a number that
+    is not finite. A check at every step would wait for the GPU, and such a number only spoils its
+    own program.
     """
     if not values.is_floating_point():
         raise InputError(f"{name} must be float32 or float64, got {values.dtype}.")
@@ -43,7 +44,7 @@ class Tables:
     """float64 arrays, copied once to each device and precision: no step waits for a copy."""
 
     def __init__(self, *arrays: np.ndarray | Tensor) -> None:
-        self._arrays = tuple(torch.as_tensor(array) for array in arrays)
+        self._arrays = [torch.as_tensor(array) for array in arrays]
         self._copies: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
     def on(self, like: Tensor) -> tuple[Tensor, ...]:
@@ -52,8 +53,28 @@ class Tables:
         if key not in self._copies:
             # The copies outlive an inference mode in which the first step may run.
             with torch.inference_mode(False):
-                self._copies[key] = tuple(
-                    array.to(like.device, like.dtype if array.is_floating_point() else None)
-                    for array in self._arrays
-                )
+                dtypes = (like.dtype if x.is_floating_point() else x.dtype for x in self._arrays)
+                copies = zip(self._arrays, dtypes, strict=True)
+                self._copies[key] = tuple(x.to(like.device, dtype) for x, dtype in copies)
         return self._copies[key]
+
+
+class LinearMap(torch.autograd.Function):
+    """A linear map whose derivative is its transpose: `LinearMap.apply(map, transpose, *inputs)`.
+
+    The derivative of the transpose is the map again, so one function is both, to any order. The
+    maps get detached tensors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, apply: Callable, transpose: Callable, *inputs: Tensor) -> Any:
+        ctx.maps = apply, transpose
+        # Here and not around the call: the backward pass may run in another autocast region.
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return apply(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        apply, transpose = ctx.maps
+        result = LinearMap.apply(transpose, apply, *grads)
+        return None, None, *(result if isinstance(result, tuple) else (result,))

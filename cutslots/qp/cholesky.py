@@ -25,10 +25,6 @@ from cutslots.qp.factor import Factor
 SUBTREE = 128
 
 
-class _NotPositiveDefiniteError(ArithmeticError):
-    pass
-
-
 def factorise(matrix: Any, transposed: bool = False) -> Factor:
     """Factor a sparse M, or with `transposed` A A^T of a sparse A, which CHOLMOD never forms.
 
@@ -41,13 +37,11 @@ def factorise(matrix: Any, transposed: bool = False) -> Factor:
         lower, permutation = (_cholmod if has_cholmod() else _superlu)(matrix, transposed)
         # Rounding turns an exact pivot of 0 into a tiny one of either sign.
         if lower.diagonal().min() ** 2 <= len(permutation) * np.finfo(float).eps * largest:
-            raise _NotPositiveDefiniteError
-    except _NotPositiveDefiniteError as error:
-        raise InputError(
-            "rows of A are linearly dependent, so A A^T is singular. Remove the redundant rows."
-            if transposed
-            else "the matrix is not positive definite."
-        ) from error
+            raise np.linalg.LinAlgError
+    except np.linalg.LinAlgError as error:
+        singular = "rows of A are linearly dependent, so A A^T is singular. Remove redundant rows."
+        text = singular if transposed else "the matrix is not positive definite."
+        raise InputError(text) from error
     except MemoryError as error:
         raise InputError(
             f"the factor of a matrix with {matrix.shape[0]:,} rows does not fit in memory. Use a "
@@ -72,7 +66,7 @@ def _cholmod(matrix: Any, transposed: bool) -> tuple[sp.csc_array, np.ndarray]:
         factor = (cholmod.cholesky_AAt if transposed else cholmod.cholesky)(sp.csc_matrix(matrix))
         return sp.csc_array(factor.L()), factor.P()
     except cholmod.CholmodNotPositiveDefiniteError as error:
-        raise _NotPositiveDefiniteError from error
+        raise np.linalg.LinAlgError from error
     except (cholmod.CholmodOutOfMemoryError, cholmod.CholmodTooLargeError) as error:
         raise MemoryError from error
 
@@ -84,10 +78,10 @@ def _superlu(matrix: Any, transposed: bool) -> tuple[sp.csc_array, np.ndarray]:
     try:
         factor = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
     except RuntimeError as error:  # SuperLU's error for a pivot of exactly 0
-        raise _NotPositiveDefiniteError from error
+        raise np.linalg.LinAlgError from error
     pivots = factor.U.diagonal()
     if not np.array_equal(factor.perm_r, factor.perm_c) or not np.all(pivots > 0):
-        raise _NotPositiveDefiniteError
+        raise np.linalg.LinAlgError
     return sp.csc_array(factor.L @ sp.diags_array(np.sqrt(pivots))), np.argsort(factor.perm_c)
 
 
@@ -107,9 +101,9 @@ def _panels(lower: sp.csc_array, permutation: np.ndarray) -> Factor:
         rows.append(below)
         values.append(panel.ravel())
     ends = np.cumsum([0, *map(len, rows)])
-    integers = (permutation, starts, ends, np.concatenate(rows))
-    arrays = (torch.from_numpy(array.astype(np.int64)) for array in integers)
-    return Factor(*arrays, torch.from_numpy(np.concatenate(values)))
+    arrays = [permutation, starts, ends, np.concatenate(rows)]
+    integers = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
+    return Factor(*integers, values=torch.from_numpy(np.concatenate(values)))
 
 
 def _runs(lower: sp.csc_array) -> np.ndarray:

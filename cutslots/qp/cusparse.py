@@ -1,10 +1,9 @@
 """Substitution on a GPU: cuSPARSE's triangular solves (SpSM) through CuPy's bindings.
 
 SpSM has an analysis phase that finds which unknowns can be solved at once. CuPy's own `spsm`
-repeats it at every call; here it runs once per batch size, and its descriptor, workspace and
-operands are kept. torch owns all memory and CuPy makes the calls: factor, operands and workspace
-are torch tensors whose addresses cuSPARSE reads, so nothing is copied between the libraries. Calls
-run on torch's current stream and none waits for the GPU.
+repeats it at every call; here it runs once per batch size, and descriptor, workspace and operands
+are kept. cuSPARSE reads the addresses of torch tensors, so nothing is copied between the libraries.
+Calls run on torch's current stream and none waits for the GPU.
 """
 
 import threading

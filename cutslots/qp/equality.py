@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from cutslots.errors import InputError
 from cutslots.qp import factors
-from cutslots.qp._util import Tables, floating, positive
-from cutslots.qp.linear_map import LinearMap
+from cutslots.qp._util import LinearMap, Tables, floating, positive
 from cutslots.qp.substitution import apply
 
 
@@ -28,18 +27,16 @@ class EqualityQP(nn.Module):
     """The minimiser of a regularised linear cost under linear equations, differentiable in both.
 
     Args:
-        A: constraint matrix `(m, n)`, dense or sparse (NumPy, SciPy or torch), with linearly
-            independent rows.
+        A: constraint matrix `(m, n)` of full row rank, dense or sparse (NumPy, SciPy or torch).
         b: right-hand side `(m,)`.
         gamma: regularisation > 0, a number (the paper's G = gamma I) or `(n,)`, one per variable.
 
     Call it on costs c `(batch, n)` and optionally right-hand sides `(batch, m)` in place of b; it
-    returns z `(batch, n)`. float32 and float64 keep their precision, half precisions are computed
-    in float32. One factor of A A^T per node serves every single gamma (`cutslots.qp.factors`).
+    returns z `(batch, n)`. Half precisions are computed in float32. One factor of A A^T per node
+    serves every single gamma (`cutslots.qp.factors`).
 
     Raises:
-        InputError: shapes that do not match, a gamma that is not positive, or rows of A that are
-            linearly dependent.
+        InputError: shapes that do not match, gamma <= 0, or linearly dependent rows of A.
     Source: Eq. 3, 5, 6 of Pervez et al. (2023).
     """
 
@@ -58,8 +55,8 @@ class EqualityQP(nn.Module):
             raise InputError(
                 f"gamma must be a number or of shape {shape[1:]}, got {weights.shape}."
             )
-        for extreme in (weights.min(), weights.max()):
-            positive("gamma", float(extreme))
+        positive("gamma", float(weights.min()))
+        positive("gamma", float(weights.max()))
         weights = np.broadcast_to(weights, shape[1:])
         # In units of the first gamma, the factor depends on how gammas relate, not on their size.
         self.scale = float(weights[0])

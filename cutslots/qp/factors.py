@@ -1,14 +1,11 @@
 """The factor cache: each node factors a matrix once.
 
-The key of a factor is a digest of its matrix up to scale: the graph, the back end, and how the
-gammas relate to each other. A sweep over the paper's single gamma shares one factor; separate
-gammas with another ratio are another matrix. Layers of one process share a factor in memory while
-any of them is alive. Processes of one node share it on disk: the first computes it under a lock,
-the others wait and map the file. A file that is truncated, altered or of another version is
-reported and computed again.
+The key is a digest of the matrix up to scale: the graph, the back end and the ratios of the gammas,
+so a sweep over the paper's single gamma shares one factor. Layers of one process share a factor in
+memory while any of them is alive; processes of one node share it on disk. The first computes it
+under a lock, the others wait and map the file. A damaged file is reported and computed again.
 
-Folder: `CUTSLOTS_FACTORS`, else `cutslots/factors` in the user's cache folder (`XDG_CACHE_HOME`,
-else `~/.cache`).
+Folder: `CUTSLOTS_FACTORS`, else `cutslots/factors` in `XDG_CACHE_HOME`, else in `~/.cache`.
 """
 
 import hashlib
@@ -80,10 +77,9 @@ def of_constraints(A: sp.csr_array, about: str) -> Factor:
     def build() -> Factor:
         rows = len(A.indptr) - 1
         if rows > 10_000:
-            slow = "SciPy (faster with CHOLMOD: pip install 'cutslots[cholmod]')"
-            method = "CHOLMOD" if has_cholmod() else slow
-            text = "Factoring %s with %s: %d rows take minutes. The factor is kept in %s."
-            LOG.warning(text, about, method, rows, folder())
+            faster = "" if has_cholmod() else " (faster with pip install 'cutslots[cholmod]')"
+            text = "Factoring %s: %d rows take minutes%s. The factor is kept in %s."
+            LOG.warning(text, about, rows, faster, folder())
         return factorise(A, transposed=True)
 
     return get(digest("A A^T", np.array(A.shape), A.indptr, A.indices, A.data), about, build)
@@ -98,9 +94,7 @@ def of_matrix(matrix: sp.csc_array, about: str) -> Factor:
 def get(key: str, about: str, build: Callable[[], Factor]) -> Factor:
     """The factor of a key: from this process, from this node's disk, or built and kept.
 
-    Args:
-        about: a description of the matrix for people.
-        build: computes the factor; runs in one process of the node at a time.
+    `about` describes the matrix for people; `build` runs in one process of the node at a time.
     """
     with _in_process:
         factor = _alive.get(key)

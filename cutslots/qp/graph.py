@@ -6,13 +6,14 @@ Legend (the paper's symbols, used in this folder only):
     B         edge-vertex incidence, (B p)_uv = p_u - p_v for the edge from u to v
     p         potentials: one per vertex, in the graph's shape (`Graph.shape`), and two for (s, t)
 
-A graph maps weights to vertices, `divergence` (B^T w), and back by the transpose, `gradient` (B p).
-It lists its edges for back ends that need a matrix. `Grid` (grid.py) uses stencils; `EdgeList` here
-takes any edges.
+A graph multiplies by B^T (`divergence`) and B (`gradient`), and lists its edges for back ends that
+need a matrix. `Grid` (grid.py) uses stencils; `EdgeList` here takes any edges.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ from torch import Tensor
 
 from cutslots.errors import InputError
 from cutslots.qp._util import Tables
+
+_Edges = Float[Tensor, "batch weights"]
+_Vertices = Float[Tensor, "batch n"]
+_Terminals = Float[Tensor, "batch 2"]
 
 
 class Edges(NamedTuple):
@@ -34,8 +39,7 @@ class Edges(NamedTuple):
     slot: np.ndarray
 
 
-@runtime_checkable
-class Graph(Protocol):
+class Graph(ABC):
     """The interface of a graph to the layer and its back ends.
 
     Attributes:
@@ -51,43 +55,60 @@ class Graph(Protocol):
     num_vertices: int
     vertices: np.ndarray | None
 
-    def edges(self) -> Edges: ...
+    @abstractmethod
+    def edges(self) -> Edges:
+        """All directed edges, those of s and t included."""
 
+    @abstractmethod
     def divergence(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """B^T w, the outflow minus the inflow of each vertex; and the same of (s, t)."""
-        ...
 
+    @abstractmethod
     def gradient(self, potentials: Tensor, terminals: Tensor) -> Tensor:
         """B p, the potential drop along each edge: the transpose of `divergence`."""
-        ...
 
+    @abstractmethod
     def terminal_edges(self, of_edges: Tensor) -> tuple[Tensor, Tensor]:
         """The parts s -> vertex and vertex -> t of values in the layout."""
-        ...
 
     def only_edges(self, of_edges: Tensor) -> Tensor:
         """Values in the layout, with 0 where no edge exists."""
-        ...
+        return of_edges
 
     def only_vertices(self, of_vertices: Tensor) -> Tensor:
         """Values in the shape, with 0 where no vertex exists."""
-        ...
+        return of_vertices
 
-    def __str__(self) -> str: ...
+    def gather(self, potentials: Tensor) -> Tensor:
+        """The existing vertices of potentials, `(batch, n)`."""
+        flat = potentials.flatten(1)
+        return flat if self.vertices is None else flat[:, self._index.on(flat)[0]]
+
+    def scatter(self, flat: Tensor) -> Tensor:
+        """The transpose of `gather`: potentials, with 0 where no vertex exists."""
+        if self.vertices is None:
+            return flat.unflatten(1, self.shape)
+        potentials = flat.new_zeros(len(flat), *self.shape)
+        potentials.flatten(1)[:, self._index.on(flat)[0]] = flat
+        return potentials
+
+    @cached_property
+    def _index(self) -> Tables:
+        assert self.vertices is not None
+        return Tables(self.vertices)
 
 
-class EdgeList:
+class EdgeList(Graph):
     """Any graph, given by its directed edges: superpixels, meshes, citations.
 
     Args:
-        edges: `(E, 2)` integers, tail and head of each edge; both directions are two rows. Repeated
-            edges count twice; an edge from a vertex to itself is an error.
+        edges: `(E, 2)` integers, tail and head of each directed edge. Repeated edges count twice.
         num_vertices: n, for the vertices 0..n-1. None: the largest vertex in `edges`, plus 1.
 
     Weights of a cut are `(batch, E + 2 n)`: the edges in their order, s -> vertex, vertex -> t.
 
     Raises:
-        InputError: edges of another shape or type, or out of range.
+        InputError: edges of another shape or type, out of range, or from a vertex to itself.
     """
 
     def __init__(
@@ -126,54 +147,23 @@ class EdgeList:
         head = np.concatenate([self._pairs[:, 1], every, sink])
         return Edges(tail, head, np.arange(len(tail)))
 
-    def divergence(
-        self, weights: Float[Tensor, "batch weights"]
-    ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch 2"]]:
+    def divergence(self, weights: _Edges) -> tuple[_Vertices, _Terminals]:
         source, sink = self.terminal_edges(weights)
         between = weights[:, : len(self._pairs)]
         tail, head = self._ends.on(weights)
         outflow = (sink - source).index_add(1, tail, between).index_add(1, head, between, alpha=-1)
         return outflow, torch.stack([source.sum(1), -sink.sum(1)], dim=1)
 
-    def gradient(
-        self, potentials: Float[Tensor, "batch n"], terminals: Float[Tensor, "batch 2"]
-    ) -> Float[Tensor, "batch weights"]:
+    def gradient(self, potentials: _Vertices, terminals: _Terminals) -> _Edges:
         tail, head = self._ends.on(potentials)
         between = potentials[:, tail] - potentials[:, head]
         source, sink = terminals[:, :1] - potentials, potentials - terminals[:, 1:]
         return torch.cat([between, source, sink], dim=1)
 
-    def terminal_edges(
-        self, of_edges: Float[Tensor, "batch weights"]
-    ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:
+    def terminal_edges(self, of_edges: _Edges) -> tuple[_Vertices, _Vertices]:
         return of_edges[:, len(self._pairs) : -self.num_vertices], of_edges[:, -self.num_vertices :]
-
-    def only_edges(self, of_edges: Tensor) -> Tensor:
-        return of_edges
-
-    def only_vertices(self, of_vertices: Tensor) -> Tensor:
-        return of_vertices
 
     def __str__(self) -> str:
         return (
             f"a graph of {self.num_vertices} vertices and {len(self._pairs)} edges without a grid"
         )
-
-
-class Vertices:
-    """Maps potentials `(batch, *shape)` to existing vertices `(batch, n)` and back."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._index = None if graph.vertices is None else Tables(graph.vertices)
-
-    def gather(self, potentials: Tensor) -> Tensor:
-        flat = potentials.flatten(1)
-        return flat if self._index is None else flat[:, self._index.on(flat)[0]]
-
-    def scatter(self, flat: Tensor, shape: torch.Size) -> Tensor:
-        """The transpose of `gather`: 0 where no vertex exists."""
-        if self._index is None:
-            return flat.reshape(shape)
-        potentials = flat.new_zeros(shape)
-        potentials.flatten(1)[:, self._index.on(flat)[0]] = flat
-        return potentials

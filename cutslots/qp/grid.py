@@ -12,14 +12,17 @@ from torch import Tensor
 
 from cutslots.errors import InputError
 from cutslots.qp._util import Tables
-from cutslots.qp.graph import Edges
+from cutslots.qp.graph import Edges, Graph
 
+_Edges = Float[Tensor, "batch channels height width"]
+_Pixels = Float[Tensor, "batch height width"]
+_Terminals = Float[Tensor, "batch 2"]
 # An offset (rows, columns) and the names of the edge along it and of the one back.
 STRAIGHT = (((0, 1), "right", "left"), ((1, 0), "down", "up"))
 DIAGONAL = (((1, 1), "down_right", "up_left"), ((1, -1), "down_left", "up_right"))
 
 
-class Grid:
+class Grid(Graph):
     """The graph of an image.
 
     Args:
@@ -85,9 +88,7 @@ class Grid:
         slot = np.flatnonzero(self._exists)
         return Edges(tail.ravel()[slot], head.ravel()[slot], slot)
 
-    def divergence(
-        self, weights: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch height width"], Float[Tensor, "batch 2"]]:
+    def divergence(self, weights: _Edges) -> tuple[_Pixels, _Terminals]:
         if not self._sliced:
             weights = self.only_edges(weights)
         *between, source, sink = weights.unbind(1)
@@ -99,9 +100,7 @@ class Grid:
             pixels[:, *head] -= across
         return pixels, torch.stack([source.sum((1, 2)), -sink.sum((1, 2))], dim=1)
 
-    def gradient(
-        self, potentials: Float[Tensor, "batch height width"], terminals: Float[Tensor, "batch 2"]
-    ) -> Float[Tensor, "batch channels height width"]:
+    def gradient(self, potentials: _Pixels, terminals: _Terminals) -> _Edges:
         drop = potentials.new_empty(len(potentials), *self.layout)
         *between, source, sink = drop.unbind(1)
         for channel, (tail, head) in zip(between, self._ends, strict=True):
@@ -113,19 +112,13 @@ class Grid:
         torch.sub(potentials, terminals[:, 1, None, None], out=sink)
         return drop if self._sliced else drop.masked_fill_(self._absent.on(drop)[0], 0)
 
-    def terminal_edges(
-        self, of_edges: Float[Tensor, "batch channels height width"]
-    ) -> tuple[Float[Tensor, "batch height width"], Float[Tensor, "batch height width"]]:
+    def terminal_edges(self, of_edges: _Edges) -> tuple[_Pixels, _Pixels]:
         return of_edges[:, -2], of_edges[:, -1]
 
-    def only_edges(
-        self, of_edges: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
+    def only_edges(self, of_edges: _Edges) -> _Edges:
         return of_edges.masked_fill(self._absent.on(of_edges)[0], 0)
 
-    def only_vertices(
-        self, of_vertices: Float[Tensor, "batch height width"]
-    ) -> Float[Tensor, "batch height width"]:
+    def only_vertices(self, of_vertices: _Pixels) -> _Pixels:
         if self.vertices is None:
             return of_vertices
         return of_vertices.masked_fill(self._absent.on(of_vertices)[1], 0)

@@ -47,11 +47,11 @@ class Matching(nn.Module):
         temperature: of the softmax that turns edge variables into an assignment, > 0; towards 0
             each u takes its best v.
 
-    Call it on costs `(batch, m, n)`, lower is better (for example minus the inner products of
-    slots); it returns a `MatchingSolution`. Half precisions are computed in float32.
+    Call it on costs `(batch, m, n)`, lower is better; it returns a `MatchingSolution`. Half
+    precisions are computed in float32.
 
     Raises:
-        InputError: a gamma or temperature that is not positive, or costs of another shape or type.
+        InputError: gamma or temperature <= 0, or costs of another shape or type.
     Source: Eq. 7 and Appendix C of Pervez et al. (2023).
     """
 

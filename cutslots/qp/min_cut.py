@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from cutslots.errors import InputError
 from cutslots.qp import solvers
-from cutslots.qp._util import finite, floating
+from cutslots.qp._util import LinearMap, finite, floating
 from cutslots.qp.graph import Graph
 from cutslots.qp.grid import Grid
-from cutslots.qp.linear_map import LinearMap
 from cutslots.qp.program import Gamma
 from cutslots.qp.solvers._terminals import pull
 
@@ -78,26 +77,22 @@ class MinCut(nn.Module):
         height, width: size of the grid, at least 1 each.
         gamma: the paper's regularisation, > 0. Potentials scale as 1/gamma.
         neighbours: 4, or 8 with the diagonals.
-        interior_edges: leave out edges that start at a border pixel, as the published code does
-            (the paper's text includes them).
-        pixels: bool `(height, width)`, the existing pixels; None for all. Missing pixels have
+        interior_edges: leave out edges that start at a border pixel, as in the published code.
+        pixels: bool `(height, width)`, the existing pixels; None for all. The others have
             potential 0 and no edges.
         gamma_edge, gamma_terminal, gamma_vertex: separate regularisation of the variables of
             neighbour edges, of terminal edges (and the slack between s and t), and of potentials;
             None: `gamma`. Potentials are smoothed over a reach of
             `sqrt(gamma_edge / (gamma_terminal + gamma_vertex))` pixels, 0.7 at a single gamma.
-        beta: drop from s to t (1 in the paper). It moves the terminals only, never a pixel.
-        terminal_slack: whether that drop has a slack (paper) or not (published code). It moves the
-            terminals only.
+        beta: drop from s to t (1 in the paper); it moves the terminals only, never a pixel.
+        terminal_slack: whether that drop has a slack (paper) or not (published code).
         solver: "auto", or a back end of `cutslots.qp.solvers`; `choice` says which one and why.
 
     Call it on weights `(batch, C, height, width)`, >= 0, a channel per edge that leaves a pixel:
     right, left, down, up, s->pixel, pixel->t (C = 6); 8 neighbours have down-right, up-left,
-    down-left, up-right before the last two (C = 10). It returns a `CutSolution`. float32 and
-    float64 keep their precision, half precisions are computed in float32. A weight that is not
-    finite spoils only its own cut; under `torch.autograd.detect_anomaly()` it is an error.
-
-    `MinCut.on(graph)` cuts any other graph.
+    down-left, up-right before the last two (C = 10). It returns a `CutSolution`. Half precisions
+    are computed in float32. A weight that is not finite spoils only its own cut; under
+    `torch.autograd.detect_anomaly()` it is an error. `MinCut.on(graph)` cuts any other graph.
 
     Raises:
         InputError: invalid sizes, gammas, solver or weights.

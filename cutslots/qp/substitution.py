@@ -35,8 +35,7 @@ def apply(factor: Factor, rhs: Tensor, invert: bool = False) -> Tensor:
     engines = _engines.setdefault(factor, {})
     key = rhs.device, rhs.dtype, invert
     if key not in engines:
-        # The engine outlives an inference mode in which the first step may run.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # the first step may run in inference mode
             engines[key] = _engine(factor, *key)
     return engines[key](rhs)
 

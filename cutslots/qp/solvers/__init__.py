@@ -2,12 +2,11 @@
 
 With edges and slacks eliminated the program is one system in the potentials,
 
-    M p = gamma_t beta q - B^T w / 2 ,    M = B^T G_d B / 2 + gamma_v I + gamma_t q q^T ,
-                                          q = e_s - e_t
+    M p = gamma_t beta q - B^T w / 2 ,    M = B^T G_d B / 2 + gamma_v I + gamma_t q q^T
 
-and a back end applies S = M^-1 to right-hand sides. S is symmetric, so the same call serves the
-backward pass. A new back end is one file here and one line in `BACK_ENDS`; tests/qp/test_solvers.py
-then tests it on every graph that it accepts.
+with q = e_s - e_t, and a back end applies S = M^-1. S is symmetric, so the backward pass is the
+same call. A new back end is one file here and one line in `BACK_ENDS`; tests/qp/test_solvers.py then
+tests it on every graph that it accepts.
 """
 
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -25,12 +24,9 @@ from cutslots.qp.solvers.vertex import Vertex as Vertex
 
 @runtime_checkable
 class Solver(Protocol):
-    """Built once for a graph and its gammas, applied to every batch.
+    """Built once for a graph and its gammas, applied to every batch."""
 
-    `CPU_CHUNK`: potentials to solve at once on a CPU; None solves the whole batch.
-    """
-
-    CPU_CHUNK: ClassVar[int | None]
+    CPU_CHUNK: ClassVar[int | None]  # potentials to solve at once on a CPU; None: all
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None: ...
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cutslots.qp._util import Tables
-from cutslots.qp.graph import Graph, Vertices
+from cutslots.qp.graph import Graph
 from cutslots.qp.program import Gamma, min_cut_program
 
 
@@ -31,7 +31,7 @@ class Dense:
         )
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None:
-        self.vertices = Vertices(graph)
+        self.graph = graph
         program = min_cut_program(graph, gamma)
         kkt = program.kkt().toarray()
         start, stop, _ = program.blocks["p"].indices(len(program.G))
@@ -41,6 +41,6 @@ class Dense:
         self.S = Tables(np.linalg.solve(kkt, unit)[start:stop])
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
-        packed = torch.cat([self.vertices.gather(potentials), terminals], dim=1)
+        packed = torch.cat([self.graph.gather(potentials), terminals], dim=1)
         solved = packed @ self.S.on(potentials)[0]
-        return self.vertices.scatter(solved[:, :-2], potentials.shape), solved[:, -2:]
+        return self.graph.scatter(solved[:, :-2]), solved[:, -2:]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cutslots.qp import factors
 from cutslots.qp._util import Tables
-from cutslots.qp.graph import Graph, Vertices
+from cutslots.qp.graph import Graph
 from cutslots.qp.program import Gamma
 from cutslots.qp.solvers._terminals import coupling
 from cutslots.qp.substitution import apply
@@ -39,7 +39,7 @@ class Vertex:
         """Accepts any graph."""
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None:
-        self.vertices, self.gamma = Vertices(graph), gamma
+        self.graph, self.gamma = graph, gamma
         self.scale = gamma.terminal + gamma.vertex
         self.coupling = Tables(coupling(graph.num_vertices, gamma)[:, :2])
         self.to_mean = 1 / np.sqrt(graph.num_vertices)
@@ -48,13 +48,13 @@ class Vertex:
         self.factor = factors.of_matrix(block, about)
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
-        rhs = self.vertices.gather(potentials)
+        rhs = self.graph.gather(potentials)
         dc = rhs.sum(1, keepdim=True) * self.to_mean
         terminals = torch.cat([terminals, dc], dim=1) @ self.coupling.on(dc)[0]
         # The terminals lift every vertex equally: the block has the constant vector as eigenvector.
         lift = terminals.sum(1, keepdim=True) * (self.gamma.terminal / (2 * self.scale))
         solved = apply(self.factor, rhs, invert=True) / self.scale + lift
-        return self.vertices.scatter(solved, potentials.shape), terminals
+        return self.graph.scatter(solved), terminals
 
 
 def vertex_block(graph: Graph, reach_squared: float) -> sp.csc_array:
