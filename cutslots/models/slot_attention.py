@@ -108,7 +108,8 @@ class SlotAttention(nn.Module):
     ) -> tuple[Float[Tensor, "batch slots size"], Float[Tensor, "batch slots pixels"]]:
         """The slots and the attention of the last round, which sums to 1 over slots."""
         inputs = self.norm_inputs(inputs)
-        keys, values, attention = self.keys(inputs), self.values(inputs), inputs
+        keys, values = self.keys(inputs), self.values(inputs)
+        attention = torch.empty(0)
         for _ in range(self.num_iterations):
             queries = self.queries(self.norm_slots(slots)) * slots.shape[-1] ** -0.5
             attention = torch.softmax((queries @ keys.mT).float(), dim=1)

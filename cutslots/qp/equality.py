@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutslots.errors import InputError
-from cutslots.qp import factors
 from cutslots.qp._util import LinearMap, Tables, floating, positive
+from cutslots.qp.factors import factor_of
 from cutslots.qp.substitution import apply
 
 
@@ -61,7 +61,7 @@ class EqualityQP(nn.Module):
         # In units of the first gamma, the factor depends on how gammas relate, not on their size.
         self.scale = float(weights[0])
         relative = sp.csr_array(matrix @ sp.diags_array(np.sqrt(self.scale / weights)))
-        self.factor = factors.of_constraints(relative, f"A A^T of a {shape} program")
+        self.factor = factor_of(relative, f"A A^T of a {shape} program", transposed=True)
         coo = matrix.tocoo()
         index = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
         values = torch.from_numpy(coo.data)

@@ -71,24 +71,20 @@ def digest(*parts: Any) -> str:
     return state.hexdigest()[:32]
 
 
-def of_constraints(A: sp.csr_array, about: str) -> Factor:
-    """The factor of A A^T."""
+def factor_of(matrix: sp.csr_array | sp.csc_array, about: str, transposed: bool = False) -> Factor:
+    """The factor of a symmetric positive definite M, or with `transposed` of A A^T."""
 
     def build() -> Factor:
-        rows = len(A.indptr) - 1
-        if rows > 10_000:
+        rows = len(matrix.indptr) - 1
+        if transposed and rows > 10_000:
             faster = "" if has_cholmod() else " (faster with pip install 'cutslots[cholmod]')"
             text = "Factoring %s: %d rows take minutes%s. The factor is kept in %s."
             LOG.warning(text, about, rows, faster, folder())
-        return factorise(A, transposed=True)
+        return factorise(matrix, transposed)
 
-    return get(digest("A A^T", np.array(A.shape), A.indptr, A.indices, A.data), about, build)
-
-
-def of_matrix(matrix: sp.csc_array, about: str) -> Factor:
-    """The factor of a symmetric positive definite matrix."""
-    key = digest("M", np.array(matrix.shape), matrix.indptr, matrix.indices, matrix.data)
-    return get(key, about, lambda: factorise(matrix))
+    shape, kind = np.array(matrix.shape), "A A^T" if transposed else "M"
+    key = digest(kind, shape, matrix.indptr, matrix.indices, matrix.data)
+    return get(key, about, build)
 
 
 def get(key: str, about: str, build: Callable[[], Factor]) -> Factor:

@@ -118,9 +118,8 @@ class EdgeList(Graph):
         if pairs.size == 0:
             pairs = np.zeros((0, 2), dtype=np.int64)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-            raise InputError(
-                f"edges must be integers of shape (E, 2), got {pairs.dtype} of shape {pairs.shape}."
-            )
+            got = f"{pairs.dtype} of shape {pairs.shape}"
+            raise InputError(f"edges must be integers of shape (E, 2), got {got}.")
         n = int(pairs.max(initial=-1)) + 1 if num_vertices is None else num_vertices
         if n < 1:
             raise InputError(f"num_vertices must be at least 1, got {n}.")
@@ -129,10 +128,8 @@ class EdgeList(Graph):
             raise InputError(f"edges must join vertices 0 to {n - 1}, got {span}.")
         loops = np.flatnonzero(pairs[:, 0] == pairs[:, 1])
         if len(loops):
-            vertex = pairs[loops[0], 0]
-            raise InputError(
-                f"edges[{loops[0]}] joins vertex {vertex} to itself, so it is never cut. Remove it."
-            )
+            edge = f"edges[{loops[0]}] joins vertex {pairs[loops[0], 0]} to itself"
+            raise InputError(f"{edge}, so it is never cut. Remove it.")
         self.num_vertices = n
         self.shape: tuple[int, ...] = (n,)
         self.layout: tuple[int, ...] = (len(pairs) + 2 * n,)
@@ -164,6 +161,5 @@ class EdgeList(Graph):
         return of_edges[:, len(self._pairs) : -self.num_vertices], of_edges[:, -self.num_vertices :]
 
     def __str__(self) -> str:
-        return (
-            f"a graph of {self.num_vertices} vertices and {len(self._pairs)} edges without a grid"
-        )
+        n, edges = self.num_vertices, len(self._pairs)
+        return f"a graph of {n} vertices and {edges} edges without a grid"

@@ -5,7 +5,7 @@ With edges and slacks eliminated the program is one system in the potentials,
     M p = gamma_t beta q - B^T w / 2 ,    M = B^T G_d B / 2 + gamma_v I + gamma_t q q^T
 
 with q = e_s - e_t, and a back end applies S = M^-1. S is symmetric, so the backward pass is the
-same call. A new back end is one file here and one line in `BACK_ENDS`; tests/qp/test_solvers.py then
+same call. A new back end is one file here and one line in `BACK_ENDS`; tests/qp/test_solvers.py
 tests it on every graph that it accepts.
 """
 

@@ -20,8 +20,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from cutslots.qp import factors
 from cutslots.qp._util import Tables
+from cutslots.qp.factors import factor_of
 from cutslots.qp.graph import Graph
 from cutslots.qp.program import Gamma, min_cut_program
 from cutslots.qp.substitution import apply
@@ -51,7 +51,7 @@ class Kkt:
         self._slot = Tables(graph.edges().slot)
         program = min_cut_program(graph, gamma)
         scaled = sp.csr_array(program.A @ sp.diags_array(np.sqrt(gamma.vertex / program.G)))
-        self.factor = factors.of_constraints(scaled, f"A A^T of {graph}")
+        self.factor = factor_of(scaled, f"A A^T of {graph}", transposed=True)
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
         dtype, potentials, terminals = potentials.dtype, potentials.double(), terminals.double()

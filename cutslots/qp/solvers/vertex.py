@@ -17,8 +17,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from cutslots.qp import factors
 from cutslots.qp._util import Tables
+from cutslots.qp.factors import factor_of
 from cutslots.qp.graph import Graph
 from cutslots.qp.program import Gamma
 from cutslots.qp.solvers._terminals import coupling
@@ -45,7 +45,7 @@ class Vertex:
         self.to_mean = 1 / np.sqrt(graph.num_vertices)
         block = vertex_block(graph, gamma.edge / self.scale)
         about = f"the vertex block of {graph}, reach {np.sqrt(gamma.edge / self.scale):.3g}"
-        self.factor = factors.of_matrix(block, about)
+        self.factor = factor_of(block, about)
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
         rhs = self.graph.gather(potentials)
