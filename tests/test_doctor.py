@@ -264,7 +264,7 @@ def test_damaged_factors_are_problems_that_their_remedy_mends(capsys):
     assert ", 3 factors, " in cache.text
     assert [fact.mark for fact in (cache, *problems)] == ["ok", "problem", "problem"]
     assert "altered.safetensors is damaged" in problems[0].text
-    assert "old.safetensors is of version 0" in problems[1].text
+    assert "old.safetensors has version 0" in problems[1].text
     remedy = problems[0].remedy
     assert remedy is not None
     assert main(shlex.split(remedy)[1:]) == 0

@@ -61,7 +61,7 @@ def use_shard(shard: BatchShard) -> Iterator[None]:
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's, with mean and variance over all shards of the batch.
+    """`torch.nn.BatchNorm2d` with mean and variance over all shards of the batch.
 
     `torch.nn.SyncBatchNorm` runs on GPUs only; a checkpoint must mean the same on every device.
     """

@@ -11,8 +11,8 @@ def he_init(module: nn.Module) -> None:
     """Normal weights of variance 2 / fan-in in convolutions and linear layers; biases 0.
 
     The fan-in of a transposed convolution is what reaches one output pixel: inputs * kernel area /
-    stride area. torch's own default has a sixth of the variance, and in transposed convolutions of
-    stride 2 a twenty-fourth: a decoder of several doublings then starts almost constant.
+    stride area. The default of torch has a sixth of the variance, and a twenty-fourth in transposed
+    convolutions of stride 2: a decoder of several doublings then starts almost constant.
 
     Source: He et al., Delving Deep into Rectifiers (2015).
     """
@@ -29,7 +29,7 @@ def he_init(module: nn.Module) -> None:
 def glorot_init(module: nn.Module) -> None:
     """Uniform weights of variance 2 / (fan-in + fan-out), also from a GRU cell's input.
 
-    A GRU cell's recurrent weights become orthogonal, all biases 0.
+    The recurrent weights of a GRU cell become orthogonal, all biases 0.
 
     Source: Glorot and Bengio, Understanding the difficulty of training deep feedforward neural
     networks (2010); TensorFlow's defaults, with which Slot Attention was published.

@@ -77,7 +77,7 @@ def _superlu(matrix: Any, transposed: bool) -> tuple[sp.csc_array, np.ndarray]:
     options = {"SymmetricMode": True}
     try:
         factor = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=options)
-    except RuntimeError as error:  # SuperLU's error for a pivot of exactly 0
+    except RuntimeError as error:  # a pivot of exactly 0
         raise np.linalg.LinAlgError from error
     pivots = factor.U.diagonal()
     if not np.array_equal(factor.perm_r, factor.perm_c) or not np.all(pivots > 0):
@@ -110,7 +110,7 @@ def _runs(lower: sp.csc_array) -> np.ndarray:
     """First columns of the runs, then n. Any runs are correct; good ones store few zeros."""
     counts = np.diff(lower.indptr)
     n = len(counts)
-    # A column's parent in the elimination tree is its first row below the diagonal; n for a root.
+    # The parent of a column in the elimination tree: its first row below the diagonal, or n.
     parent = np.full(n, n)
     inner = counts > 1
     parent[inner] = lower.indices[lower.indptr[:-1][inner] + 1]

@@ -1,6 +1,6 @@
 """Substitution on a GPU: cuSPARSE's triangular solves (SpSM) through CuPy's bindings.
 
-SpSM has an analysis phase that finds which unknowns can be solved at once. CuPy's own `spsm`
+SpSM has an analysis phase that finds which unknowns can be solved at once. `spsm` of CuPy
 repeats it at every call; here it runs once per batch size, and descriptor, workspace and operands
 are kept. cuSPARSE reads the addresses of torch tensors, so nothing is copied between the libraries.
 Calls run on torch's current stream and none waits for the GPU.

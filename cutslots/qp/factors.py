@@ -158,7 +158,7 @@ def _write(path: Path, key: str, about: str, factor: Factor) -> None:
 
 
 def _read(path: Path, key: str | None = None) -> tuple[Factor, str]:
-    """A file's factor and its description."""
+    """The factor in a file, and its description."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

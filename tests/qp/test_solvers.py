@@ -192,16 +192,16 @@ def test_any_graph_equals_its_program(graph, solver, seed, gamma, beta):
     assert_exact(cut, random_weights(graph, batch=2, seed=seed), 1e-9)
 
 
-def test_grid_as_edge_list_is_the_same_graph():
-    grid = Grid(5, 6, neighbours=8)
-    tail, head, slot = grid.edges()
-    between = np.maximum(tail, head) < 30
-    edges = EdgeList(np.stack([tail, head], axis=1)[between], 30)
-    weights = random_weights(grid)
-    listed = weights.view(3, -1)[:, np.concatenate([slot[between], np.arange(8 * 30, 10 * 30)])]
-    expected, solution = MinCut.on(grid)(weights), MinCut.on(edges)(listed)
-    torch.testing.assert_close(solution.potentials, expected.potentials.flatten(1))
-    torch.testing.assert_close(solution.terminals, expected.terminals)
+def test_channels_of_a_grid_are_the_edges_that_leave_a_pixel():
+    grid = Grid(2, 2, neighbours=8)
+    ends = {"right": (0, 1), "left": (1, 0), "down": (0, 2), "up": (2, 0), "down_right": (0, 3),
+            "up_left": (3, 0), "down_left": (1, 2), "up_right": (2, 1), "source": (4, 0),
+            "sink": (0, 5)}  # fmt: skip
+    assert set(grid.channels) == set(ends)
+    listed = set(zip(*(array.tolist() for array in grid.edges()), strict=True))
+    for channel, (tail, head) in ends.items():
+        pixel = head if channel == "source" else tail
+        assert (tail, head, 4 * grid.channels.index(channel) + pixel) in listed, channel
 
 
 def test_program_of_the_published_code_has_the_papers_size():
