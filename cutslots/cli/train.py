@@ -141,8 +141,7 @@ def _short(path: str, value: int | None) -> list[str]:
 
 
 def _data(chosen: argparse.Namespace) -> Path | str:
-    from cutslots.data import sources
-    from cutslots.launch.prepare import prepare
+    from cutslots.data import prepare, sources
 
     if chosen.data:
         return place(chosen.data)

@@ -15,10 +15,10 @@ from cutslots.launch import dry, session
 from cutslots.launch.connect import Resources, has_gpus
 from cutslots.launch.driver import Plan
 from cutslots.launch.local import CONFIG, find_run_dir, runs_dir, train_here
-from cutslots.launch.sets import DATA, find_or_make, find_set
+from cutslots.data.locate import DATA, find_dataset
+from cutslots.launch.sets import find_or_make
 from cutslots.launch.study import FILE, Study
 from cutslots.launch.sweep import Setting, Sweep
-from cutslots.report.scores import set_name
 from cutslots.train.config import RunConfig, from_json, preset, signature
 
 
@@ -202,9 +202,9 @@ def _also_set(name: str, setting: Setting, sets: Sequence[str]) -> Setting:
 
 def _plan(sweep: Sweep, chosen: argparse.Namespace) -> Plan:
     where = find_or_make(sweep, chosen.data, stand_in=chosen.smoke)
-    manifest = data.manifest(where)
-    name = set_name(manifest)
-    tests = {} if chosen.smoke else {each: find_set(each) for each in sweep.evaluate}
+    manifest = data.read_manifest(where)
+    name = data.dataset_name(manifest)
+    tests = {} if chosen.smoke else {each: find_dataset(each) for each in sweep.evaluate}
     for missing in (each for each, place in tests.items() if place is None):
         print(f"no prepared set {missing!r}: trials are not scored on it", file=sys.stderr)
     found = tuple(str(place) for place in tests.values() if place is not None)
@@ -232,7 +232,7 @@ def _resources(chosen: argparse.Namespace) -> Resources:
 def _debug(sweep: Sweep, folder: Path, plan: Plan, chosen: argparse.Namespace) -> int:
     """One trial from its start in this process: breakpoints stop, errors point at their cause, nothing of the sweep changes."""
     config = _wanted(sweep, folder, chosen.debug_trial, chosen)
-    name = f"debug-{signature(config, data.manifest(plan.data).digest)}"
+    name = f"debug-{signature(config, data.read_manifest(plan.data).digest)}"
     number = 1 + sum(path.name.startswith(f"{name}-") for path in runs_dir().glob(f"{name}-*"))
     run_dir = runs_dir() / f"{name}-{number}"
     best = train_here(config, plan.data, run_dir, experiment="debug", debug=True).best

@@ -80,7 +80,7 @@ class Driver:
             log,
             say,
         )
-        self.digest = data.manifest(plan.data).digest
+        self.digest = data.read_manifest(plan.data).digest
         self.stops = folder / "stops"
         shutil.rmtree(self.stops, ignore_errors=True)  # signs of an earlier driver
         self.stops.mkdir(parents=True)

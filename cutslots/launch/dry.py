@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution
 
 from cutslots import options, runlog
 from cutslots.launch.connect import Resources
-from cutslots.launch.sets import find_set
+from cutslots.data.locate import find_dataset
 from cutslots.launch.study import FILE, Study
 from cutslots.launch.sweep import Sweep
 
@@ -69,9 +69,9 @@ def _trials(sweep: Sweep) -> Iterator[str]:
 
 
 def _data(sweep: Sweep, given: str | None) -> Iterator[str]:
-    yield f"data: {given or find_set(sweep.dataset) or 'not prepared yet'}"
+    yield f"data: {given or find_dataset(sweep.dataset) or 'not prepared yet'}"
     for name in sweep.evaluate:
-        yield f"scored on the test split of {name}: {find_set(name) or 'not prepared, left out'}"
+        yield f"scored on the test split of {name}: {find_dataset(name) or 'not prepared, left out'}"
 
 
 def _rest(sweep: Sweep, folder: Path, resources: Resources, storage: str | None) -> Iterator[str]:

@@ -12,15 +12,14 @@ from typing import Any
 
 import cutslots
 from cutslots import options
-from cutslots.data import Manifest, local
-from cutslots.data.places import is_uri
-from cutslots.data.shards import MANIFEST
+from cutslots.data import Manifest, dataset_name, local
+from cutslots.data.locate import is_uri
+from cutslots.data.manifest import MANIFEST
 from cutslots.errors import InputError
 from cutslots.files import home, write_text
 from cutslots.launch.origin import ABOUT, origin, run_folder
 from cutslots.report.animation import clip_animation
 from cutslots.report.figures import EXAMPLES, example_labels, sample_figure
-from cutslots.report.scores import set_name
 from cutslots.runlog import (
     RunLog,
     SystemMetrics,
@@ -75,7 +74,7 @@ class Tracking(Observer):
         manifest = Manifest.load(data_dir)
         about = {
             "source": manifest.source,
-            "set": set_name(manifest),
+            "set": dataset_name(manifest),
             "data": str(self.data),
             "experiment": self.experiment,
         }

@@ -213,7 +213,7 @@ def _describe(sweep: Sweep, plan: Plan, log: RunLog) -> None:
     log.params(
         {
             "dataset": plan.set_name,
-            "data_digest": data.manifest(plan.data).digest,
+            "data_digest": data.read_manifest(plan.data).digest,
             "preset": sweep.preset,
             "set": " ".join(sweep.set),
             "objective": ", ".join(sweep.objectives),

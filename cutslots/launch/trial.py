@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cutslots.data import Batches, Manifest, local
+from cutslots.data import Batches, Manifest, dataset_name, local
 from cutslots.errors import BusyError, InputError
 from cutslots.launch.local import Tracking
-from cutslots.report.scores import set_name
 from cutslots.runlog.log import Status
 from cutslots.train import NonFiniteLossError, Observer, Result, evaluate, fit, load_model
 from cutslots.train.config import RunConfig, from_json
@@ -260,7 +259,7 @@ def _test(task: Task, config: RunConfig, tracking: Tracking, terminal: Terminal)
             )
             check_data(model, batches)
             scores, _ = evaluate(model, batches, device)
-            label = set_name(manifest)
+            label = dataset_name(manifest)
             terminal.say(
                 f"{label} {split}: ARI-FG {scores['ari_fg']:.3f}  mIoU {scores['miou']:.3f}  MSE {scores['mse']:.1f}"
             )

@@ -1,0 +1,221 @@
+"""Where data is: paths and URIs, prepared datasets by name, and the local copies of remote ones.
+
+A URI is s3://, gs:// or hdfs:// (through pyarrow), or any other protocol of fsspec. Remote data is
+only read. To put a prepared folder there, copy it, e.g. `aws s3 sync FOLDER s3://bucket/NAME`.
+"""
+
+import hashlib
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec
+import pyarrow as pa
+from fsspec.implementations.arrow import ArrowFSWrapper
+from pyarrow import fs
+
+from cutslots import files
+from cutslots.data.manifest import MANIFEST, Manifest
+from cutslots.errors import InputError
+
+DATA = "CUTSLOTS_DATA"  # environment variable: folder or URI of prepared datasets
+PYARROW = ("file", "s3", "gs", "gcs", "hdfs", "viewfs")
+BUFFER_BYTES = 1 << 20
+
+
+def is_uri(where: Path | str) -> bool:
+    """Whether this is a URI; its protocol has two letters at least, since C: is a drive."""
+    return isinstance(where, str) and re.match(r"[a-z][a-z0-9+.-]+://", where) is not None
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder of an fsspec filesystem; it can be pickled."""
+
+    filesystem: fsspec.AbstractFileSystem
+    path: str
+
+    @classmethod
+    def of(cls, where: "Location | Path | str") -> "Location":
+        """The location of a path or URI.
+
+        Raises:
+            InputError: no filesystem for this URI.
+        """
+        if isinstance(where, Location):
+            return where
+        if not is_uri(where):
+            return cls(ArrowFSWrapper(fs.LocalFileSystem()), str(Path(where).absolute()))
+        uri = str(where)
+        try:
+            if uri.partition("://")[0] not in PYARROW:
+                return cls(*fsspec.core.url_to_fs(uri))
+            filesystem, path = fs.FileSystem.from_uri(uri)
+            # fsspec identifies instances by their arguments' texts, which are not unique for these.
+            return cls(ArrowFSWrapper(filesystem, skip_instance_cache=True), path)
+        except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+            raise InputError(
+                f"cannot read {uri}: {error}. Give a path, or a URI such as s3://bucket/folder."
+            ) from None
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self._protocol}://{self.path.lstrip('/')}"
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Location":
+        """The folder that contains it."""
+        return Location(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a file system of this machine."""
+        return self._protocol == "local"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file; False for a folder and if it does not exist."""
+        return self.filesystem.isfile(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a file or folder."""
+        return self.filesystem.exists(self.path)
+
+    @property
+    def size(self) -> int:
+        """The size of the file in bytes."""
+        return self.filesystem.info(self.path)["size"]
+
+    def files(self, recursive: bool = False) -> dict[str, int]:
+        """The files of this folder: size in bytes by path, sorted by path."""
+        infos: Any = self.filesystem.find(self.path, None if recursive else 1, detail=True)
+        return {path: info["size"] for path, info in sorted(infos.items())}
+
+    def at(self, path: str) -> "Location":
+        """Another path of the same filesystem."""
+        return Location(self.filesystem, path)
+
+    def open(self) -> IO[bytes]:
+        """The file, open for reading and seeking."""
+        if self.is_local:
+            return open(self.path, "rb")
+        file = self.filesystem.open(self.path, "rb")
+        stream = getattr(file, "stream", None)  # pyarrow's files have no buffer
+        return cast(IO[bytes], io.BufferedReader(stream, BUFFER_BYTES) if stream else file)
+
+    def read(self) -> bytes:
+        """The content of the file."""
+        with self.open() as file:
+            return file.read()
+
+    @property
+    def _protocol(self) -> str:
+        protocol = self.filesystem.protocol
+        return protocol if isinstance(protocol, str) else protocol[0]
+
+
+def find_dataset(name: str) -> Path | str | None:
+    """The prepared dataset of this name in `CUTSLOTS_DATA` or `CUTSLOTS_HOME/data`, else None."""
+    base = os.environ.get(DATA)
+    given = [f"{base.rstrip('/')}/{name}" if is_uri(base) else Path(base) / name] if base else []
+    for where in (*given, files.home() / "data" / name):
+        if (Location.of(where) / MANIFEST).exists:
+            return where if is_uri(where) else Path(where).absolute()
+    return None
+
+
+def read_manifest(where: Location | Path | str) -> Manifest:
+    """The manifest of a prepared folder or URI, without a copy of the shards.
+
+    Raises:
+        InputError: no finished prepared dataset.
+    """
+    if not isinstance(where, Location) and not is_uri(where):
+        return Manifest.load(Path(where))
+    folder = Location.of(where)
+    try:
+        text = (folder / MANIFEST).read()
+    except OSError as error:
+        raise InputError(
+            f"{folder} has no readable {MANIFEST} ({error}). Give a folder that cutslots prepare "
+            "wrote."
+        ) from None
+    return Manifest.parse(text, f"{folder}/{MANIFEST}")
+
+
+def local(where: Location | Path | str) -> Path:
+    """The prepared folder on this machine: the path, or the copy of a URI in `CUTSLOTS_HOME/cache`.
+
+    Copies only the shards that are missing and compares their SHA-256 with the manifest. If several
+    processes ask for the same folder, one copies and the others wait.
+
+    Raises:
+        InputError: no finished prepared dataset, no connection, or a damaged shard.
+    """
+    if not isinstance(where, Location) and not is_uri(where):
+        return Path(where)
+    remote, manifest = Location.of(where), read_manifest(where)
+    # The name contains the content's digest, so that new content there gets a new copy.
+    folder = files.home() / "cache" / f"{remote.name}-{manifest.digest}"
+    with files.lock(folder.with_name(f".{folder.name}.lock"), timeout=-1):
+        for entry in manifest.shards:
+            path = folder / entry.file
+            if not path.is_file() or path.stat().st_size != entry.bytes:
+                _fetch(remote / entry.file, path, entry.sha256)
+        if not (folder / MANIFEST).exists():
+            manifest.save(folder / MANIFEST)
+    return folder
+
+
+def remote_problems(remote: Location) -> Iterator[str]:
+    """What differs between the files of a remote prepared folder and its manifest."""
+    manifest = read_manifest(remote)
+    with _reading(remote):
+        sizes = {path.rpartition("/")[2]: size for path, size in remote.files().items()}
+        for entry in manifest.shards:
+            shard, size = remote / entry.file, sizes.pop(entry.file, None)
+            if size is None:
+                yield f"{shard} is missing"
+            elif size != entry.bytes:
+                yield f"{shard} is damaged: {size} bytes, the manifest says {entry.bytes}"
+            else:
+                with shard.open() as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:  # pyright: ignore[reportArgumentType]
+                        yield f"{shard} is damaged: its SHA-256 differs from the manifest's"
+        extra = (name for name in sizes if name.endswith(".arrow"))
+        yield from (f"{remote / name} is not in the manifest" for name in extra)
+
+
+def _fetch(source: Location, target: Path, sha256: str) -> None:
+    with _reading(source), files.atomic(target) as temporary:
+        with source.open() as incoming, open(temporary, "wb") as out:
+            shutil.copyfileobj(incoming, out, BUFFER_BYTES)
+        if files.sha256(temporary) != sha256:
+            raise InputError(
+                f"{source} is damaged: its SHA-256 differs from the manifest's. Copy it again."
+            )
+
+
+@contextmanager
+def _reading(where: Location) -> Iterator[None]:
+    """Turn errors of a network or of access rights into input errors."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot read {where}: {error}. Run the same command again to continue."
+        ) from None
