@@ -79,7 +79,7 @@ def on_processes(
             for _ in range(workers):  # the pool starts one process for each, unless one is idle
                 pool.submit(os.getpid)
         submit = partial(pool.submit, function)
-        yield from _ordered(submit, lambda future: future.result(), remaining, AHEAD * workers)
+        yield from ordered(submit, lambda future: future.result(), remaining, AHEAD * workers)
     except BrokenProcessPool:
         raise InputError(
             "a worker process was killed, perhaps because memory ran out. Use fewer workers."
@@ -116,10 +116,10 @@ def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any
             raise error.cause from None  # without Ray's report around it
 
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    yield from _ordered(work.remote, result, items, AHEAD * cpus)
+    yield from ordered(work.remote, result, items, AHEAD * cpus)
 
 
-def _ordered(
+def ordered(
     submit: Callable[[Any], Any], result: Callable[[Any], Any], items: Iterable[Any], ahead: int
 ) -> Iterator[Any]:
     """Yield the results of all items in order, with at most `ahead` items submitted.

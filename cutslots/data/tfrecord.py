@@ -27,7 +27,7 @@ except ImportError:  # a platform without a wheel; the standard library takes th
     import gzip
     import zlib
 
-GZIP_ERRORS: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+GZIP_ERRORS: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)  # pyright: ignore
 MAX_RECORD_BYTES = 1 << 31
 KINDS = {1: "bytes", 2: "float", 3: "int64"}
 

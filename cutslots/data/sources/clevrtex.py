@@ -131,7 +131,8 @@ class ClevrTex(Source):
                     "objects."
                 )
         name = f"clevrtex_{options.variant}_{item.number:06d}"
-        return Scene(name, *options.apply(image, ids), objects)
+        image, ids = options.apply(image, ids)
+        return Scene(name, image, ids, objects)
 
 
 def _objects(text: bytes, variant: str) -> tuple[dict[str, Any], ...]:
