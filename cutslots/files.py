@@ -1,14 +1,15 @@
-"""Where things lie on disk, and how a file is written so that nobody ever sees half of it."""
+"""The home folder, atomic writes, locks, checksums."""
 
 import errno
 import hashlib
-import logging
 import os
+import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from filelock import FileLock, Timeout
 
 
 def home() -> Path:
@@ -52,28 +53,52 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
-    """Hold the lock file `path` against other processes; yield whether it is held.
+    """Hold the lock file `path` and yield True; yield False if another process holds it.
 
     Args:
-        timeout: seconds to wait for another holder; negative waits without a limit.
+        path: the lock file; it is created if missing and stays.
+        timeout: seconds to wait for another process.
 
-    Yields False if another process still holds it. On a file system without locks it logs a warning
-    and yields True.
+    A file system without locks (NFS without lockd, some FUSE mounts) costs a warning, and True.
     """
-    from filelock import FileLock, Timeout
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    held, handle = True, FileLock(path)
+    held = FileLock(path)
     try:
-        handle.acquire(timeout=timeout)
+        held.acquire(timeout=timeout)
     except Timeout:
-        held = False
-    except (OSError, NotImplementedError) as error:
-        missing = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-        if isinstance(error, OSError) and error.errno not in missing:
+        yield False
+        return
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
             raise
-        log.warning("%s cannot be locked on this file system; do not use it twice at once", path)
+        warnings.warn(
+            f"{path.parent} is on a file system without locks; do not run two processes on it.",
+            stacklevel=3,
+        )
+        yield True
+        return
     try:
-        yield held
+        yield True
     finally:
-        handle.release()
+        held.release()
+
+
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out at `folder`, with "-dirty" if tracked files differ; None without git."""
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(folder), *arguments],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=30,
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}-dirty" if status else commit
