@@ -113,9 +113,10 @@ class Location:
         """The file, open for reading and seeking."""
         if self.is_local:
             return open(self.path, "rb")
-        file = self.filesystem.open(self.path, "rb")
-        stream = getattr(file, "stream", None)  # pyarrow's files have no buffer
-        return cast(IO[bytes], io.BufferedReader(stream, BUFFER_BYTES) if stream else file)
+        if isinstance(self.filesystem, ArrowFSWrapper):  # pyarrow's files have no buffer
+            file = self.filesystem.fs.open_input_file(self.path)
+            return io.BufferedReader(cast(io.RawIOBase, file), BUFFER_BYTES)
+        return cast(IO[bytes], self.filesystem.open(self.path, "rb"))
 
     def read(self) -> bytes:
         """The content of the file."""
