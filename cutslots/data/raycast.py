@@ -19,7 +19,7 @@ _SPREAD = math.tan(FIELD_OF_VIEW / 2)
 _FORWARD = np.array([0, math.cos(ELEVATION), -math.sin(ELEVATION)])
 _RIGHT = np.array([1.0, 0, 0])
 _UP = np.cross(_RIGHT, _FORWARD)
-_EYE = -_FORWARD / _SPREAD
+EYE = -_FORWARD / _SPREAD
 
 # For a shape of radius 1: half its height, and the radius of its bounding sphere.
 _HALF = {"cube": math.sqrt(0.5), "sphere": 1.0, "cylinder": 0.85}
@@ -111,14 +111,14 @@ def rays(size: int) -> Rays:
     across, down = steps[None, None, :], steps[None, :, None]
     toward = _column(_FORWARD) + _SPREAD * (across * _column(_RIGHT) - down * _column(_UP))
     toward = toward / np.linalg.norm(toward, axis=0)
-    reach = -_EYE[2] / toward[2]
-    ground = _column(_EYE) + reach * toward
+    reach = -EYE[2] / toward[2]
+    ground = _column(EYE) + reach * toward
     return Rays(toward.astype(np.float32), reach.astype(np.float32), ground.astype(np.float32))
 
 
 def project(point: tuple[float, float, float]) -> tuple[float, float, float]:
     """Image position of a world point: across and down, -1 to 1, and depth along the camera axis."""
-    offset = np.asarray(point) - _EYE
+    offset = np.asarray(point) - EYE
     depth = float(offset @ _FORWARD)
     scale = depth * _SPREAD
     return float(offset @ _RIGHT) / scale, -float(offset @ _UP) / scale, depth
@@ -127,7 +127,7 @@ def project(point: tuple[float, float, float]) -> tuple[float, float, float]:
 def unproject(across: float, down: float, height: float) -> tuple[float, float]:
     """The (x, y) where the ray through an image position passes `height`."""
     toward = _FORWARD + _SPREAD * (across * _RIGHT - down * _UP)
-    point = _EYE + toward * ((height - _EYE[2]) / toward[2])
+    point = EYE + toward * ((height - EYE[2]) / toward[2])
     return float(point[0]), float(point[1])
 
 
@@ -141,7 +141,7 @@ def trace(view: Rays, bodies: list[Body]) -> tuple[np.ndarray, np.ndarray]:
     for number, body in enumerate(bodies, start=1):
         window = _window(body, len(ids))
         distance = _HIT[body.shape](
-            body, body.local(_column(_EYE - body.center)), body.local(view.directions[:, *window])
+            body, body.local(_column(EYE - body.center)), body.local(view.directions[:, *window])
         )
         closer = distance < reach[window]
         np.copyto(reach[window], distance, where=closer)
@@ -164,7 +164,7 @@ def shade(
         window = _window(body, len(ids))
         seen = ids[window] == number
         direction = view.directions[:, *window][:, seen]
-        point = _column(_EYE).astype(np.float32)[:, 0] + reach[window][seen] * direction
+        point = _column(EYE).astype(np.float32)[:, 0] + reach[window][seen] * direction
         others = [other for other in bodies if other is not body]
         lit = _lit(point, others, light)
         color[:, *window][:, seen] = _surface_color(body, point, direction, lit, light)
