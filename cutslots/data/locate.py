@@ -60,12 +60,13 @@ class Location:
             # fsspec identifies instances by their arguments' texts, which are not unique for these.
             return cls(ArrowFSWrapper(filesystem, skip_instance_cache=True), path)
         except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-            raise InputError(
-                f"cannot read {uri}: {error}. Give a path, or a URI such as s3://bucket/folder."
-            ) from None
+            example = "Give a path, or a URI such as s3://bucket/folder."
+            raise InputError(f"cannot read {uri}: {error}. {example}") from None
 
     def __str__(self) -> str:
-        return self.path if self.is_local else f"{self._protocol}://{self.path.lstrip('/')}"
+        protocol = self.filesystem.protocol
+        protocol = protocol if isinstance(protocol, str) else protocol[0]
+        return self.path if protocol == "local" else f"{protocol}://{self.path.lstrip('/')}"
 
     def __truediv__(self, name: str) -> "Location":
         return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}")
@@ -81,24 +82,17 @@ class Location:
         return Location(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/")
 
     @property
-    def is_local(self) -> bool:
-        """Whether it is on a file system of this machine."""
-        return self._protocol == "local"
+    def info(self) -> dict[str, Any] | None:
+        """fsspec's description, with `type` ("file" or "directory") and `size`; None if absent."""
+        try:
+            return self.filesystem.info(self.path)
+        except FileNotFoundError:
+            return None
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file; False for a folder and if it does not exist."""
+        """Whether it is an existing file."""
         return self.filesystem.isfile(self.path)
-
-    @property
-    def exists(self) -> bool:
-        """Whether there is such a file or folder."""
-        return self.filesystem.exists(self.path)
-
-    @property
-    def size(self) -> int:
-        """The size of the file in bytes."""
-        return self.filesystem.info(self.path)["size"]
 
     def files(self, recursive: bool = False) -> dict[str, int]:
         """The files of this folder: size in bytes by path, sorted by path."""
@@ -111,8 +105,6 @@ class Location:
 
     def open(self) -> IO[bytes]:
         """The file, open for reading and seeking."""
-        if self.is_local:
-            return open(self.path, "rb")
         if isinstance(self.filesystem, ArrowFSWrapper):  # pyarrow's files have no buffer
             file = self.filesystem.fs.open_input_file(self.path)
             return io.BufferedReader(cast(io.RawIOBase, file), BUFFER_BYTES)
@@ -123,18 +115,13 @@ class Location:
         with self.open() as file:
             return file.read()
 
-    @property
-    def _protocol(self) -> str:
-        protocol = self.filesystem.protocol
-        return protocol if isinstance(protocol, str) else protocol[0]
-
 
 def find_dataset(name: str) -> Path | str | None:
     """The prepared dataset of this name in `CUTSLOTS_DATA` or `CUTSLOTS_HOME/data`, else None."""
     base = os.environ.get(DATA)
     given = [f"{base.rstrip('/')}/{name}" if is_uri(base) else Path(base) / name] if base else []
     for where in (*given, files.home() / "data" / name):
-        if (Location.of(where) / MANIFEST).exists:
+        if (Location.of(where) / MANIFEST).info:
             return where if is_uri(where) else Path(where).absolute()
     return None
 
@@ -151,10 +138,8 @@ def read_manifest(where: Location | Path | str) -> Manifest:
     try:
         text = (folder / MANIFEST).read()
     except OSError as error:
-        raise InputError(
-            f"{folder} has no readable {MANIFEST} ({error}). Give a folder that cutslots prepare "
-            "wrote."
-        ) from None
+        problem = f"has no readable {MANIFEST} ({error})"
+        raise InputError(f"{folder} {problem}. Give a folder of cutslots prepare.") from None
     return Manifest.parse(text, f"{folder}/{MANIFEST}")
 
 
@@ -186,19 +171,19 @@ def remote_problems(remote: Location) -> Iterator[str]:
     """What differs between the files of a remote prepared folder and its manifest."""
     manifest = read_manifest(remote)
     with _reading(remote):
-        sizes = {path.rpartition("/")[2]: size for path, size in remote.files().items()}
+        names = {path.rpartition("/")[2] for path in remote.files() if path.endswith(".arrow")}
         for entry in manifest.shards:
-            shard, size = remote / entry.file, sizes.pop(entry.file, None)
-            if size is None:
-                yield f"{shard} is missing"
-            elif size != entry.bytes:
-                yield f"{shard} is damaged: {size} bytes, the manifest says {entry.bytes}"
-            else:
-                with shard.open() as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:  # pyright: ignore[reportArgumentType]
-                        yield f"{shard} is damaged: its SHA-256 differs from the manifest's"
-        extra = (name for name in sizes if name.endswith(".arrow"))
-        yield from (f"{remote / name} is not in the manifest" for name in extra)
+            if entry.file not in names:
+                yield f"{remote / entry.file} is missing"
+                continue
+            digest = hashlib.sha256()
+            with (remote / entry.file).open() as file:
+                while block := file.read(BUFFER_BYTES):
+                    digest.update(block)
+            if digest.hexdigest() != entry.sha256:
+                yield f"{remote / entry.file} is damaged: its SHA-256 differs from the manifest's"
+        extra = names - {entry.file for entry in manifest.shards}
+        yield from (f"{remote / name} is not in the manifest" for name in sorted(extra))
 
 
 def _fetch(source: Location, target: Path, sha256: str) -> None:
@@ -206,9 +191,8 @@ def _fetch(source: Location, target: Path, sha256: str) -> None:
         with source.open() as incoming, open(temporary, "wb") as out:
             shutil.copyfileobj(incoming, out, BUFFER_BYTES)
         if files.sha256(temporary) != sha256:
-            raise InputError(
-                f"{source} is damaged: its SHA-256 differs from the manifest's. Copy it again."
-            )
+            problem = "is damaged: its SHA-256 differs from the manifest's"
+            raise InputError(f"{source} {problem}. Upload it again.")
 
 
 @contextmanager
@@ -217,6 +201,4 @@ def _reading(where: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"cannot read {where}: {error}. Run the same command again to continue."
-        ) from None
+        raise InputError(f"cannot read {where}: {error}. Run the same command again.") from None

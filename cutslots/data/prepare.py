@@ -86,11 +86,9 @@ def _open(name: str, raw: Location | Path | str | None, out: Path | str, options
         return source(None, options)
     location = Location.of(raw)
     try:
-        exists = location.exists
+        exists = location.info is not None
     except OSError as error:
-        raise InputError(
-            f"cannot read raw {raw}: {error}. Check the name and your access rights."
-        ) from None
+        raise InputError(f"cannot read raw {raw}: {error}. Check your access rights.") from None
     if not exists:
         raise InputError(f"raw {location} does not exist. Give the {name} file or folder.")
     return source(location, options)

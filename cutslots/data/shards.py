@@ -198,8 +198,9 @@ class Writer:
     def _check(self, scene: Scene) -> None:
         """Assert that the source keeps to the format."""
         shape, largest = self.manifest.frame_shape or scene.frame_shape, int(scene.mask.max())
+        if scene.frame_shape != shape:
+            raise InputError(f"{scene.id} has shape {scene.frame_shape}, other scenes {shape}.")
         assert scene.image.dtype == scene.mask.dtype == np.uint8, f"{scene.id} must be uint8"
-        assert scene.mask.shape == shape, f"{scene.id}: mask {scene.mask.shape}, others {shape}"
         assert scene.image.shape == (*shape, 3), f"{scene.id}: image {scene.image.shape}"
         assert largest <= len(scene.objects), f"{scene.id}: id {largest} has no metadata"
         largest = max(self.manifest.max_objects, largest)

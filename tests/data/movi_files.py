@@ -62,15 +62,6 @@ def features(index: int) -> dict[str, bytes]:
     return result
 
 
-def description(channels: int = 3, dtype: str = "uint8") -> dict[str, Any]:
-    """The content of features.json."""
-    shape = [str(FRAMES), str(SIDE), str(SIDE), str(channels)]
-    video = {"video": {"dtype": "uint8", "encodingFormat": "png", "shape": {"dimensions": shape}}}
-    image = {"image": {"dtype": dtype, "shape": {"dimensions": [str(SIDE), str(SIDE), "1"]}}}
-    segmentations = {"sequence": {"feature": image, "length": str(FRAMES)}}
-    return {"featuresDict": {"features": {"video": video, "segmentations": segmentations}}}
-
-
 def file_name(split: str, at: int) -> str:
     return f"movi_a-{split}.tfrecord-{at:05d}-of-{len(SPLITS[split]):05d}"
 
@@ -90,7 +81,6 @@ def write_folder(root: Path, changed: dict[int, bytes] | None = None) -> Path:
     splits[0]["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     info = {"name": "movi_a", "version": "1.0.0", "splits": splits}
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "features.json").write_text(json.dumps(description()))
     for name, words in LABELS.items():
         (folder / f"instances-{name}_label.labels.txt").write_text("\n".join(words) + "\n")
     return folder

@@ -8,8 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clevr_files import example, frame, write_records
-from movi_files import FOLDER, FRAMES, bytes_list, description, features, file_name, int_list, png
-from movi_files import truth, write_folder
+from movi_files import (
+    FOLDER,
+    FRAMES,
+    bytes_list,
+    features,
+    file_name,
+    int_list,
+    png,
+    truth,
+    write_folder,
+)
 from PIL import Image
 
 from cutslots import data
@@ -105,14 +114,15 @@ COLOR = png(truth(4)[0][0])
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        (frames("video", 2), "video must have 5 frames, got 4"),
-        (frames("segmentations", 0), "segmentations must have 5 frames, got 4"),
+        (frames("video", 2), r"segmentations must be \(4, 40, 40\), got \(5, 40, 40\)"),
+        (frames("segmentations", 0), r"must be \(5, 40, 40\), got \(4, 40, 40\)"),
+        (changed("video", bytes_list([])), "video has no frames"),
         (frames("video", 3, COLOR[: len(COLOR) // 2]), "video, frame 3: the image is damaged"),
         (frames("segmentations", 1, b""), "segmentations, frame 1: the image is damaged"),
         (frames("segmentations", 1, COLOR), "segmentations, frame 1: the image has mode RGB"),
         (frames("segmentations", 1, np.full((40, 40), 7, np.uint8)), "id 7, but .* 3 instances"),
         (frames("segmentations", 4, np.zeros((8, 8), np.uint8)), r"frame 4: .* got \(8, 8\)"),
-        (frames("video", 0, np.zeros((32, 40, 3), np.uint8)), r"video, frame 0: .*\(40, 40\)"),
+        (frames("video", 0, np.zeros((32, 40, 3), np.uint8)), r"video, frame 1: .*\(40, 40, 3\)"),
         (changed("segmentations", b""), "not a MOVi-A record: no bytes feature 'segmentations'"),
         (changed("instances/shape_label", int_list([0, 3, 1])), "shape_label .* below 3"),
         (changed("instances/mass", bytes_list([])), "no float feature 'instances/mass'"),
@@ -172,23 +182,19 @@ def write(name: str, content: object) -> Change:
     return lambda folder: (folder / name).write_text(text)
 
 
-INFO, FEATURES = "dataset_info.json", "features.json"
+INFO = "dataset_info.json"
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (remove(file_name("train", 1)), f"lacks {file_name('train', 1)}"),
-        (remove(INFO), "dataset_info.json: it is missing"),
         (write(INFO, "{"), "dataset_info.json: it is damaged"),
         (write(INFO, {"splits": [{"name": "train"}]}), "dataset_info.json: .*shardLengths"),
         (write(INFO, {"splits": []}), "it names no files"),
         (remove("instances-size_label.labels.txt"), r"size_label\.labels\.txt: it is missing"),
-        (remove(FEATURES), "has no features.json"),
-        (write(FEATURES, {"featuresDict": {"features": {}}}), r"KeyError\('video'\)"),
-        (write(FEATURES, description(4)), "video must be uint8 with 3 channels, got uint8 with 4"),
-        (write(FEATURES, description(3, "uint16")), "segmentations must be uint8 .*got uint16"),
-        (lambda f: shutil.copytree(f, f.parents[1] / "256x256/1.0.0"), "several.*256x256.*40x40"),
+        (remove(INFO), "one folder with dataset_info.json, got none"),
+        (lambda f: shutil.copytree(f, f.parents[1] / "256x256/1.0.0"), "got .*256x256.*40x40"),
     ],
 )
 def test_an_incomplete_folder_is_refused(
@@ -198,27 +204,6 @@ def test_an_incomplete_folder_is_refused(
     with pytest.raises(InputError, match=message):
         prepare(copy, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-VIDEO = {"shape": [FRAMES, 40, 40, 3], "dtype": "uint8"}
-IDS = {"shape": [40, 40, 1], "dtype": "uint8"}
-SEQUENCE = {"type": "Sequence", "content": {"feature": {"content": IDS}, "length": FRAMES}}
-OPEN = {"video": {"shape": {"dimensions": ["-1", "-1", "-1", "3"]}}}
-
-
-@pytest.mark.parametrize(
-    "older",
-    [
-        {"featuresDict": {"features": {"video": {"json": json.dumps(VIDEO)},
-                                       "segmentations": {"json": json.dumps(IDS)}}}},
-        {"content": {"video": {"content": VIDEO}, "segmentations": SEQUENCE}},
-        {"featuresDict": {"features": {"video": OPEN, "segmentations": {}}}},
-    ],
-)  # fmt: skip
-def test_older_forms_of_features_json(copy: Path, tmp_path: Path, older: object) -> None:
-    write(FEATURES, older)(copy / FOLDER)
-    assert prepare(copy, tmp_path / "out").frame_shape == (FRAMES, 24, 24)
-    assert data.check(tmp_path / "out") == []
 
 
 def test_another_number_of_records_is_refused(copy: Path, tmp_path: Path) -> None:

@@ -220,8 +220,14 @@ def test_only_a_full_disk_is_an_input_error(
 def test_clips_have_a_leading_time_axis(tmp_path: Path) -> None:
     def read(done: dict[str, int]) -> Iterator[tuple[str, Scene]]:
         yield from (("train", made(index, frames=(3,))) for index in range(4))
+        if long:
+            yield "train", made(4, frames=(4,))
 
-    manifest = shards.write(read, tmp_path, Info("clips", {}, {}, {"train": (0, 4)}))
+    info, long = Info("clips", {}, {}, {"train": (0, 5)}), True
+    with pytest.raises(InputError, match=r"made_4 has shape \(4, 8, 8\), .* \(3, 8, 8\)"):
+        shards.write(read, tmp_path, info)
+    long = False
+    manifest = shards.write(read, tmp_path, info)
     assert (manifest.frame_shape, manifest.image_size) == ((3, 8, 8), (8, 8))
     assert data.check(tmp_path) == []
     batch = data.Batches(tmp_path, "train", 2, shuffle=False).batch(0, 1)

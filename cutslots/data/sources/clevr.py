@@ -117,8 +117,9 @@ class Clevr(Source):
 
     def describe(self, splits: Ranges) -> dict[str, Any]:
         """Name and size of the raw file, and its fingerprint."""
+        size = self.file.filesystem.size(self.file.path)
         fingerprint = tfrecord.fingerprint(self.file)
-        return {"files": {self.file.name: self.file.size}, "fingerprint": fingerprint}
+        return {"files": {self.file.name: size}, "fingerprint": fingerprint}
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
         """One pass over the file, up to the last record that is needed."""

@@ -1,7 +1,7 @@
 """Reader of MOVi-A (Kubric).
 
-The raw data is the folder with `features.json`, `dataset_info.json` and the `*.tfrecord-*` files,
-or one above it that contains a single such folder, in any resolution. The published splits remain
+The raw data is the folder with `dataset_info.json` and the `*.tfrecord-*` files, or one above it
+that contains a single such folder, in any resolution. The published splits remain
 (`validation` is `val` here); records are numbered across them in the order of `dataset_info.json`.
 Id k is instance k - 1 and the same in all frames of a clip.
 
@@ -11,7 +11,7 @@ section 6.3 of the paper.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,22 +24,10 @@ from cutslots.data.record import Ranges, Scene
 from cutslots.data.source import Source, naming
 from cutslots.errors import InputError, listed
 
+INFO = "dataset_info.json"
 FILE_NAME = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 LABELS = ("shape", "size", "color", "material")
 NUMBERS = ("mass", "friction", "restitution")
-
-
-@dataclass(frozen=True)
-class Format:
-    """The format of every record.
-
-    Attributes:
-        shape: frames, height and width of a clip; -1 where `features.json` leaves it open.
-        labels: the names of the classes of every label.
-    """
-
-    shape: tuple[int, int, int]
-    labels: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -64,45 +52,39 @@ class File:
 
 
 class Item(NamedTuple):
-    """One record: its name for messages, the clip's id, its data and their format."""
+    """One record: its name for messages, the clip's id, its data, the class names by label."""
 
     name: str
     id: str
     payload: bytes
-    format: Format
+    labels: dict[str, list[str]]
 
 
 class MoviA(Source):
     """MOVi-A (Kubric): clips of 24 frames of up to 10 falling objects, from TensorFlow Datasets."""
 
     def find(self) -> None:
-        """Find the folder with features.json, and read the descriptions."""
+        """Find the folder with dataset_info.json, and read the names of its files and labels."""
         assert self.raw is not None, "NEEDS_RAW"
         raw = self.raw
         if raw.is_file:
-            raise InputError(f"raw {raw} is a file. Give the folder with features.json in it.")
+            raise InputError(f"raw {raw} is a file. Give the folder with {INFO} in it.")
         paths = (raw.at(path) for path in raw.files(recursive=True))
-        folders = [path.parent for path in paths if path.name == "features.json"]
-        if not folders:
+        folders = [path.parent for path in paths if path.name == INFO]
+        if len(folders) != 1:
+            names = listed(list(map(str, folders))) or "none"
             raise InputError(
-                f"raw {raw} has no features.json. Give the folder that TensorFlow Datasets wrote, "
-                "such as 128x128/1.0.0."
+                f"raw {raw} must contain one folder with {INFO}, got {names}. Give the one that "
+                "TensorFlow Datasets wrote, such as 128x128/1.0.0."
             )
-        if len(folders) > 1:
-            names = listed(list(map(str, folders)))
-            raise InputError(f"raw {raw} contains several datasets: {names}. Give one of them.")
         folder = folders[0]
         self.sizes = {folder.at(path).name: size for path, size in folder.files().items()}
-        with naming(folder / "dataset_info.json"):
-            self.files = _files(folder, self._json(folder / "dataset_info.json"))
-        with naming(folder / "features.json"):
-            shape = _shape(self._json(folder / "features.json"))
-        labels = {}
+        with naming(folder / INFO):
+            self.files = _files(folder, self._text(folder / INFO))
+        self.labels = {}
         for name in LABELS:
-            file = folder / f"instances-{name}_label.labels.txt"
-            with naming(file):
-                labels[name] = self._text(file).split()
-        self.format = Format(shape, labels)
+            with naming(file := folder / f"instances-{name}_label.labels.txt"):
+                self.labels[name] = self._text(file).split()
         self.num_records = sum(file.count for file in self.files)
 
     def splits(self) -> Ranges:
@@ -136,17 +118,18 @@ class MoviA(Source):
                 end = file.count if stop is None else min(stop - file.start, file.count)
                 for number, payload in _clips(file, max(begin - file.start, 0), end):
                     id = f"movi_a_{file.split}_{file.first + number:06d}"
-                    yield name, Item(f"{file.location}, record {number}", id, payload, self.format)
+                    yield name, Item(f"{file.location}, record {number}", id, payload, self.labels)
 
     @staticmethod
     def decode(item: Item, options: Preprocessing) -> Scene:
         """The clip of a record."""
         with naming(item.name):
             features = tfrecord.example(item.payload)
-            number, *size = item.format.shape
-            objects = _objects(features, item.format.labels)
-            video = _frames(features, "video", number, images.rgb, size)
-            ids = _frames(features, "segmentations", len(video), images.ids, video.shape[1:3])
+            objects = _objects(features, item.labels)
+            video = _frames(features, "video", images.rgb)
+            ids = _frames(features, "segmentations", images.ids)
+            if ids.shape != video.shape[:3]:
+                raise InputError(f"segmentations must be {video.shape[:3]}, got {ids.shape}.")
             if ids.max() > len(objects):
                 raise InputError(
                     f"segmentations has id {ids.max()}, but the record describes {len(objects)} "
@@ -158,12 +141,6 @@ class MoviA(Source):
         if file.name not in self.sizes:
             raise InputError("it is missing. Fetch it again: TensorFlow Datasets writes it.")
         return file.read().decode()
-
-    def _json(self, file: Location) -> Any:
-        try:
-            return json.loads(self._text(file))
-        except json.JSONDecodeError as error:
-            raise InputError(f"it is damaged ({error}). Fetch it again.") from None
 
 
 def _clips(file: File, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
@@ -183,68 +160,29 @@ def _clips(file: File, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         )
 
 
-def _files(folder: Location, info: Any) -> list[File]:
+def _files(folder: Location, text: str) -> list[File]:
     """The files that `dataset_info.json` names, in its order."""
     files, total = [], 0
     try:
+        info = json.loads(text)
         for split in info["splits"]:
-            lengths, first = [int(length) for length in split["shardLengths"]], 0
+            name, lengths, first = split["name"], list(map(int, split["shardLengths"])), 0
+            template = split.get("filepathTemplate") or FILE_NAME
             for at, length in enumerate(lengths):
-                name = (split.get("filepathTemplate") or FILE_NAME).format(
+                file = template.format(
                     DATASET=info["name"],
-                    SPLIT=split["name"],
+                    SPLIT=name,
                     FILEFORMAT="tfrecord",
                     SHARD_X_OF_Y=f"{at:05d}-of-{len(lengths):05d}",
                 )
-                ours = "val" if split["name"] == "validation" else split["name"]
-                files.append(File(folder / name, ours, first, total, length))
+                ours = "val" if name == "validation" else name
+                files.append(File(folder / file, ours, first, total, length))
                 first, total = first + length, total + length
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"not written by TensorFlow Datasets ({error!r}).") from None
+        raise InputError(f"it is damaged ({error!r}). Fetch it again.") from None
     if not files:
         raise InputError("it names no files.")
     return files
-
-
-def _shape(description: Any) -> tuple[int, int, int]:
-    """Frames, height and width in `features.json`, in any of the forms that its writer has had."""
-    try:
-        if "featuresDict" in description:
-            features = description["featuresDict"]["features"]
-        else:
-            features = description["content"]
-        shapes = {name: _dimensions(features[name]) for name in ("video", "segmentations")}
-        dtypes = {name: _first(features[name], "dtype") or "uint8" for name in shapes}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"not as TensorFlow Datasets writes it for MOVi-A ({error!r}).") from None
-    for name, channels in (("video", 3), ("segmentations", 1)):
-        if shapes[name][-1] not in (-1, channels) or dtypes[name] != "uint8":
-            raise InputError(
-                f"{name} must be uint8 with {channels} channels, got {dtypes[name]} with "
-                f"{shapes[name][-1]} channels."
-            )
-    frames, height, width, _ = shapes["video"]
-    return frames, height, width
-
-
-def _dimensions(feature: Any) -> list[int]:
-    """Frames, height, width and channels of a video or a sequence of images; -1 = left open."""
-    shape = _first(feature, "shape") or [-1, -1, -1]
-    lengths = shape["dimensions"] if isinstance(shape, dict) else shape
-    lengths = [int(length or -1) for length in lengths]
-    return lengths if len(lengths) == 4 else [int(_first(feature, "length") or -1), *lengths]
-
-
-def _first(description: Any, key: str) -> Any:
-    """The first value of a key at any depth of JSON, also of JSON in a string; None without one."""
-    if isinstance(description, str) and description.startswith("{"):
-        description = json.loads(description)
-    if not isinstance(description, dict):
-        return None
-    if key in description:
-        return description[key]
-    values = (_first(value, key) for value in description.values())
-    return next((value for value in values if value is not None), None)
 
 
 def _feature(features: dict[str, tfrecord.Feature], name: str, kind: str) -> tfrecord.Feature:
@@ -252,25 +190,17 @@ def _feature(features: dict[str, tfrecord.Feature], name: str, kind: str) -> tfr
 
 
 def _frames(
-    features: dict[str, tfrecord.Feature],
-    name: str,
-    number: int,
-    decoder: Callable[[memoryview], np.ndarray],
-    size: Sequence[int],
+    features: dict[str, tfrecord.Feature], name: str, decoder: Callable[[memoryview], np.ndarray]
 ) -> np.ndarray:
-    """The frames of a feature: uint8 (T, h, w) and channels; -1 in `number` or `size`: any."""
-    encoded = _feature(features, name, "bytes").bytes()
-    if not encoded or number not in (-1, len(encoded)):
-        raise InputError(f"{name} must have {number} frames, got {len(encoded)}.")
+    """The frames of a feature: uint8 (T, h, w) and channels."""
     frames = []
-    for time, data in enumerate(encoded):
+    for time, data in enumerate(_feature(features, name, "bytes").bytes()):
         with naming(f"{name}, frame {time}"):
             frames.append(decoder(data))
-            shape = frames[-1].shape[:2]
-            first = frames[0].shape[:2]
-            expected = tuple(f if s == -1 else s for f, s in zip(first, size, strict=True))
-            if shape != expected:
-                raise InputError(f"the size must be {expected}, got {shape}.")
+            if frames[-1].shape != frames[0].shape:
+                raise InputError(f"must be {frames[0].shape}, got {frames[-1].shape}.")
+    if not frames:
+        raise InputError(f"{name} has no frames.")
     return np.stack(frames)
 
 
