@@ -99,15 +99,11 @@ class Batches:
         if not 0 <= rank < world_size:
             raise InputError(f"rank must be 0 to {world_size - 1} (world_size - 1), got {rank}.")
         if batch_size % world_size:
-            raise InputError(
-                f"batch_size {batch_size} is the total of all ranks; it must be a multiple of "
-                f"world_size {world_size}."
-            )
+            multiple = f"a multiple of world_size {world_size}"
+            raise InputError(f"batch_size, over all ranks, must be {multiple}, got {batch_size}.")
         if self.num_scenes < (batch_size if drop_last else 1):
-            raise InputError(
-                f"batch_size is {batch_size}, but split {split!r} of {directory} has "
-                f"{self.num_scenes} scenes. Use a batch_size of at most {self.num_scenes}."
-            )
+            scenes = f"split {split!r} of {directory} has {self.num_scenes} scenes"
+            raise InputError(f"batch_size is {batch_size}, but {scenes}. Use a smaller one.")
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.num_frames = len(self._frames) if len(shape) > 2 and frames != 1 else None
         self._whole_records = frames is None or len(shape) <= 2
@@ -134,21 +130,13 @@ class Batches:
         return whole + (rest > 0 and not self.drop_last)
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch from step `start` on; deleting the iterator stops its thread.
-
-        Raises:
-            InputError: `start` is negative or greater than the number of steps.
-        """
+        """The batches of one epoch from step `start` on; deleting the iterator stops its thread."""
         if not 0 <= start <= self.steps_per_epoch:
             raise InputError(f"start must be 0 to {self.steps_per_epoch} (steps), got {start}.")
         return self._prefetched(epoch, range(start, self.steps_per_epoch))
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """This rank's shard of one global batch.
-
-        Raises:
-            InputError: `step` is not a step of the epoch.
-        """
+        """This rank's shard of one global batch."""
         if not 0 <= step < self.steps_per_epoch:
             raise InputError(f"step must be 0 to {self.steps_per_epoch - 1}, got {step}.")
         whole = self._epoch_order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
@@ -238,8 +226,6 @@ def _window(shape: tuple[int, ...], frames: int | None, distance: int) -> tuple[
     span = (frames - 1) * distance + 1
     if span > total:
         records = f"clips of {total} frames" if total > 1 else "single images"
-        raise InputError(
-            f"{frames} frames at distance {distance} span {span}, but the records are {records}. "
-            "Use a smaller number of frames, or a smaller distance."
-        )
+        problem = f"{frames} frames at distance {distance} span {span}"
+        raise InputError(f"{problem}, but the records are {records}. Use fewer or closer frames.")
     return range(0, span, distance if frames > 1 else 1), total - span + 1

@@ -146,8 +146,8 @@ def read_manifest(where: Location | Path | str) -> Manifest:
 def local(where: Location | Path | str) -> Path:
     """The prepared folder on this machine: the path, or the copy of a URI in `CUTSLOTS_HOME/cache`.
 
-    Copies only the shards that are missing and compares their SHA-256 with the manifest. If several
-    processes ask for the same folder, one copies and the others wait.
+    Copies only missing shards and compares their SHA-256 with the manifest. If several processes
+    ask for the same folder, one copies and the others wait.
 
     Raises:
         InputError: no finished prepared dataset, no connection, or a damaged shard.

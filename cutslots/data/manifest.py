@@ -19,20 +19,13 @@ SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d{5}\.arrow")
 
 @dataclass(frozen=True)
 class Info:
-    """What determines the content of a prepared folder: equal infos give equal scenes.
-
-    Attributes:
-        source: name of the source.
-        raw: description of the raw files, see `Source.describe`.
-        options: the source's options.
-        ranges: the half-open range of records of every split, None = to the end.
-        defaults: of the options, for folders of a version that did not have some of them yet.
-    """
+    """What determines the content of a prepared folder: equal infos give equal scenes."""
 
     source: str
-    raw: dict[str, Any]
+    raw: dict[str, Any]  # description of the raw files, see `Source.describe`
     options: dict[str, Any]
     ranges: Ranges
+    # Of the options, for folders of a version that did not have some of them yet.
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,26 +53,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of a prepared folder.
-
-    Attributes:
-        source, raw, options, ranges: see `Info`.
-        frame_shape: shape of one mask: (H, W), or (T, H, W) for clips.
-        max_objects: the largest instance id in any mask.
-        splits: the shards of every split.
-        schema_version: version of the record format.
-        version: the version of cutslots that wrote it.
-    """
+    """The content of a prepared folder; the first four attributes are those of `Info`."""
 
     source: str
     raw: dict[str, Any]
     options: dict[str, Any]
     ranges: Ranges
-    frame_shape: tuple[int, ...] = ()
-    max_objects: int = 0
+    frame_shape: tuple[int, ...] = ()  # of one mask: (H, W), or (T, H, W) for clips
+    max_objects: int = 0  # the largest instance id in any mask
     splits: dict[str, Split] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
-    version: str = ""
+    version: str = ""  # the version of cutslots that wrote it
 
     @classmethod
     def load(cls, directory: Path | str) -> "Manifest":
@@ -98,10 +82,8 @@ class Manifest:
         if (directory / PROGRESS).exists():
             problem = "is half prepared. Run the same prepare command again to continue."
             raise InputError(f"data folder {directory} {problem}")
-        raise InputError(
-            f"data folder {directory} has no {MANIFEST}, so it is not a prepared dataset. "
-            "Give the folder that cutslots prepare wrote, or prepare one."
-        )
+        problem = f"has no {MANIFEST}. Give a folder that cutslots prepare wrote."
+        raise InputError(f"data folder {directory} {problem}")
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -128,12 +110,10 @@ class Manifest:
                 return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{name} is damaged ({error!r}). Prepare the data again with --overwrite."
+                f"{name} is damaged ({error!r}). Prepare it with --overwrite."
             ) from None
-        raise InputError(
-            f"{name} has schema version {version}, this cutslots reads version {SCHEMA_VERSION}. "
-            "Prepare the data again with this version."
-        )
+        problem = f"has schema version {version}, this cutslots reads version {SCHEMA_VERSION}"
+        raise InputError(f"{name} {problem}. Prepare the data again.")
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
@@ -195,10 +175,8 @@ class Manifest:
         stored = Info(self.source, raw, options, self.ranges, asked.defaults)
         pair = (json.loads(json.dumps(dataclasses.asdict(info))) for info in (stored, asked))
         if differences := "; ".join(_differences(*pair)):
-            raise InputError(
-                f"{folder} already contains other data: {differences}. Name another folder, or "
-                "give --overwrite."
-            )
+            remedy = "Name another folder, or give --overwrite."
+            raise InputError(f"{folder} already contains other data: {differences}. {remedy}")
 
 
 def _differences(stored: Any, asked: Any, path: str = "") -> Iterator[str]:

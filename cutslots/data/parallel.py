@@ -35,11 +35,8 @@ def in_order(
     An exception of an item, or of the iterator of items, is raised after all earlier results.
 
     Args:
-        workers: processes on this machine; 1 for none besides this one; None for the connected Ray
-            cluster, if any, else one process for every core.
-
-    Raises:
-        InputError: `workers` is less than 1, Ray cannot be reached, or a process was killed.
+        workers: processes on this machine, 1 for this one only; None for the connected Ray cluster,
+            if any, else one for every core.
     """
     if workers is None and connected():
         return on_ray(function, items)
@@ -81,9 +78,8 @@ def on_processes(
         submit = partial(pool.submit, function)
         yield from ordered(submit, lambda future: future.result(), remaining, AHEAD * workers)
     except BrokenProcessPool:
-        raise InputError(
-            "a worker process was killed, perhaps because memory ran out. Use fewer workers."
-        ) from None
+        remedy = "Use fewer workers if memory ran out."
+        raise InputError(f"a worker process was killed. {remedy}") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -100,10 +96,8 @@ def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any
         try:
             ray.init()  # at RAY_ADDRESS
         except (ConnectionError, ValueError, RuntimeError) as error:
-            address = os.environ.get("RAY_ADDRESS")
-            raise InputError(
-                f"cannot reach Ray at RAY_ADDRESS {address}: {error}. Unset it, or give --workers."
-            ) from None
+            address = f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
+            raise InputError(f"cannot reach {address}: {error}. Unset it.") from None
 
     @ray.remote
     def work(item: Any) -> Any:
@@ -122,12 +116,7 @@ def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any
 def ordered(
     submit: Callable[[Any], Any], result: Callable[[Any], Any], items: Iterable[Any], ahead: int
 ) -> Iterator[Any]:
-    """Yield the results of all items in order, with at most `ahead` items submitted.
-
-    Args:
-        submit: starts the work on an item and returns a handle.
-        result: waits for the result of a handle.
-    """
+    """Yield `result(submit(item))` for all items in order, with at most `ahead` submitted."""
     remaining, pending = iter(items), deque()
     fault: Exception | None = None
     while True:

@@ -44,7 +44,7 @@ class Preprocessing:
 
 
 def bilinear_without_antialias(image: np.ndarray, size: int) -> np.ndarray:
-    """A uint8 image (h, w, 3) at (size, size, 3); each pixel mixes the 4 old ones around its center.
+    """A uint8 image (h, w, 3) at (size, size, 3); a pixel mixes the 4 old ones around its center.
 
     This is TensorFlow's default. Pillow's bilinear filter averages over the area of the new pixel.
     """

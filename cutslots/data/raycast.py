@@ -28,47 +28,28 @@ _BOUND = {"cube": math.sqrt(1.5), "sphere": 1.0, "cylinder": 0.85 * math.sqrt(2)
 
 @dataclass(frozen=True)
 class Texture:
-    """A solid texture: `colors[0]` and `colors[1]` mixed by a pattern in space.
+    """A solid texture: `colors[0]` and `colors[1]` mixed by a pattern in space."""
 
-    Attributes:
-        kind: "uniform" (color 0 only) or one of TEXTURES.
-        colors: float32 (2, 3), RGB in [0, 1].
-        frequency: cells, or periods, in one unit of length.
-        phase: (3,) shift of the pattern, in cells.
-        direction: (3,) unit normal of the stripes.
-        lattice: float32 (8, 8, 8) in [0, 1], the values of the noise.
-    """
-
-    kind: str
-    colors: np.ndarray
-    frequency: float = 1.0
-    phase: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    direction: tuple[float, float, float] = (1.0, 0.0, 0.0)
-    lattice: np.ndarray | None = None
+    kind: str  # "uniform" (color 0 only) or one of TEXTURES
+    colors: np.ndarray  # float32 (2, 3), RGB in [0, 1]
+    frequency: float = 1.0  # cells, or periods, in one unit of length
+    phase: tuple[float, float, float] = (0.0, 0.0, 0.0)  # shift of the pattern, in cells
+    direction: tuple[float, float, float] = (1.0, 0.0, 0.0)  # unit normal of the stripes
+    lattice: np.ndarray | None = None  # float32 (8, 8, 8) in [0, 1], the values of the noise
 
 
 @dataclass(frozen=True)
 class Body:
-    """One object on the ground; bodies whose footprints do not overlap do not touch.
+    """One object on the ground; bodies whose footprints do not overlap do not touch."""
 
-    Attributes:
-        shape: one of SHAPES.
-        x, y: position on the ground.
-        radius: of the footprint.
-        rotation: about the vertical, in radians.
-        texture: in the body's own coordinates.
-        shine: strength of the highlight, 0 to 1.
-        gloss: exponent of the highlight.
-    """
-
-    shape: str
-    x: float
+    shape: str  # one of SHAPES
+    x: float  # x, y: position on the ground
     y: float
-    radius: float
-    rotation: float
-    texture: Texture
-    shine: float = 0.0
-    gloss: float = 1.0
+    radius: float  # of the footprint
+    rotation: float  # about the vertical, in radians
+    texture: Texture  # in the body's coordinates
+    shine: float = 0.0  # strength of the highlight, 0 to 1
+    gloss: float = 1.0  # exponent of the highlight
 
     @property
     def center(self) -> tuple[float, float, float]:
@@ -91,17 +72,11 @@ class Body:
 
 @dataclass(frozen=True)
 class Rays:
-    """One ray through the center of every pixel of a square image, and where it meets the ground.
+    """One ray through the center of every pixel of a square image, and where it hits the ground."""
 
-    Attributes:
-        directions: float32 (3, n, n), unit vectors.
-        reach: float32 (n, n), distance to the ground.
-        ground: float32 (3, n, n), the points there.
-    """
-
-    directions: np.ndarray
-    reach: np.ndarray
-    ground: np.ndarray
+    directions: np.ndarray  # float32 (3, n, n), unit vectors
+    reach: np.ndarray  # float32 (n, n), distance to the ground
+    ground: np.ndarray  # float32 (3, n, n), the points there
 
 
 @lru_cache(maxsize=4)
@@ -117,7 +92,7 @@ def rays(size: int) -> Rays:
 
 
 def project(point: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Image position of a world point: across and down, -1 to 1, and depth along the camera axis."""
+    """Image position of a world point: across and down, -1 to 1, and depth along the camera."""
     offset = np.asarray(point) - EYE
     depth = float(offset @ _FORWARD)
     scale = depth * _SPREAD
@@ -140,9 +115,8 @@ def trace(view: Rays, bodies: list[Body]) -> tuple[np.ndarray, np.ndarray]:
     reach = view.reach.copy()
     for number, body in enumerate(bodies, start=1):
         window = _window(body, len(ids))
-        distance = _HIT[body.shape](
-            body, body.local(_column(EYE - body.center)), body.local(view.directions[:, *window])
-        )
+        eye, toward = _column(EYE - body.center), view.directions[:, *window]
+        distance = _HIT[body.shape](body, body.local(eye), body.local(toward))
         closer = distance < reach[window]
         np.copyto(reach[window], distance, where=closer)
         ids[window][closer] = number
@@ -157,7 +131,7 @@ def shade(
     ground: Texture,
     light: np.ndarray,
 ) -> np.ndarray:
-    """The color of every ray, float32 (3, n, n) in [0, 1]; `light` is the unit vector to the lamp."""
+    """The color of every ray, float32 (3, n, n) in [0, 1]; `light` is the direction to the lamp."""
     color = _texture_color(ground, view.ground)
     color *= 0.42 + 0.62 * float(light[2]) * _lit(view.ground, bodies, light)
     for number, body in enumerate(bodies, start=1):
@@ -174,7 +148,7 @@ def shade(
 def _surface_color(
     body: Body, point: np.ndarray, direction: np.ndarray, lit: np.ndarray, light: np.ndarray
 ) -> np.ndarray:
-    """Color (3, n) of points (3, n) on a body: Lambert, ambient light weaker below, a highlight."""
+    """Color (3, n) of points (3, n) on a body: diffuse, ambient (weaker below), a highlight."""
     local = body.local(point - np.array(body.center, np.float32)[:, None])
     normal = body.world(_normal(body, local))
     facing = np.maximum(_dot(light, normal), 0) * lit
@@ -203,7 +177,7 @@ def _normal(body: Body, point: np.ndarray) -> np.ndarray:
 
 
 def _lit(point: np.ndarray, bodies: list[Body], light: np.ndarray) -> np.ndarray:
-    """The part of the lamp's light that reaches points (3, ...); shadows are those of soft balls."""
+    """The part of the light that reaches points (3, ...); shadows are those of soft balls."""
     lit = np.ones(point.shape[1:], np.float32)
     for body in bodies:
         across, along, up = (float(value) - point[axis] for axis, value in enumerate(body.center))

@@ -16,7 +16,7 @@ Ranges = dict[str, tuple[int, int | None]]
 
 @dataclass(frozen=True)
 class Scene:
-    """One image with its ground truth, or a clip, whose `image` and `mask` have a leading time axis.
+    """An image with its ground truth, or a clip, whose `image` and `mask` have a leading time axis.
 
     Attributes:
         id: name that is unique within the dataset.
@@ -45,8 +45,7 @@ def num_visible(mask: np.ndarray) -> int:
 def schema(frame_shape: Sequence[int]) -> pa.Schema:
     """The Arrow schema of records whose masks have `frame_shape`: (H, W), or (T, H, W) for clips.
 
-    Columns: `id` string; `image` uint8 tensor (*frame_shape, 3); `mask` uint8 tensor (*frame_shape);
-    `num_objects` int32, the number of ids in the mask; `objects` string, the metadata as a JSON list.
+    `num_objects` is the number of ids in the mask, `objects` the metadata as a JSON list.
     """
     frame = tuple(frame_shape)
     fields = [

@@ -8,6 +8,7 @@ run continues.
 
 import errno
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,6 @@ def writing(
     """Open a folder to write prepared data, or to continue where a run of the same info stopped.
 
     Args:
-        directory: folder to write to; created if it does not exist.
-        info: what determines the content.
         overwrite: replace any prepared data in the folder instead of continuing or refusing.
         scenes_per_shard: None chooses shards of about 64 MB, which are buffered in memory.
         progress: called as progress(split, finished scenes, scenes of its range or None).
@@ -66,14 +65,10 @@ def writing(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"out {directory} cannot be created: {error.strerror}. Name another folder."
-        ) from None
+        raise InputError(f"out {directory} cannot be created: {error.strerror}.") from None
     with files.lock(directory / LOCK) as held:
         if not held:
-            raise InputError(
-                f"another process is preparing data in {directory}. Wait, or name another folder."
-            )
+            raise InputError(f"another process is preparing data in {directory}. Wait for it.")
         try:
             manifest = _begin(directory, info, overwrite)
             yield Writer(directory, manifest, scenes_per_shard, progress)
@@ -83,8 +78,8 @@ def writing(
             path = directory / PROGRESS
             kept = Manifest.read(path).counts if path.exists() else "nothing"
             raise InputError(
-                f"disk full while writing to {directory} ({os.strerror(error.errno)}). Kept so far: "
-                f"{kept}. Make room and run the same command again to continue."
+                f"disk full while writing to {directory}; kept: {kept}. Make room and run the same "
+                "command again to continue."
             ) from error
         finally:
             (directory / LOCK).unlink(missing_ok=True)
@@ -104,10 +99,7 @@ def _begin(directory: Path, info: Info, overwrite: bool) -> Manifest:
         path = None
     if path is None:
         if others := sorted(entry.name for entry in directory.iterdir() if entry.name != LOCK):
-            raise InputError(
-                f"out {directory} contains other files ({listed(others)}). Name a new or empty "
-                "folder."
-            )
+            raise InputError(f"out {directory} contains other files ({listed(others)}).")
         try:
             version = importlib.metadata.version("cutslots")
         except importlib.metadata.PackageNotFoundError:
@@ -119,31 +111,28 @@ def _begin(directory: Path, info: Info, overwrite: bool) -> Manifest:
     manifest.refuse_other(info, directory, finished=path.name == MANIFEST)
     if path.name == MANIFEST:
         return manifest
-    for name, split in manifest.splits.items():  # shards up to the first that is not whole
-        sizes = (_size(directory / entry.file) == entry.bytes for entry in split.shards)
-        whole = next((i for i, good in enumerate(sizes) if not good), len(split.shards))
-        manifest.splits[name] = Split(split.shards[:whole])
+    for name, split in manifest.splits.items():
+        paths = (directory / entry.file for entry in split.shards)
+        sizes = (path.stat().st_size if path.is_file() else None for path in paths)
+        pairs = zip(split.shards, sizes, strict=True)
+        whole = itertools.takewhile(lambda pair: pair[0].bytes == pair[1], pairs)
+        manifest.splits[name] = Split(tuple(entry for entry, _ in whole))
     return replace(manifest, raw=info.raw)
 
 
+@dataclass
 class Writer:
-    """A prepared folder while it is written, see `writing`.
+    """A prepared folder while it is written; `manifest` lists the finished shards."""
 
-    Attributes:
-        manifest: the finished shards so far.
-        complete: whether the folder is finished.
-    """
+    directory: Path
+    manifest: Manifest
+    scenes_per_shard: int | None
+    progress: Progress | None
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        scenes_per_shard: int | None,
-        progress: Progress | None,
-    ):
-        self.directory, self.manifest = directory, manifest
-        self.complete = (directory / MANIFEST).exists()
-        self._scenes_per_shard, self._progress = scenes_per_shard, progress
+    @property
+    def complete(self) -> bool:
+        """Whether the folder is finished."""
+        return (self.directory / MANIFEST).exists()
 
     @property
     def done(self) -> Done:
@@ -156,12 +145,12 @@ class Writer:
         for name, scene in scenes:
             self._check(scene)
             pending[name].append(scene)
-            if self._progress:
+            if self.progress:
                 start, stop = self.manifest.ranges[name]
                 count = self.manifest.splits[name].count + len(pending[name])
-                self._progress(name, count, None if stop is None else stop - start)
+                self.progress(name, count, None if stop is None else stop - start)
             size = max(1, SHARD_BYTES // (scene.image.nbytes + scene.mask.nbytes))
-            if len(pending[name]) >= (self._scenes_per_shard or size):
+            if len(pending[name]) >= (self.scenes_per_shard or size):
                 self._finish_shard(name, pending[name])
                 pending[name] = []
         for name, rest in pending.items():
@@ -169,15 +158,14 @@ class Writer:
                 self._finish_shard(name, rest)
 
     def finish(self, num_records: int) -> Manifest:
-        """Write the manifest; `num_records` records were there, for messages.
+        """Write the manifest; `num_records` are all records of the source, for messages.
 
         Raises:
             InputError: a split is empty. No later run could use the others, so they are removed.
         """
         manifest = self.manifest
         if not self.complete:
-            empty = [name for name, split in manifest.splits.items() if not split.count]
-            if empty:
+            if empty := [name for name, count in self.done.items() if not count]:
                 _clear(self.directory)
                 raise InputError(_empty_message(manifest, empty, num_records))
             for name, (start, stop) in manifest.ranges.items():
@@ -191,8 +179,8 @@ class Writer:
         else:
             log.info("%s is already complete: %s", self.directory, manifest.counts)
         for name, split in manifest.splits.items():
-            if self._progress:
-                self._progress(name, split.count, split.count)
+            if self.progress:
+                self.progress(name, split.count, split.count)
         return manifest
 
     def _check(self, scene: Scene) -> None:
@@ -235,8 +223,9 @@ def write(
     progress: Progress | None = None,
 ) -> Manifest:
     """Write a whole prepared folder from `read(done)`, see `writing` and `Writer.write`."""
-    options = {"scenes_per_shard": scenes_per_shard, "progress": progress}
-    with writing(directory, info, overwrite=overwrite, **options) as writer:
+    with writing(
+        directory, info, overwrite=overwrite, scenes_per_shard=scenes_per_shard, progress=progress
+    ) as writer:
         if not writer.complete:
             writer.write(read(writer.done))
         return writer.finish(max(stop or 0 for _, stop in info.ranges.values()))
@@ -255,26 +244,20 @@ class Shard:
 
     def __init__(self, directory: Path, entry: ShardEntry, frame_shape: tuple[int, ...]):
         path = directory / entry.file
-        size = _size(path)
-        if size is None:
+        if not path.is_file():
             raise InputError(f"shard {path} is missing. {REPAIR}")
-        if size != entry.bytes:
-            raise InputError(
-                f"shard {path} is damaged: {size} bytes, the manifest says {entry.bytes}. {REPAIR}"
-            )
         try:
+            if path.stat().st_size != entry.bytes:
+                raise ValueError(f"{path.stat().st_size} bytes, expected {entry.bytes}")
             content = pa.memory_map(str(path)).read_buffer()
             reader = ipc.open_file(pa.BufferReader(content))
             if not reader.schema.equals(schema(frame_shape), check_metadata=True):
-                raise InputError(f"shard {path} has another schema than the manifest. {REPAIR}")
+                raise ValueError("its schema differs from the manifest's")
             self.records = reader.get_batch(0)
-        except (pa.ArrowInvalid, OSError) as error:
+            if reader.num_record_batches != 1 or self.records.num_rows != entry.count:
+                raise ValueError(f"{self.records.num_rows} scenes, expected {entry.count}")
+        except (ValueError, OSError) as error:  # also pyarrow's ArrowInvalid
             raise InputError(f"shard {path} is damaged: {error}. {REPAIR}") from None
-        count = self.records.num_rows
-        if reader.num_record_batches != 1 or count != entry.count:
-            raise InputError(
-                f"shard {path} has {count} scenes, the manifest says {entry.count}. {REPAIR}"
-            )
         self.masks: np.ndarray = self.records.column("mask").to_numpy_ndarray()
         self._path = path
         self._num_frames = frame_shape[0] if len(frame_shape) > 2 else 1
@@ -286,15 +269,10 @@ class Shard:
         weakref.finalize(self, os.close, self._handle)
 
     def read(self, row: int, times: range, images: memoryview, masks: memoryview) -> None:
-        """Read the pixels of some frames of one record into two byte buffers.
+        """Read the pixels of the frames `times` of record `row` into two byte buffers.
 
         A plain read, not the memory map: pages of a map count as memory of this process (with large
         pages 2 MB per scene), and a truncated file would kill the process instead of raising.
-
-        Args:
-            row: number of the record in the shard.
-            times: the frame numbers, ascending; range(1) for an image.
-            images, masks: buffers for the frames, one after the other.
         """
         first, count = row * self._num_frames + times[0], len(times)
         for start, buffer in zip(self._starts, (images, masks), strict=True):
@@ -305,24 +283,20 @@ class Shard:
                 part = buffer[block * length : (block + 1) * length]
                 offset = start + (first + block * times.step) * size
                 if os.preadv(self._handle, [part], offset) != length:
-                    raise InputError(
-                        f"shard {self._path} was truncated while in use. Prepare the data again."
-                    )
+                    raise InputError(f"shard {self._path} was truncated while in use. {REPAIR}")
 
 
-def check(where: Location | Path | str) -> list[str]:
+def check(where: Path | str) -> list[str]:
     """The problems of a finished folder, one sentence each.
 
     Compares every shard with the manifest (presence, size, SHA-256, schema, counts) and every
-    record with itself (mask ids, `num_objects`, metadata). Reads every byte at a URI; if all are
-    right, it checks the copy on this machine.
+    record with itself (mask ids, `num_objects`, metadata). At a URI it compares all bytes first.
 
     Raises:
         InputError: not a finished folder, see `local` and `Manifest.load`.
     """
-    if isinstance(where, Location) or is_uri(where):
-        if problems := list(remote_problems(Location.of(where))):
-            return problems
+    if is_uri(where) and (problems := list(remote_problems(Location.of(where)))):
+        return problems
     directory = local(where)
     manifest = Manifest.load(directory)
     problems = [
@@ -344,26 +318,14 @@ def _shard_problems(directory: Path, entry: ShardEntry, manifest: Manifest) -> I
     except InputError as error:
         yield str(error)
         return
-    names, counts, texts = (
-        shard.records.column(n).to_pylist() for n in ("id", "num_objects", "objects")
-    )
-    for name, count, text, mask in zip(names, counts, texts, shard.masks, strict=True):
-        scene, largest, described = (
-            f"{entry.file}, scene {name}",
-            int(mask.max()),
-            len(json.loads(text)),
-        )
+    columns = (shard.records.column(name).to_pylist() for name in ("id", "num_objects", "objects"))
+    for id, count, objects, mask in zip(*columns, shard.masks, strict=True):
+        scene, largest, described = f"{path}, scene {id}", mask.max(), len(json.loads(objects))
         if largest > min(manifest.max_objects, described):
-            yield (
-                f"{scene}: mask id {largest}; max_objects is {manifest.max_objects} and "
-                f"{described} objects are described"
-            )
+            limits = f"max_objects is {manifest.max_objects}, {described} objects are described"
+            yield f"{scene}: mask id {largest}, but {limits}"
         if num_visible(mask) != count:
             yield f"{scene}: num_objects is {count}, the mask has {num_visible(mask)}"
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
 
 
 def _clear(directory: Path) -> None:
@@ -375,14 +337,11 @@ def _clear(directory: Path) -> None:
             path.unlink()
 
 
-def _empty_message(manifest: Manifest, empty: list[str], num_records: int) -> str:
+def _empty_message(manifest: Manifest, empty: list[str], count: int) -> str:
     starts = ", ".join(f"{name} starts at record {manifest.ranges[name][0]}" for name in empty)
-    text = f"no scenes for split {', '.join(empty)}: {manifest.source} has {num_records} records, {starts}."
-    if num_records < 3:
-        return f"{text} That is too few to split; check the raw data."
-    tenth = max(1, num_records // 10)
-    one, two = num_records - 2 * tenth, num_records - tenth
-    return (
-        f"{text} Choose ranges that fit, for example "
-        f"--splits train=0:{one},val={one}:{two},test={two}:{num_records}"
-    )
+    source = f"{manifest.source} has {count} records, {starts}"
+    tenth = max(1, count // 10)
+    one, two = count - 2 * tenth, count - tenth
+    example = f"--splits train=0:{one},val={one}:{two},test={two}:{count}"
+    remedy = f"Choose ranges that fit, for example {example}" if count > 2 else "Get more raw data."
+    return f"no scenes for split {', '.join(empty)}: {source}. {remedy}"

@@ -94,18 +94,13 @@ def naming(name: object) -> Iterator[None]:
 
 
 def parse_splits(text: str) -> Ranges:
-    """Parse a text such as `train=0:320,val=320:360,test=360:`; an open end is the last record.
-
-    Raises:
-        InputError: bad syntax, or see `check_splits`.
-    """
+    """Parse a text such as `train=0:320,val=320:360,test=360:`; an open end is the last record."""
     ranges: Ranges = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*:\s*(\d*)\s*", part, re.ASCII)
         if not match:
-            raise InputError(
-                f"splits {text!r}: cannot read {part!r}. Write for example train=0:320,val=320:360."
-            )
+            example = "Write for example train=0:320,val=320:360."
+            raise InputError(f"splits {text!r}: cannot read {part!r}. {example}")
         name, start, stop = match.groups()
         if name in ranges:
             raise InputError(f"splits {text!r} names {name} twice. Give every split one range.")
@@ -114,25 +109,17 @@ def parse_splits(text: str) -> Ranges:
 
 
 def check_splits(ranges: Ranges) -> Ranges:
-    """Return the ranges unchanged.
-
-    Raises:
-        InputError: no range, a name that cannot be a file name, an empty range, or an overlap.
-    """
+    """Return the ranges; InputError for none, an overlap, an empty one, or an unusable name."""
     if not ranges:
         raise InputError("splits is empty. Give at least one range, for example train=0:320.")
     for name, (start, stop) in ranges.items():
         if not re.fullmatch(r"\w+", name, re.ASCII):
             raise InputError(f"split {name!r}: a name must consist of letters, digits and _.")
         if start < 0 or (stop is not None and stop <= start):
-            raise InputError(
-                f"split {name} is {start}:{stop}; the end must be greater than the start. "
-                f"Write {name}=START:END."
-            )
+            raise InputError(f"split {name} must end after its start, got {start}:{stop}.")
     ordered = sorted(ranges.items(), key=lambda item: item[1][0])
     for (name, (_, stop)), (other, (start, _)) in pairwise(ordered):
         if stop is None or start < stop:
-            raise InputError(
-                f"splits {name} and {other} overlap at record {start}. Give ranges that do not."
-            )
+            remedy = "Give ranges that do not."
+            raise InputError(f"splits {name} and {other} overlap at record {start}. {remedy}")
     return ranges

@@ -53,15 +53,13 @@ def records(where: Location | Path | str, start: int = 0) -> Iterator[tuple[int,
                 yield number, _record(stream, header, number, skip=number < start)
                 number += 1
         except (_DamageError, *GZIP_ERRORS) as error:
-            reason = f"the gzip stream is damaged ({error})"
+            reason = str(error)
             if isinstance(error, EOFError):
                 reason = "the file is truncated: its gzip stream ends inside the record"
-            elif isinstance(error, _DamageError):
-                reason = str(error)
-            raise InputError(
-                f"{location}, record {number}: {reason}. Fetch or copy the file again; the earlier "
-                "records are good."
-            ) from None
+            elif not isinstance(error, _DamageError):
+                reason = f"the gzip stream is damaged ({error})"
+            remedy = "Fetch or copy the file again; the earlier records are good."
+            raise InputError(f"{location}, record {number}: {reason}. {remedy}") from None
     if number == 0:
         raise InputError(f"{location} is empty. Fetch or copy the file again.")
 
@@ -107,15 +105,10 @@ def _masked_crc(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature of an Example, still encoded.
+    """One feature of an Example, still encoded."""
 
-    Attributes:
-        kind: "bytes", "float" or "int64".
-        payload: the encoded list, a view into the record.
-    """
-
-    kind: str
-    payload: memoryview
+    kind: str  # "bytes", "float" or "int64"
+    payload: memoryview  # the encoded list, a view into the record
 
     def bytes(self) -> list[memoryview]:
         """The elements of a BytesList, views into the record."""
@@ -129,9 +122,7 @@ class Feature:
             v for field, wire, v in fields if field == 1 and wire in (_BYTES, _FIXED32)
         )
         if len(values) % 4:
-            raise InputError(
-                f"not a tf.train.Example: a FloatList has {len(values)} bytes, not a multiple of 4."
-            )
+            raise InputError("not a tf.train.Example: the size of a FloatList is not 4 n bytes.")
         return np.frombuffer(values, "<f4")
 
     def ints(self) -> np.ndarray:
@@ -151,11 +142,7 @@ class Feature:
 
 
 def example(payload: bytes | memoryview) -> dict[str, Feature]:
-    """The features of a serialized tf.train.Example by name; no list is decoded yet.
-
-    Raises:
-        InputError: not a tf.train.Example.
-    """
+    """The features of a serialized tf.train.Example by name; no list is decoded yet."""
     features = {}
     for message in _messages(memoryview(payload), 1):
         for entry in _messages(message, 1):
@@ -171,16 +158,10 @@ def example(payload: bytes | memoryview) -> dict[str, Feature]:
 
 
 def feature(features: dict[str, Feature], name: str, kind: str, dataset: str) -> Feature:
-    """The feature of this name and kind.
-
-    Raises:
-        InputError: not there, so that this is not a record of `dataset`.
-    """
+    """The feature of this name and kind; InputError if this is not a record of `dataset`."""
     if name not in features or features[name].kind != kind:
         others = ", ".join(f"{key} ({value.kind})" for key, value in sorted(features.items()))
-        raise InputError(
-            f"not a {dataset} record: no {kind} feature {name!r}. The features are: {others}."
-        )
+        raise InputError(f"not a {dataset} record: no {kind} feature {name!r}, but {others}.")
     return features[name]
 
 

@@ -264,7 +264,7 @@ def test_check_compares_records_with_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "max_objects": 1}))
     problems = data.check(tmp_path)
     assert len(problems) == 14
-    assert "mask id 2; max_objects is 1" in problems[0]
+    assert "mask id 2, but max_objects is 1" in problems[0]
 
 
 def test_unusable_manifests_are_refused(copy: Path, tmp_path: Path) -> None:

@@ -90,20 +90,16 @@ class Clevr(Source):
         """Find the one raw file."""
         assert self.raw is not None, "NEEDS_RAW"
         if self.options.protocol == "slot-attention" and self.options.crop != Preprocessing.crop:
-            raise InputError(
-                f"crop must be unset with protocol slot-attention, which has its own, got "
-                f"{self.options.crop}. Leave crop out."
-            )
+            problem = "crop must be unset with protocol slot-attention, which has its own"
+            raise InputError(f"{problem}, got {self.options.crop}. Leave crop out.")
         self.file = self.raw
         if not self.raw.is_file:
             paths = list(self.raw.files())
             tables = [path for path in paths if path.endswith(".tfrecords")]
             if len(tables) != 1:
                 names = listed([self.raw.at(path).name for path in paths], most=8) or "nothing"
-                raise InputError(
-                    f"raw {self.raw} must contain exactly one *.tfrecords file; it has "
-                    f"{len(tables)}. It contains {names}."
-                )
+                problem = f"must contain exactly one *.tfrecords file; it has {len(tables)}"
+                raise InputError(f"raw {self.raw} {problem}. It contains {names}.")
             self.file = self.raw.at(tables[0])
 
     def splits(self) -> Ranges:
@@ -129,7 +125,10 @@ class Clevr(Source):
         firsts = {name: start + kept[name] for name, (start, _) in splits.items()}
         for number, payload in tfrecord.records(self.file, start=min(firsts.values())):
             self.num_records = number + 1
-            name = _split_of(number, splits)
+            ranges = (
+                (name, range(start, stop or number + 1)) for name, (start, stop) in splits.items()
+            )
+            name = next((name for name, numbers in ranges if number in numbers), None)
             if (
                 payload is not None
                 and name
@@ -152,14 +151,17 @@ class Clevr(Source):
     def decode(item: Item, options: Any) -> Scene:
         """The scene of a record."""
         with naming(f"{item.file}, record {item.number}"):
-            return scene(item.payload, f"clevr_{item.number:06d}", options)
-
-
-def _split_of(number: int, splits: Ranges) -> str | None:
-    inside = (
-        name for name, (start, stop) in splits.items() if number in range(start, stop or number + 1)
-    )
-    return next(inside, None)
+            features = tfrecord.example(item.payload)
+            window = options.window(HEIGHT, WIDTH)
+            image = _elements(features, "image", HEIGHT, WIDTH, 3)[window]
+            masks = _elements(features, "mask", ENTITIES, HEIGHT, WIDTH)[:, *window]
+            objects = _objects(features)
+            ids = _instance_ids(np.ascontiguousarray(masks))
+            if ids.max() > len(objects):
+                known = f"the record describes {len(objects)} objects"
+                raise InputError(f"mask {ids.max()} has pixels, but {known}.")
+            image, ids = options.resize(np.ascontiguousarray(image), ids)
+        return Scene(f"clevr_{item.number:06d}", image, ids, objects)
 
 
 def _count(item: Item) -> int:
@@ -169,41 +171,11 @@ def _count(item: Item) -> int:
         return int(visible[1:].sum())
 
 
-def scene(payload: bytes | memoryview, id: str, preprocessing: Preprocessing) -> Scene:
-    """The scene of a record's data.
-
-    Raises:
-        InputError: the record does not have the published format.
-    """
-    features = tfrecord.example(payload)
-    window = preprocessing.window(HEIGHT, WIDTH)
-    image = _elements(features, "image", HEIGHT, WIDTH, 3)[window]
-    entities, rest = divmod(len(_feature(features, "mask", "bytes").payload), 3 * HEIGHT * WIDTH)
-    if entities > ENTITIES and not rest:
-        raise InputError(
-            f"a record must have at most {ENTITIES - 1} object masks, got {entities - 1}."
-        )
-    masks = _elements(features, "mask", ENTITIES, HEIGHT, WIDTH)[:, *window]
-    objects = _objects(features)
-    ids = instance_ids(np.ascontiguousarray(masks))
-    if ids.max() > len(objects):
-        raise InputError(
-            f"mask {ids.max()} has pixels, but the record describes {len(objects)} objects."
-        )
-    return Scene(id, *preprocessing.resize(np.ascontiguousarray(image), ids), objects)
-
-
-def instance_ids(masks: np.ndarray) -> np.ndarray:
-    """The index of the one mask that contains each pixel.
+def _instance_ids(masks: np.ndarray) -> np.ndarray:
+    """The index of the one mask that contains each pixel: uint8 (h, w).
 
     Args:
-        masks: uint8 (n, h, w), 255 in exactly one mask at every pixel, else 0.
-
-    Returns:
-        uint8 (h, w), 0 to n - 1.
-
-    Raises:
-        InputError: another value, or a pixel in no mask or in several.
+        masks: uint8 (n, h, w), 255 in exactly one mask at every pixel, else 0; this is checked.
     """
     if ((masks + np.uint8(1)) > 1).any():  # 255 wraps to 0, so only 0 and 255 remain below 2
         raise InputError("a mask has values other than 0 and 255.")
@@ -249,9 +221,8 @@ def _objects(features: Features) -> tuple[dict[str, Any], ...]:
     codes = {name: _elements(features, name, ENTITIES) for name in WORDS}
     for name, words in WORDS.items():
         if codes[name].max() >= len(words):
-            raise InputError(
-                f"feature {name!r} has code {codes[name].max()}; the maximum is {len(words) - 1}."
-            )
+            limit = f"the maximum is {len(words) - 1}"
+            raise InputError(f"feature {name!r} has code {codes[name].max()}; {limit}.")
     position = np.stack([_floats(features, axis) for axis in "xyz"], axis=1)
     pixel = _floats(features, "pixel_coords", ENTITIES, 3)
     rotation = _floats(features, "rotation")

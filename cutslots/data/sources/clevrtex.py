@@ -71,15 +71,11 @@ class ClevrTex(Source):
         own = paths.pop(variant, {})
         if not own:
             others = f" It has images of {', '.join(sorted(paths))}." if paths else ""
-            raise InputError(
-                f"raw {raw} has no CLEVRTEX_{variant}_NNNNNN files.{others} Give --variant, or the "
-                "right folder."
-            )
+            problem = f"has no CLEVRTEX_{variant}_NNNNNN files.{others}"
+            raise InputError(f"raw {raw} {problem} Give another variant or folder.")
         self.num_records = 1 + max(int(match[2]) for name in own if (match := NAME.match(name)))
-        names = [
-            [f"CLEVRTEX_{variant}_{number:06d}{kind}" for kind in KINDS]
-            for number in range(self.num_records)
-        ]
+        stems = [f"CLEVRTEX_{variant}_{number:06d}" for number in range(self.num_records)]
+        names = [[f"{stem}{kind}" for kind in KINDS] for stem in stems]
         if missing := [name for triple in names for name in triple if name not in own]:
             raise InputError(f"raw {raw} lacks {listed(missing, 5)}. Unpack the archives again.")
         self.paths = [(own[image], own[ids], own[text]) for image, ids, text in names]
@@ -126,10 +122,8 @@ class ClevrTex(Source):
             if ids.shape != image.shape[:2]:
                 raise InputError(f"the size is {ids.shape}, that of its image {image.shape[:2]}.")
             if ids.max() > len(objects):
-                raise InputError(
-                    f"it has id {ids.max()}, but {metadata_file.name} describes {len(objects)} "
-                    "objects."
-                )
+                known = f"{metadata_file.name} describes {len(objects)} objects"
+                raise InputError(f"it has id {ids.max()}, but {known}.")
         name = f"clevrtex_{options.variant}_{item.number:06d}"
         image, ids = options.apply(image, ids)
         return Scene(name, image, ids, objects)

@@ -32,19 +32,13 @@ NUMBERS = ("mass", "friction", "restitution")
 
 @dataclass(frozen=True)
 class File:
-    """One TFRecord file.
-
-    Attributes:
-        split: the split that it belongs to.
-        first, start: the number of its first clip in the split, and over all splits.
-        count: its number of clips.
-    """
+    """One TFRecord file."""
 
     location: Location
     split: str
-    first: int
-    start: int
-    count: int
+    first: int  # the number of its first clip in the split
+    start: int  # the same, counted over all splits
+    count: int  # of clips
 
     def overlaps(self, start: int, stop: int | None) -> bool:
         """Whether it contains a clip of this range, counted over all splits."""
@@ -73,9 +67,9 @@ class MoviA(Source):
         folders = [path.parent for path in paths if path.name == INFO]
         if len(folders) != 1:
             names = listed(list(map(str, folders))) or "none"
+            remedy = "Give the one that TensorFlow Datasets wrote, such as 128x128/1.0.0."
             raise InputError(
-                f"raw {raw} must contain one folder with {INFO}, got {names}. Give the one that "
-                "TensorFlow Datasets wrote, such as 128x128/1.0.0."
+                f"raw {raw} must contain one folder with {INFO}, got {names}. {remedy}"
             )
         folder = folders[0]
         self.sizes = {folder.at(path).name: size for path, size in folder.files().items()}
@@ -107,11 +101,7 @@ class MoviA(Source):
         }
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
-        """The records of every range, file by file.
-
-        Raises:
-            InputError: a file is damaged or has another number of records than expected.
-        """
+        """The records of every range, file by file."""
         for name, (start, stop) in splits.items():
             begin = start + done[name]
             for file in (file for file in self.files if file.overlaps(begin, stop)):
@@ -131,10 +121,8 @@ class MoviA(Source):
             if ids.shape != video.shape[:3]:
                 raise InputError(f"segmentations must be {video.shape[:3]}, got {ids.shape}.")
             if ids.max() > len(objects):
-                raise InputError(
-                    f"segmentations has id {ids.max()}, but the record describes {len(objects)} "
-                    "instances."
-                )
+                known = f"the record describes {len(objects)} instances"
+                raise InputError(f"segmentations has id {ids.max()}, but {known}.")
         return Scene(item.id, *options.apply(video, ids), objects)
 
     def _text(self, file: Location) -> str:
@@ -144,7 +132,7 @@ class MoviA(Source):
 
 
 def _clips(file: File, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """The records `start` to `stop` - 1; if these end the file, its number of records is checked."""
+    """The records `start` to `stop` - 1; at the end of the file their number is checked."""
     number = -1
     for number, payload in tfrecord.records(file.location, start):
         if number >= stop:
@@ -154,10 +142,8 @@ def _clips(file: File, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         if number + 1 == stop < file.count:
             return
     if number + 1 != file.count:
-        raise InputError(
-            f"{file.location} does not contain the {file.count} records listed in "
-            "dataset_info.json. Fetch the file again."
-        )
+        problem = f"does not contain the {file.count} records listed in {INFO}"
+        raise InputError(f"{file.location} {problem}. Fetch the file again.")
 
 
 def _files(folder: Location, text: str) -> list[File]:
@@ -212,9 +198,8 @@ def _objects(
     for name, words in labels.items():
         codes = _feature(features, f"instances/{name}_label", "int64").ints()
         if len(codes) and not 0 <= codes.min() <= codes.max() < len(words):
-            raise InputError(
-                f"instances/{name}_label must have codes below {len(words)}, got {codes.tolist()}."
-            )
+            limit = f"must have codes below {len(words)}"
+            raise InputError(f"instances/{name}_label {limit}, got {codes.tolist()}.")
         columns[name] = [words[code] for code in codes]
     for name in NUMBERS:
         values = _feature(features, f"instances/{name}", "float").floats()
