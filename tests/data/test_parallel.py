@@ -54,21 +54,16 @@ def broken_items() -> Iterator[int]:
 
 
 def test_at_most_so_many_items_are_submitted() -> None:
-    submitted, most = set(), 0
+    pending, most = set(), []
 
     def submit(item: int) -> int:
-        nonlocal most
-        submitted.add(item)
-        most = max(most, len(submitted))
+        pending.add(item)
+        most.append(len(pending))
         return item
 
-    def result(handle: int) -> int:
-        submitted.remove(handle)
-        return handle**2
-
-    assert list(parallel.ordered(submit, result, range(20), 4)) == [n**2 for n in range(20)]
-    assert most == 4
-    assert list(parallel.ordered(submit, result, [], 4)) == []
+    results = parallel.ordered(submit, lambda item: pending.remove(item) or item, range(20), 4)
+    assert list(results) == list(range(20))
+    assert max(most) == 4
 
 
 def test_workers_is_checked_and_little_work_starts_no_process() -> None:

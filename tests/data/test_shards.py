@@ -190,12 +190,11 @@ def test_a_full_disk_keeps_the_finished_shards(tmp_path: Path) -> None:
     """A limit on the size of a file makes the kernel refuse the write, as a full disk does."""
     out = tmp_path / "out"
     command = [sys.executable, "-c", DISK_FULL, str(out)]
-    options = {"capture_output": True, "text": True, "check": True}
-    text = subprocess.run([*command, "60000"], **options).stdout
+    text = subprocess.check_output([*command, "60000"], text=True)
     assert "refused: disk full" in text
     assert "test 6 scenes, val 6 scenes, train 0 scenes" in text
     assert names(out) == ["progress.json", "test-00000.arrow", "val-00000.arrow"]
-    assert subprocess.run([*command, str(resource.RLIM_INFINITY)], **options).stdout == ""
+    assert subprocess.check_output([*command, str(resource.RLIM_INFINITY)], text=True) == ""
     assert data.check(out) == []
 
 
