@@ -126,8 +126,8 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """The number of global batches in an epoch."""
-        whole, rest = divmod(self.num_scenes, self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        full, rest = divmod(self.num_scenes, self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch from step `start` on; deleting the iterator stops its thread."""
@@ -139,9 +139,9 @@ class Batches:
         """This rank's shard of one global batch."""
         if not 0 <= step < self.steps_per_epoch:
             raise InputError(f"step must be 0 to {self.steps_per_epoch - 1}, got {step}.")
-        whole = self._epoch_order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
-        first, last = (len(whole) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return self.items(whole[first:last].copy())
+        index = self._epoch_order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        first, last = (len(index) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return self.items(index[first:last].copy())
 
     def items(self, index: np.ndarray) -> Batch:
         """These items of the split, in this order, regardless of the rank."""

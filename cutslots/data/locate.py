@@ -1,4 +1,4 @@
-"""Where data is: paths and URIs, prepared datasets by name, and the local copies of remote ones.
+"""Paths and URIs, prepared datasets by name, and the local copies of remote ones.
 
 A URI is s3://, gs:// or hdfs:// (through pyarrow), or any other protocol of fsspec. Remote data is
 only read. To put a prepared folder there, copy it, e.g. `aws s3 sync FOLDER s3://bucket/NAME`.
@@ -29,9 +29,9 @@ PYARROW = ("file", "s3", "gs", "gcs", "hdfs", "viewfs")
 BUFFER_BYTES = 1 << 20
 
 
-def is_uri(where: Path | str) -> bool:
+def is_uri(path: Path | str) -> bool:
     """Whether this is a URI; its protocol has two letters at least, since C: is a drive."""
-    return isinstance(where, str) and re.match(r"[a-z][a-z0-9+.-]+://", where) is not None
+    return isinstance(path, str) and re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,23 @@ class Location:
     path: str
 
     @classmethod
-    def of(cls, where: "Location | Path | str") -> "Location":
+    def of(cls, path: "Location | Path | str") -> "Location":
         """The location of a path or URI.
 
         Raises:
             InputError: no filesystem for this URI.
         """
-        if isinstance(where, Location):
-            return where
-        if not is_uri(where):
-            return cls(ArrowFSWrapper(fs.LocalFileSystem()), str(Path(where).absolute()))
-        uri = str(where)
+        if isinstance(path, Location):
+            return path
+        if not is_uri(path):
+            return cls(ArrowFSWrapper(fs.LocalFileSystem()), str(Path(path).absolute()))
+        uri = str(path)
         try:
             if uri.partition("://")[0] not in PYARROW:
                 return cls(*fsspec.core.url_to_fs(uri))
-            filesystem, path = fs.FileSystem.from_uri(uri)
+            filesystem, key = fs.FileSystem.from_uri(uri)
             # fsspec identifies instances by their arguments' texts, which are not unique for these.
-            return cls(ArrowFSWrapper(filesystem, skip_instance_cache=True), path)
+            return cls(ArrowFSWrapper(filesystem, skip_instance_cache=True), key)
         except (pa.ArrowException, OSError, ValueError, ImportError) as error:
             example = "Give a path, or a URI such as s3://bucket/folder."
             raise InputError(f"cannot read {uri}: {error}. {example}") from None
@@ -94,14 +94,11 @@ class Location:
         """Whether it is an existing file."""
         return self.filesystem.isfile(self.path)
 
-    def files(self, recursive: bool = False) -> dict[str, int]:
-        """The files of this folder: size in bytes by path, sorted by path."""
+    def files(self, recursive: bool = False) -> list[tuple["Location", int]]:
+        """The files of this folder with their sizes in bytes, sorted by path."""
         infos: Any = self.filesystem.find(self.path, None if recursive else 1, detail=True)
-        return {path: info["size"] for path, info in sorted(infos.items())}
-
-    def at(self, path: str) -> "Location":
-        """Another path of the same filesystem."""
-        return Location(self.filesystem, path)
+        pairs = sorted(infos.items())
+        return [(Location(self.filesystem, path), info["size"]) for path, info in pairs]
 
     def open(self) -> IO[bytes]:
         """The file, open for reading and seeking."""
@@ -120,21 +117,21 @@ def find_dataset(name: str) -> Path | str | None:
     """The prepared dataset of this name in `CUTSLOTS_DATA` or `CUTSLOTS_HOME/data`, else None."""
     base = os.environ.get(DATA)
     given = [f"{base.rstrip('/')}/{name}" if is_uri(base) else Path(base) / name] if base else []
-    for where in (*given, files.home() / "data" / name):
-        if (Location.of(where) / MANIFEST).info:
-            return where if is_uri(where) else Path(where).absolute()
+    for path in (*given, files.home() / "data" / name):
+        if (Location.of(path) / MANIFEST).info:
+            return path if is_uri(path) else Path(path).absolute()
     return None
 
 
-def read_manifest(where: Location | Path | str) -> Manifest:
+def read_manifest(path: Location | Path | str) -> Manifest:
     """The manifest of a prepared folder or URI, without a copy of the shards.
 
     Raises:
         InputError: no finished prepared dataset.
     """
-    if not isinstance(where, Location) and not is_uri(where):
-        return Manifest.load(Path(where))
-    folder = Location.of(where)
+    if not isinstance(path, Location) and not is_uri(path):
+        return Manifest.load(Path(path))
+    folder = Location.of(path)
     try:
         text = (folder / MANIFEST).read()
     except OSError as error:
@@ -143,7 +140,7 @@ def read_manifest(where: Location | Path | str) -> Manifest:
     return Manifest.parse(text, f"{folder}/{MANIFEST}")
 
 
-def local(where: Location | Path | str) -> Path:
+def local(path: Location | Path | str) -> Path:
     """The prepared folder on this machine: the path, or the copy of a URI in `CUTSLOTS_HOME/cache`.
 
     Copies only missing shards and compares their SHA-256 with the manifest. If several processes
@@ -152,16 +149,16 @@ def local(where: Location | Path | str) -> Path:
     Raises:
         InputError: no finished prepared dataset, no connection, or a damaged shard.
     """
-    if not isinstance(where, Location) and not is_uri(where):
-        return Path(where)
-    remote, manifest = Location.of(where), read_manifest(where)
+    if not isinstance(path, Location) and not is_uri(path):
+        return Path(path)
+    remote, manifest = Location.of(path), read_manifest(path)
     # The name contains the content's digest, so that new content there gets a new copy.
     folder = files.home() / "cache" / f"{remote.name}-{manifest.digest}"
     with files.lock(folder.with_name(f".{folder.name}.lock"), timeout=-1):
         for entry in manifest.shards:
-            path = folder / entry.file
-            if not path.is_file() or path.stat().st_size != entry.bytes:
-                _fetch(remote / entry.file, path, entry.sha256)
+            copy = folder / entry.file
+            if not copy.is_file() or copy.stat().st_size != entry.bytes:
+                _fetch(remote / entry.file, copy, entry.sha256)
         if not (folder / MANIFEST).exists():
             manifest.save(folder / MANIFEST)
     return folder
@@ -171,7 +168,7 @@ def remote_problems(remote: Location) -> Iterator[str]:
     """What differs between the files of a remote prepared folder and its manifest."""
     manifest = read_manifest(remote)
     with _reading(remote):
-        names = {path.rpartition("/")[2] for path in remote.files() if path.endswith(".arrow")}
+        names = {file.name for file, _ in remote.files() if file.name.endswith(".arrow")}
         for entry in manifest.shards:
             if entry.file not in names:
                 yield f"{remote / entry.file} is missing"
@@ -196,9 +193,9 @@ def _fetch(source: Location, target: Path, sha256: str) -> None:
 
 
 @contextmanager
-def _reading(where: Location) -> Iterator[None]:
+def _reading(location: Location) -> Iterator[None]:
     """Turn errors of a network or of access rights into input errors."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot read {where}: {error}. Run the same command again.") from None
+        raise InputError(f"cannot read {location}: {error}. Run the same command again.") from None

@@ -20,6 +20,8 @@ from itertools import islice
 from multiprocessing import resource_tracker
 from typing import Any
 
+import joblib
+
 from cutslots.errors import InputError
 
 # Work of fewer seconds stays in this process: starting others takes longer.
@@ -40,15 +42,10 @@ def in_order(
     """
     if workers is None and connected():
         return on_ray(function, items)
-    workers = num_cores() if workers is None else workers
+    workers = joblib.cpu_count() if workers is None else workers  # respects cgroups
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}.")
     return map(function, items) if workers == 1 else on_processes(function, items, workers)
-
-
-def num_cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def connected() -> bool:

@@ -7,7 +7,6 @@ run continues.
 """
 
 import errno
-import importlib.metadata
 import itertools
 import json
 import logging
@@ -18,11 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
+import cutslots
 from cutslots import files
 from cutslots.data.locate import Location, is_uri, local, remote_problems
 from cutslots.data.manifest import MANIFEST, PROGRESS, SHARD_NAME, Info, Manifest, ShardEntry, Split
@@ -100,13 +101,9 @@ def _begin(directory: Path, info: Info, overwrite: bool) -> Manifest:
     if path is None:
         if others := sorted(entry.name for entry in directory.iterdir() if entry.name != LOCK):
             raise InputError(f"out {directory} contains other files ({listed(others)}).")
-        try:
-            version = importlib.metadata.version("cutslots")
-        except importlib.metadata.PackageNotFoundError:
-            version = "unknown"
         splits = {name: Split() for name in info.ranges}
         parts = (info.source, info.raw, info.options, info.ranges)
-        return Manifest(*parts, splits=splits, version=version)
+        return Manifest(*parts, splits=splits, version=cutslots.__version__)
     manifest = Manifest.read(path)
     manifest.refuse_other(info, directory, finished=path.name == MANIFEST)
     if path.name == MANIFEST:
@@ -217,15 +214,10 @@ def write(
     read: Callable[[Done], Iterable[tuple[str, Scene]]],
     directory: Path | str,
     info: Info,
-    *,
-    overwrite: bool = False,
-    scenes_per_shard: int | None = None,
-    progress: Progress | None = None,
+    **options: Any,
 ) -> Manifest:
-    """Write a whole prepared folder from `read(done)`, see `writing` and `Writer.write`."""
-    with writing(
-        directory, info, overwrite=overwrite, scenes_per_shard=scenes_per_shard, progress=progress
-    ) as writer:
+    """Write a whole prepared folder from `read(done)`; `options` are those of `writing`."""
+    with writing(directory, info, **options) as writer:
         if not writer.complete:
             writer.write(read(writer.done))
         return writer.finish(max(stop or 0 for _, stop in info.ranges.values()))
@@ -286,7 +278,7 @@ class Shard:
                     raise InputError(f"shard {self._path} was truncated while in use. {REPAIR}")
 
 
-def check(where: Path | str) -> list[str]:
+def check(path: Path | str) -> list[str]:
     """The problems of a finished folder, one sentence each.
 
     Compares every shard with the manifest (presence, size, SHA-256, schema, counts) and every
@@ -295,9 +287,9 @@ def check(where: Path | str) -> list[str]:
     Raises:
         InputError: not a finished folder, see `local` and `Manifest.load`.
     """
-    if is_uri(where) and (problems := list(remote_problems(Location.of(where)))):
+    if is_uri(path) and (problems := list(remote_problems(Location.of(path)))):
         return problems
-    directory = local(where)
+    directory = local(path)
     manifest = Manifest.load(directory)
     problems = [
         f"split {name} is empty" for name, split in manifest.splits.items() if not split.count
@@ -329,7 +321,7 @@ def _shard_problems(directory: Path, entry: ShardEntry, manifest: Manifest) -> I
 
 
 def _clear(directory: Path) -> None:
-    """Remove prepared data only, the manifest first, so that no reader takes the rest as complete."""
+    """Remove prepared data only, the manifest first, which readers need to use the rest."""
     for name in (MANIFEST, PROGRESS):
         (directory / name).unlink(missing_ok=True)
     for path in directory.iterdir():

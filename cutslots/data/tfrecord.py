@@ -35,7 +35,7 @@ _HEADER, _CRC = struct.Struct("<QI"), struct.Struct("<I")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def records(where: Location | Path | str, start: int = 0) -> Iterator[tuple[int, bytes | None]]:
+def records(path: Location | Path | str, start: int = 0) -> Iterator[tuple[int, bytes | None]]:
     """Yield (record number, data) of a plain or GZIP file; data is None before record `start`.
 
     Skipped records are not checked, and in a plain file not read.
@@ -43,7 +43,7 @@ def records(where: Location | Path | str, start: int = 0) -> Iterator[tuple[int,
     Raises:
         InputError: the file is empty, truncated, not a TFRecord file, or a checksum differs.
     """
-    location, number = Location.of(where), 0
+    location, number = Location.of(path), 0
     with location.open() as file:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -64,12 +64,12 @@ def records(where: Location | Path | str, start: int = 0) -> Iterator[tuple[int,
         raise InputError(f"{location} is empty. Fetch or copy the file again.")
 
 
-def fingerprint(where: Location | Path | str) -> str:
+def fingerprint(path: Location | Path | str) -> str:
     """8 hexadecimal digits of the first record, which remain when damage after it is repaired.
 
     Raises: see `records`.
     """
-    return f"{google_crc32c.value(next(records(where))[1] or b''):08x}"
+    return f"{google_crc32c.value(next(records(path))[1] or b''):08x}"
 
 
 class _DamageError(Exception):

@@ -4,6 +4,7 @@ import gc
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,9 +58,9 @@ def test_batches_depend_on_seed_and_epoch_only(prepared: Path) -> None:
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_share_the_global_batch_in_order(prepared: Path, world_size: int) -> None:
     whole = Batches(prepared, "train", 20).epoch(1)
-    options = ({"rank": rank, "world_size": world_size} for rank in range(world_size))
-    ranks = zip(*(Batches(prepared, "train", 20, **o).epoch(1) for o in options), strict=True)
-    for one, parts in zip(whole, ranks, strict=True):
+    part = partial(Batches, prepared, "train", 20, world_size=world_size)
+    ranks = (part(rank=rank).epoch(1) for rank in range(world_size))
+    for one, parts in zip(whole, zip(*ranks, strict=True), strict=True):
         assert torch.equal(one.images, torch.cat([part.images for part in parts]))
         np.testing.assert_array_equal(one.index, np.concatenate([part.index for part in parts]))
 
@@ -76,8 +77,8 @@ def test_resume_and_prefetch_change_nothing(prepared: Path, prefetch: int) -> No
 def test_evaluation_sees_every_scene_once(prepared: Path, world_size: int, batch_size: int) -> None:
     seen = []
     for rank in range(world_size):
-        options = {"rank": rank, "world_size": world_size, "shuffle": False, "drop_last": False}
-        for batch in Batches(prepared, "train", batch_size, **options).epoch(0):
+        part = partial(Batches, rank=rank, world_size=world_size)
+        for batch in part(prepared, "train", batch_size, shuffle=False, drop_last=False).epoch(0):
             assert 0 < len(batch.index) == len(batch.images)
             seen += batch.index.tolist()
     assert sorted(seen) == list(range(160))

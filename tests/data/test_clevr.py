@@ -13,6 +13,7 @@ from comparisons import assert_equal, counts, reference, times
 from cutslots import data
 from cutslots.data import shards, sources, tfrecord
 from cutslots.data.locate import Location
+from cutslots.data.record import Ranges
 from cutslots.data.sources.clevr import Clevr, Item, Options
 from cutslots.errors import InputError
 
@@ -21,9 +22,7 @@ SPLITS = {"train": (0, 6), "val": (6, 8), "test": (8, None)}
 SMALL = Options(size=16)
 
 
-def numbers(
-    path: Path, options: Options, splits: dict[str, tuple[int, int | None]], done: dict[str, int]
-) -> list[int]:
+def numbers(path: Path, options: Options, splits: Ranges, done: dict[str, int]) -> list[int]:
     source = Clevr(Location.of(path), options)
     source.find()
     return [item.number for _, item in source.records(splits, done)]
@@ -42,7 +41,7 @@ def test_round_trip_is_exact(clevr_file: Path, tmp_path: Path) -> None:
 def test_only_the_needed_records_are_decoded(tmp_path: Path) -> None:
     payloads = [b"bad" if n in (0, 2) else example(clevr_features(n)) for n in range(4)]
     path = write(tmp_path / CLEVR_NAME, payloads)
-    splits = {"b": (3, 4), "a": (1, 2)}
+    splits: Ranges = {"b": (3, 4), "a": (1, 2)}
     for options in (SMALL, Options(size=16, max_objects=9)):
         assert numbers(path, options, splits, {"a": 0, "b": 0}) == [1, 3]
     content = bytearray(write(path, payloads, zipped=False).read_bytes())
@@ -64,7 +63,7 @@ def test_a_maximum_of_objects_keeps_few_objects_and_resumes(clevr_file: Path, tm
 def test_a_short_split_logs_a_warning(
     clevr_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    splits = {"train": (0, 6), "test": (6, 15)}
+    splits: Ranges = {"train": (0, 6), "test": (6, 15)}
     data.prepare("clevr", clevr_file, tmp_path / "a", SMALL, splits)
     (message,) = caplog.messages
     for fact in ("test", "6:15", "10 records", "4 scenes"):
@@ -172,7 +171,8 @@ def test_slot_attention_protocol(
     np.testing.assert_array_equal(result.mask, ids[29:221, 64:256][np.ix_(nearest, nearest)])
 
     monkeypatch.setattr("cutslots.data.sources.clevr.SLOT_ATTENTION_SCENES", 2)
-    splits, seen = {"train": (0, 4), "test": (4, 7), "val": (7, 10)}, set()
+    seen = set()
+    splits: Ranges = {"train": (0, 4), "test": (4, 7), "val": (7, 10)}
 
     def progress(name: str, finished: int, requested: int | None) -> None:
         seen.add((name, requested))

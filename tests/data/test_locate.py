@@ -1,4 +1,4 @@
-"""Raw data and prepared folders on remote filesystems, which fsspec's memory stands for."""
+"""Raw data and prepared folders at URIs; fsspec's memory filesystem is the remote one."""
 
 import pickle
 import shutil
@@ -19,6 +19,7 @@ from cutslots import data, files
 from cutslots.cli import main
 from cutslots.data import tfrecord
 from cutslots.data.locate import Location, is_uri
+from cutslots.data.record import Ranges
 from cutslots.errors import InputError
 
 URI = "memory://bucket/set"
@@ -86,7 +87,7 @@ def test_every_source_reads_the_same_from_a_uri(clevr_file: Path, tmp_path: Path
         digests = set()
         for at, base in enumerate((tmp_path / "raw", f"file://{tmp_path}/raw", "memory://bucket")):
             raw, out = f"{base}/{source}", tmp_path / f"{source}-{at}"
-            splits = {"train": (0, 3), "val": (3, 5)}
+            splits: Ranges = {"train": (0, 3), "val": (3, 5)}
             digests.add(data.prepare(source, raw, out, options, splits, workers=1).digest)
         assert len(digests) == 1
 

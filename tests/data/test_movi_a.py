@@ -85,7 +85,8 @@ def changed(name: str, value: bytes) -> bytes:
 
 def frames(name: str, at: int, *new: bytes | np.ndarray) -> bytes:
     """Record 4 with one frame replaced, or without it."""
-    images = [png(image) for image in truth(4)[0 if name == "video" else 1]]
+    video, ids, _ = truth(4)
+    images = [png(image) for image in (video if name == "video" else ids)]
     images[at : at + 1] = [png(n) if isinstance(n, np.ndarray) else n for n in new]
     return changed(name, bytes_list(images))
 
@@ -216,7 +217,7 @@ def test_rendered_dataset(tmp_path: Path) -> None:
     for name in ("video", "segmentations"):
         with Image.open(io.BytesIO(record[name].bytes()[7])) as image:
             pixels.append(np.array(image))
-    small, small_ids = reference(*pixels, 128)
+    small, small_ids = reference(pixels[0], pixels[1], 128)
     batch = batches.batch(0, 0)
     assert batch.images.shape == (1, 24, 128, 128, 3)
     np.testing.assert_array_equal(batch.images[0, 7].numpy(), small)

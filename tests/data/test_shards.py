@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cutslots.data.shards import Info
 from cutslots.data.sources import scenes
 from cutslots.errors import InputError
 
-RANGES = {"train": (0, 10), "val": (10, 14)}
+RANGES: Any = {"train": (0, 10), "val": (10, 14)}
 INFO = Info("made", {"files": {"raw.bin": 7}}, {"size": 8}, RANGES)
 
 

@@ -94,13 +94,13 @@ class Clevr(Source):
             raise InputError(f"{problem}, got {self.options.crop}. Leave crop out.")
         self.file = self.raw
         if not self.raw.is_file:
-            paths = list(self.raw.files())
-            tables = [path for path in paths if path.endswith(".tfrecords")]
+            files = [file for file, _ in self.raw.files()]
+            tables = [file for file in files if file.name.endswith(".tfrecords")]
             if len(tables) != 1:
-                names = listed([self.raw.at(path).name for path in paths], most=8) or "nothing"
+                names = listed([file.name for file in files], most=8) or "nothing"
                 problem = f"must contain exactly one *.tfrecords file; it has {len(tables)}"
                 raise InputError(f"raw {self.raw} {problem}. It contains {names}.")
-            self.file = self.raw.at(tables[0])
+            self.file = tables[0]
 
     def splits(self) -> Ranges:
         """The protocol's ranges of records; a file of fewer records needs other ranges."""
@@ -158,8 +158,8 @@ class Clevr(Source):
             objects = _objects(features)
             ids = _instance_ids(np.ascontiguousarray(masks))
             if ids.max() > len(objects):
-                known = f"the record describes {len(objects)} objects"
-                raise InputError(f"mask {ids.max()} has pixels, but {known}.")
+                described = f"the record describes {len(objects)} objects"
+                raise InputError(f"mask {ids.max()} has pixels, but {described}.")
             image, ids = options.resize(np.ascontiguousarray(image), ids)
         return Scene(f"clevr_{item.number:06d}", image, ids, objects)
 

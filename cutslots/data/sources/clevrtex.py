@@ -61,16 +61,15 @@ class ClevrTex(Source):
         raw, variant = self.raw, self.options.variant
         if raw.is_file:
             raise InputError(f"raw {raw} is a file. Give the folder of the unpacked archives.")
-        paths: dict[str, dict[str, str]] = defaultdict(dict)  # by variant and file name
-        for path in raw.files(recursive=True):
-            name = path.rpartition("/")[2]
-            if match := NAME.fullmatch(name):
-                other = paths[match[1]].setdefault(name, path)
-                if other != path and match[1] == variant:
-                    raise InputError(f"{name} exists twice: {other} and {path}. Remove one.")
-        own = paths.pop(variant, {})
+        files: dict[str, dict[str, Location]] = defaultdict(dict)  # by variant and name
+        for file, _ in raw.files(recursive=True):
+            if match := NAME.fullmatch(file.name):
+                other = files[match[1]].setdefault(file.name, file)
+                if other != file and match[1] == variant:
+                    raise InputError(f"{file.name} exists twice: {other}, {file}. Remove one.")
+        own = files.pop(variant, {})
         if not own:
-            others = f" It has images of {', '.join(sorted(paths))}." if paths else ""
+            others = f" It has images of {', '.join(sorted(files))}." if files else ""
             problem = f"has no CLEVRTEX_{variant}_NNNNNN files.{others}"
             raise InputError(f"raw {raw} {problem} Give another variant or folder.")
         self.num_records = 1 + max(int(match[2]) for name in own if (match := NAME.match(name)))
@@ -78,7 +77,7 @@ class ClevrTex(Source):
         names = [[f"{stem}{kind}" for kind in KINDS] for stem in stems]
         if missing := [name for triple in names for name in triple if name not in own]:
             raise InputError(f"raw {raw} lacks {listed(missing, 5)}. Unpack the archives again.")
-        self.paths = [(own[image], own[ids], own[text]) for image, ids, text in names]
+        self.files = [(own[image], own[ids], own[text]) for image, ids, text in names]
 
     def splits(self) -> Ranges:
         """The benchmark's tenths: test, val, and the rest is train; outd is only for testing."""
@@ -93,8 +92,7 @@ class ClevrTex(Source):
 
     def describe(self, splits: Ranges) -> dict[str, Any]:
         """The number of images, and a fingerprint of the metadata of the first and the last."""
-        assert self.raw is not None
-        files = [self.raw.at(triple[2]) for triple in (self.paths[0], self.paths[-1])]
+        files = [triple[2] for triple in (self.files[0], self.files[-1])]
         texts = [file.read() for file in files]
         for file, text in zip(files, texts, strict=True):
             with naming(file):
@@ -104,10 +102,8 @@ class ClevrTex(Source):
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
         """The files of every scene; `decode` reads them."""
-        assert self.raw is not None
         for name, number in self.indices(splits, done):
-            image, ids, metadata = map(self.raw.at, self.paths[number])
-            yield name, Item(number, (image, ids, metadata))
+            yield name, Item(number, self.files[number])
 
     @staticmethod
     def decode(item: Item, options: Any) -> Scene:
@@ -122,8 +118,8 @@ class ClevrTex(Source):
             if ids.shape != image.shape[:2]:
                 raise InputError(f"the size is {ids.shape}, that of its image {image.shape[:2]}.")
             if ids.max() > len(objects):
-                known = f"{metadata_file.name} describes {len(objects)} objects"
-                raise InputError(f"it has id {ids.max()}, but {known}.")
+                described = f"{metadata_file.name} describes {len(objects)} objects"
+                raise InputError(f"it has id {ids.max()}, but {described}.")
         name = f"clevrtex_{options.variant}_{item.number:06d}"
         image, ids = options.apply(image, ids)
         return Scene(name, image, ids, objects)

@@ -63,8 +63,7 @@ class MoviA(Source):
         raw = self.raw
         if raw.is_file:
             raise InputError(f"raw {raw} is a file. Give the folder with {INFO} in it.")
-        paths = (raw.at(path) for path in raw.files(recursive=True))
-        folders = [path.parent for path in paths if path.name == INFO]
+        folders = [file.parent for file, _ in raw.files(recursive=True) if file.name == INFO]
         if len(folders) != 1:
             names = listed(list(map(str, folders))) or "none"
             remedy = "Give the one that TensorFlow Datasets wrote, such as 128x128/1.0.0."
@@ -72,7 +71,7 @@ class MoviA(Source):
                 f"raw {raw} must contain one folder with {INFO}, got {names}. {remedy}"
             )
         folder = folders[0]
-        self.sizes = {folder.at(path).name: size for path, size in folder.files().items()}
+        self.sizes = {file.name: size for file, size in folder.files()}
         with naming(folder / INFO):
             self.files = _files(folder, self._text(folder / INFO))
         self.labels = {}
@@ -121,8 +120,8 @@ class MoviA(Source):
             if ids.shape != video.shape[:3]:
                 raise InputError(f"segmentations must be {video.shape[:3]}, got {ids.shape}.")
             if ids.max() > len(objects):
-                known = f"the record describes {len(objects)} instances"
-                raise InputError(f"segmentations has id {ids.max()}, but {known}.")
+                described = f"the record describes {len(objects)} instances"
+                raise InputError(f"segmentations has id {ids.max()}, but {described}.")
         return Scene(item.id, *options.apply(video, ids), objects)
 
     def _text(self, file: Location) -> str:
