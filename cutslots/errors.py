@@ -23,3 +23,9 @@ def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+
+
+def listed(names: "list[str] | tuple[str, ...]", most: int = 3) -> str:
+    """The first names of a list, and how many more there are: "a, b, c and 2 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

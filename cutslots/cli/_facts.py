@@ -342,9 +342,8 @@ def tracking_store() -> list[Fact]:
 
 def datasets() -> list[Fact]:
     """The prepared datasets where sweeps look for them; their shards are not read, which is for `cutslots check`."""
+    from cutslots.data.locate import DATA, is_uri
     from cutslots.data.manifest import MANIFEST, PROGRESS
-    from cutslots.data.places import is_uri
-    from cutslots.sweep.sets import DATA
 
     folders, facts = [home() / "data"], []
     if base := os.environ.get(DATA):

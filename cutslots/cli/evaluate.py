@@ -190,9 +190,8 @@ def _score(
 
 def _open(chosen: argparse.Namespace, model: Any) -> list[_Set]:
     """The sets, every one fit for the model."""
-    from cutslots.data import Batches, Manifest, local
+    from cutslots.data import Batches, Manifest, dataset_name, local
     from cutslots.data.sources import naming
-    from cutslots.report.evaluation import set_name
     from cutslots.train.inputs import check_data
 
     sets = []
@@ -203,7 +202,7 @@ def _open(chosen: argparse.Namespace, model: Any) -> list[_Set]:
             split, notes = _split(manifest, chosen.split)
             batches = Batches(folder, split, chosen.batch_size, shuffle=False, drop_last=False)
             check_data(model, batches)
-        sets.append(_Set(set_name(manifest), batches, notes))
+        sets.append(_Set(dataset_name(manifest), batches, notes))
     _tell_apart(sets)
     _choose_keys(sets, list(dict.fromkeys(chosen.by)))
     return sets

@@ -36,7 +36,7 @@ def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument(
             "raw", metavar="RAW", help="the raw dataset: its folder or file, or a URI"
         )
-    where = f"the folder to write, or a URI; default CUTSLOTS_HOME/data/{name}, of a variant {name}_VARIANT"
+    where = f"the folder to write; default CUTSLOTS_HOME/data/{name}, of a variant {name}_VARIANT"
     parser.add_argument(
         "out",
         metavar="OUT",
@@ -78,8 +78,7 @@ def _chosen_options(chosen: argparse.Namespace, settings: Any) -> Any:
 
 
 def _prepare_scenes(chosen: argparse.Namespace) -> None:
-    from cutslots.data import sources
-    from cutslots.sweep.prepare import prepare
+    from cutslots.data import prepare, sources
 
     settings = _chosen_options(chosen, sources.load(chosen.source).Options())
     out = chosen.out or home() / "data" / _name(chosen.source, settings)

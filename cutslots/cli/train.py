@@ -142,8 +142,7 @@ def _short(path: str, value: int | None) -> list[str]:
 
 
 def _data(chosen: argparse.Namespace) -> Path | str:
-    from cutslots.data import sources
-    from cutslots.sweep.prepare import prepare
+    from cutslots.data import prepare, sources
 
     if chosen.data:
         return place(chosen.data)

@@ -1,4 +1,4 @@
-"""Image files in memory, refused by reason when they are damaged."""
+"""PNG and JPEG files in memory, decoded and checked."""
 
 import io
 
@@ -9,20 +9,19 @@ from cutslots.errors import InputError
 
 
 def rgb(data: bytes | memoryview) -> np.ndarray:
-    """The colours of a PNG or JPEG file: uint8 (h, w, 3), opacity left away.
+    """The colors of a PNG or JPEG file without its alpha channel: uint8 (h, w, 3).
 
     Raises:
         InputError: damaged, or neither RGB nor RGBA.
     """
-    pixels = _decoded(data, ("RGB", "RGBA"))
-    return np.ascontiguousarray(pixels[..., :3])
+    return np.ascontiguousarray(_decoded(data, ("RGB", "RGBA"))[..., :3])
 
 
 def ids(data: bytes | memoryview) -> np.ndarray:
-    """The numbers of a PNG file of one channel: uint8 (h, w); of a palette image the indices, not the colours.
+    """The values of a one-channel PNG file: uint8 (h, w); the indices of a palette image.
 
     Raises:
-        InputError: damaged, or of another kind: colours do not say which instance they stand for.
+        InputError: damaged, or a color image, whose colors do not identify instances.
     """
     return _decoded(data, ("P", "L"))
 
@@ -30,7 +29,7 @@ def ids(data: bytes | memoryview) -> np.ndarray:
 def _decoded(data: bytes | memoryview, modes: tuple[str, ...]) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.verify()  # the checksums of PNG's chunks, which decoding leaves out; the image is of no use afterwards
+            image.verify()  # PNG's checksums, which decoding skips; the image is used up by it
         with Image.open(io.BytesIO(data)) as image:
             mode, pixels = image.mode, np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

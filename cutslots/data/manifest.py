@@ -1,4 +1,4 @@
-"""What a prepared folder holds, written down: `manifest.json`, or `progress.json` while the folder is being written."""
+"""The content of a prepared folder: `manifest.json`, or `progress.json` until it is finished."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cutslots import files
-from cutslots.data.scene import SCHEMA_VERSION, Ranges
+from cutslots.data.record import SCHEMA_VERSION, Ranges
 from cutslots.errors import InputError, nearest
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
@@ -19,20 +19,13 @@ SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d{5}\.arrow")
 
 @dataclass(frozen=True)
 class Info:
-    """What decides the content of a prepared folder: two folders of one info hold the same scenes.
-
-    Attributes:
-        source: name of the source.
-        raw: description of the raw files, see `sources.Source.describe`.
-        options: the source's options.
-        ranges: for every split the half-open range of records, None = to the end.
-        defaults: of the options, for folders of a version that did not have some of them yet.
-    """
+    """What determines the content of a prepared folder: equal infos give equal scenes."""
 
     source: str
-    raw: dict[str, Any]
+    raw: dict[str, Any]  # description of the raw files, see `Source.describe`
     options: dict[str, Any]
     ranges: Ranges
+    # Of the options, for folders of a version that did not have some of them yet.
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,54 +53,37 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a prepared folder holds.
-
-    Attributes:
-        source, raw, options, ranges: see `Info`.
-        frame_shape: shape of one mask: (H, W), or (T, H, W) for clips.
-        max_objects: the largest instance id in any mask.
-        splits: the shards of every split.
-        schema_version: version of the record format.
-        version: the cutslots that wrote it.
-    """
+    """The content of a prepared folder; the first four attributes are those of `Info`."""
 
     source: str
     raw: dict[str, Any]
     options: dict[str, Any]
     ranges: Ranges
-    frame_shape: tuple[int, ...] = ()
-    max_objects: int = 0
+    frame_shape: tuple[int, ...] = ()  # of one mask: (H, W), or (T, H, W) for clips
+    max_objects: int = 0  # the largest instance id in any mask
     splits: dict[str, Split] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
-    version: str = ""
+    version: str = ""  # the version of cutslots that wrote it
 
     @classmethod
     def load(cls, directory: Path | str) -> "Manifest":
         """The manifest of a finished folder.
 
         Raises:
-            InputError: no such folder, no or only half prepared data in it, a damaged manifest or a foreign schema
-                version.
+            InputError: not a prepared or not a finished folder, a damaged manifest, or another
+                schema version.
         """
         directory = Path(directory)
-        if not directory.is_dir():
-            if directory.exists():
-                raise InputError(
-                    f"{directory} is a file. Give a folder that `cutslots prepare` wrote."
-                )
-            raise InputError(
-                f"data folder {directory} does not exist. Make it with: cutslots prepare SOURCE ... {directory}"
-            )
         if (directory / MANIFEST).exists():
             return cls.read(directory / MANIFEST)
+        if not directory.exists():
+            problem = "does not exist. Prepare it: cutslots prepare SOURCE [RAW]"
+            raise InputError(f"data folder {directory} {problem} {directory}")
         if (directory / PROGRESS).exists():
-            raise InputError(
-                f"data folder {directory} is half prepared. Run the same prepare command again to continue."
-            )
-        raise InputError(
-            f"data folder {directory} has no {MANIFEST}, so it is not a prepared data set. "
-            "Give the folder that cutslots prepare wrote, or prepare one."
-        )
+            problem = "is half prepared. Run the same prepare command again to continue."
+            raise InputError(f"data folder {directory} {problem}")
+        problem = f"has no {MANIFEST}. Give a folder that cutslots prepare wrote."
+        raise InputError(f"data folder {directory} {problem}")
 
     @classmethod
     def read(cls, path: Path) -> "Manifest":
@@ -116,39 +92,35 @@ class Manifest:
 
     @classmethod
     def parse(cls, text: bytes, name: str) -> "Manifest":
-        """The manifest in a JSON text; `name` is its file's, for messages.
+        """The manifest in the JSON text of the file `name`.
 
         Raises:
-            InputError: damaged, or of a foreign schema version.
+            InputError: damaged, or another schema version.
         """
         try:
-            found = json.loads(text)
-            theirs = found["schema_version"]
-            if theirs != SCHEMA_VERSION:
-                raise InputError(
-                    f"{name} has schema version {theirs}, this cutslots reads version {SCHEMA_VERSION}. "
-                    "Prepare the data again with this version."
-                )
-            found["ranges"] = {name: tuple(bounds) for name, bounds in found["ranges"].items()}
-            found["frame_shape"] = tuple(found["frame_shape"])
-            found["splits"] = {
-                name: Split(tuple(ShardEntry(**shard) for shard in split["shards"]))
-                for name, split in found["splits"].items()
-            }
-            return cls(**found)
+            values = json.loads(text)
+            version = values["schema_version"]
+            if version == SCHEMA_VERSION:
+                values["ranges"] = {name: tuple(ends) for name, ends in values["ranges"].items()}
+                values["frame_shape"] = tuple(values["frame_shape"])
+                values["splits"] = {
+                    name: Split(tuple(ShardEntry(**shard) for shard in split["shards"]))
+                    for name, split in values["splits"].items()
+                }
+                return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(
-                f"{name} is damaged ({error!r}). Prepare the data again with overwrite."
+                f"{name} is damaged ({error!r}). Prepare it with --overwrite."
             ) from None
+        problem = f"has schema version {version}, this cutslots reads version {SCHEMA_VERSION}"
+        raise InputError(f"{name} {problem}. Prepare the data again.")
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as JSON values."""
-        found = dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
         for name, split in self.splits.items():
-            found["splits"][name]["count"] = split.count
-        return json.loads(json.dumps(found))
+            values["splits"][name]["count"] = split.count
+        return json.loads(json.dumps(values))
 
     def save(self, path: Path) -> None:
         """Write the manifest atomically."""
@@ -162,12 +134,11 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """12 hexadecimal digits that stand for the content: the same wherever and whenever it was prepared."""
+        """12 hexadecimal digits of the content, equal on every machine and at any time."""
         content = self.to_json()
         del content["version"]
-        content["raw"].pop(
-            "fingerprint", None
-        )  # that of the prepared scenes is in the shards' checksums
+        # The raw files' fingerprint adds nothing to the checksums of the shards.
+        content["raw"].pop("fingerprint", None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -175,47 +146,43 @@ class Manifest:
         """The shards of all splits."""
         return [entry for split in self.splits.values() for entry in split.shards]
 
+    @property
+    def counts(self) -> str:
+        """The number of scenes of every split, as text."""
+        return ", ".join(f"{name} {split.count} scenes" for name, split in self.splits.items())
+
     def split(self, name: str) -> Split:
         """The shards of one split.
 
         Raises:
-            InputError: there is no split of that name.
+            InputError: unknown split.
         """
         if name not in self.splits:
             raise InputError(f"unknown split {name!r}. {nearest(name, list(self.splits))}")
         return self.splits[name]
 
-    def refuse_other(self, asked: Info, where: str, finished: bool = True) -> None:
-        """Compare with what is to be prepared.
+    def refuse_other(self, asked: Info, folder: Path, finished: bool) -> None:
+        """Raise an InputError with the differences if `folder` was prepared from another info.
 
-        Args:
-            where: the folder, for the message.
-            finished: False leaves the sizes of the raw files open: a damaged one may have been mended since.
-
-        Raises:
-            InputError: this is other data; the message says what differs.
+        An unfinished folder may differ in the sizes of the raw files: a damaged one may have been
+        replaced since.
         """
-        # What an older version did not note counts as the same.
+        # What an older version did not store counts as equal.
         raw, options = asked.raw | self.raw, asked.defaults | self.options
-        if not finished and (now := asked.raw.get("files")) and raw["files"].keys() == now.keys():
+        now = asked.raw.get("files")
+        if not finished and now and raw["files"].keys() == now.keys():
             raw["files"] = now
         stored = Info(self.source, raw, options, self.ranges, asked.defaults)
-        differences = "; ".join(_differences(_plain(stored), _plain(asked)))
-        if differences:
-            raise InputError(
-                f"{where} already holds other data: {differences}. Name another folder, or give --overwrite."
-            )
+        pair = (json.loads(json.dumps(dataclasses.asdict(info))) for info in (stored, asked))
+        if differences := "; ".join(_differences(*pair)):
+            remedy = "Name another folder, or give --overwrite."
+            raise InputError(f"{folder} already contains other data: {differences}. {remedy}")
 
 
-def _plain(info: Info) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(info)))
-
-
-def _differences(there: Any, asked: Any, path: str = "") -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in sorted(there.keys() | asked.keys()):
-            yield from _differences(
-                there.get(key), asked.get(key), f"{path}.{key}" if path else key
-            )
-    elif there != asked:
-        yield f"{path} is {there} there, {asked} now"
+def _differences(stored: Any, asked: Any, path: str = "") -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in sorted(stored.keys() | asked.keys()):
+            name = f"{path}.{key}" if path else key
+            yield from _differences(stored.get(key), asked.get(key), name)
+    elif stored != asked:
+        yield f"{path} is {stored} in the folder, but {asked} was requested"

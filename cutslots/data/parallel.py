@@ -1,8 +1,13 @@
-"""Work spread over processes with the results in order: what `prepare` takes for `map`."""
+"""A map over processes of this machine or a Ray cluster, lazily and with the results in order.
+
+`joblib.Parallel(return_as="generator")` is not used: it starts new work whether or not the results
+are consumed, so a slow disk fills the memory, and its workers outlive a killed parent.
+"""
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -10,128 +15,143 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
-from multiprocessing import forkserver
-from typing import Any, Protocol
+from multiprocessing import resource_tracker
+from typing import Any
+
+import joblib
 
 from cutslots.errors import InputError
 
-ALONE_SECONDS = (
-    2.0  # what is done in less is not worth the start of other processes, which takes longer
-)
-AHEAD = 3  # items under way for every process, so that none waits while an earlier item takes long
+# Work of fewer seconds stays in this process: starting others takes longer.
+ALONE_SECONDS = 2.0
+AHEAD = 3  # items submitted for every process, so that none waits while an earlier item takes long
 
 
-class Map(Protocol):
-    """The built-in `map` of one iterable, or a like of it: results lazily, in the order of the items."""
+def in_order(
+    function: Callable[[Any], Any], items: Iterable[Any], workers: int | None = None
+) -> Iterator[Any]:
+    """Yield `function(item)` for all items in their order, computed by several processes.
 
-    def __call__(
-        self, function: Callable[[Any], Any], items: Iterable[Any], /
-    ) -> Iterator[Any]: ...
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processes(workers: int | None = None) -> Map:
-    """A map over processes of this machine, begun in this one and spread when it takes its time.
+    An exception of an item, or of the iterator of items, is raised after all earlier results.
 
     Args:
-        workers: number of processes; None for one a core. One is the built-in `map`.
-
-    Raises:
-        InputError: `workers` is below 1; from the map: a process was killed.
+        workers: processes on this machine, 1 for this one only; None for the connected Ray cluster,
+            if any, else one for every core.
     """
-    number = num_cores() if workers is None else workers
-    if number < 1:
-        raise InputError(f"workers is {workers}; it must be at least 1.")
-    if number == 1:
-        return map
+    if workers is None and connected():
+        return on_ray(function, items)
+    workers = joblib.cpu_count() if workers is None else workers  # respects cgroups
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}.")
+    return map(function, items) if workers == 1 else on_processes(function, items, workers)
 
-    def spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-        source, start = iter(items), time.monotonic()
-        while (elapsed := time.monotonic() - start) < ALONE_SECONDS and (
-            first := list(islice(source, 1))
-        ):
-            yield function(first[0])
-        if elapsed < ALONE_SECONDS:
+
+def connected() -> bool:
+    """Whether this process belongs to a Ray cluster, or RAY_ADDRESS names one."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
+
+
+def on_processes(
+    function: Callable[[Any], Any], items: Iterable[Any], workers: int
+) -> Iterator[Any]:
+    """Map over processes of this machine, after two seconds of work in this one."""
+    remaining, start = iter(items), time.monotonic()
+    while time.monotonic() - start < ALONE_SECONDS:
+        first = list(islice(remaining, 1))
+        if not first:
             return
-        # Not `fork`, which would copy the locks of a progress bar's thread; the server imports once for all processes.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["cutslots.data"])
-        pool = ProcessPoolExecutor(number, context, initializer=_follow)
-        try:
-            with _later_interrupted():
-                for _ in range(number):  # a process each, unless one is idle already
-                    pool.submit(os.getpid)
-            yield from ordered(
-                lambda item: pool.submit(function, item),
-                lambda future: future.result(),
-                source,
-                AHEAD * number,
-            )
-        except BrokenProcessPool:
-            raise InputError(
-                "a worker process was killed, perhaps for want of memory. Run again with fewer workers."
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        yield function(first[0])
+    # Not `fork`, which copies locks that other threads hold. The server imports once for all.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cutslots.data.sources"])
+    pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+    try:
+        with _interrupt_delayed():
+            for _ in range(workers):  # the pool starts one process for each, unless one is idle
+                pool.submit(os.getpid)
+        submit = partial(pool.submit, function)
+        yield from ordered(submit, lambda future: future.result(), remaining, AHEAD * workers)
+    except BrokenProcessPool:
+        remedy = "Use fewer workers if memory ran out."
+        raise InputError(f"a worker process was killed. {remedy}") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
-    return spread
+
+def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Map over the CPUs of a Ray cluster.
+
+    Raw files that are read there (ClevrTex) need the same path on every node, or a URI.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    if not ray.is_initialized():
+        try:
+            ray.init()  # at RAY_ADDRESS
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            address = f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
+            raise InputError(f"cannot reach {address}: {error}. Unset it.") from None
+
+    @ray.remote
+    def work(item: Any) -> Any:
+        return function(item)
+
+    def result(handle: Any) -> Any:
+        try:
+            return ray.get(handle)
+        except RayTaskError as error:
+            raise error.cause from None  # without Ray's report around it
+
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    yield from ordered(work.remote, result, items, AHEAD * cpus)
 
 
 def ordered(
     submit: Callable[[Any], Any], result: Callable[[Any], Any], items: Iterable[Any], ahead: int
 ) -> Iterator[Any]:
-    """The results of all items in their order.
-
-    Args:
-        submit: starts the work on an item and returns a handle of it.
-        result: waits for the result of a handle.
-        items: taken as they are needed. A fault of theirs comes up behind the results of all items before it, as it
-            would in one process.
-        ahead: the most items under way.
-    """
-    source, waiting, fault = iter(items), deque(), None
+    """Yield `result(submit(item))` for all items in order, with at most `ahead` submitted."""
+    remaining, pending = iter(items), deque()
+    fault: Exception | None = None
     while True:
-        while fault is None and len(waiting) < ahead:
+        while fault is None and len(pending) < ahead:
             try:
-                waiting.append(submit(next(source)))
-            except Exception as error:  # StopIteration is the good end
+                pending.append(submit(next(remaining)))
+            except Exception as error:  # also StopIteration, the regular end
                 fault = error
-        if not waiting:
+        if not pending:
             break
-        yield result(waiting.popleft())
-    if not isinstance(fault, StopIteration):
-        assert fault is not None
+        yield result(pending.popleft())
+    if fault is not None and not isinstance(fault, StopIteration):
         raise fault
 
 
 @contextmanager
-def _later_interrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until processes have started: a half-started one, and the server that forks them, answer with tracebacks."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # which alone may say what signals do
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # so the server will have it
+def _interrupt_delayed() -> Iterator[None]:
+    """Keep Ctrl-C from processes that start here, and from this process until they have started.
+
+    A process that is interrupted while it starts prints a traceback.
+    """
+    on_main = threading.current_thread() is threading.main_thread()
     pressed = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.set()) if on_main else None
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # new processes inherit it
     try:
-        forkserver.ensure_running()
-        signal.signal(signal.SIGINT, lambda *_: pressed.set())
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed.is_set() and callable(before):
-        before(signal.SIGINT, None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if on_main:
+            signal.signal(signal.SIGINT, before)
+    if pressed.is_set():
+        signal.raise_signal(signal.SIGINT)
 
 
-def _follow() -> None:
-    """Leave Ctrl-C to the parent, and end with it however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_with_parent() -> None:
+    """End this process when its parent ends, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -1,8 +1,8 @@
-"""A small ray caster: spheres, boxes and cylinders on a ground plane, with solid textures and a soft shadow.
+"""A small ray caster: spheres, boxes and cylinders on a ground plane, solid textures, soft shadows.
 
-The camera is fixed and looks at the origin of the ground plane z = 0, where the image is 2 units wide: a body of radius
-0.25 there covers an eighth of the image's width on either side of its centre. Points and directions are float32 arrays
-(3, ...).
+The fixed camera looks at the origin of the ground plane z = 0, where the image is 2 units wide: a
+body of radius 0.25 there covers an eighth of the image's width on either side of its center. Points
+and directions are float32 arrays (3, ...).
 """
 
 import math
@@ -19,60 +19,41 @@ _SPREAD = math.tan(FIELD_OF_VIEW / 2)
 _FORWARD = np.array([0, math.cos(ELEVATION), -math.sin(ELEVATION)])
 _RIGHT = np.array([1.0, 0, 0])
 _UP = np.cross(_RIGHT, _FORWARD)
-_EYE = -_FORWARD / _SPREAD
+EYE = -_FORWARD / _SPREAD
 
-# Half the extent of a shape of radius 1: its height above ground, and a sphere around its centre that holds it.
+# For a shape of radius 1: half its height, and the radius of its bounding sphere.
 _HALF = {"cube": math.sqrt(0.5), "sphere": 1.0, "cylinder": 0.85}
 _BOUND = {"cube": math.sqrt(1.5), "sphere": 1.0, "cylinder": 0.85 * math.sqrt(2)}
 
 
 @dataclass(frozen=True)
 class Texture:
-    """A solid texture: `colors[0]` and `colors[1]` mixed by a pattern in space.
+    """A solid texture: `colors[0]` and `colors[1]` mixed by a pattern in space."""
 
-    Attributes:
-        kind: "uniform" (colour 0 only) or one of TEXTURES.
-        colors: float32 (2, 3), RGB in [0, 1].
-        frequency: cells, or periods, in one unit of length.
-        phase: (3,) shift of the pattern, in cells.
-        direction: (3,) unit normal of the stripes.
-        lattice: float32 (8, 8, 8) in [0, 1], the values of the noise.
-    """
-
-    kind: str
-    colors: np.ndarray
-    frequency: float = 1.0
-    phase: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    direction: tuple[float, float, float] = (1.0, 0.0, 0.0)
-    lattice: np.ndarray | None = None
+    kind: str  # "uniform" (color 0 only) or one of TEXTURES
+    colors: np.ndarray  # float32 (2, 3), RGB in [0, 1]
+    frequency: float = 1.0  # cells, or periods, in one unit of length
+    phase: tuple[float, float, float] = (0.0, 0.0, 0.0)  # shift of the pattern, in cells
+    direction: tuple[float, float, float] = (1.0, 0.0, 0.0)  # unit normal of the stripes
+    lattice: np.ndarray | None = None  # float32 (8, 8, 8) in [0, 1], the values of the noise
 
 
 @dataclass(frozen=True)
 class Body:
-    """One object that stands on the ground; bodies whose footprints part do not touch.
+    """One object on the ground; bodies whose footprints do not overlap do not touch."""
 
-    Attributes:
-        shape: one of SHAPES.
-        x, y: position on the ground.
-        radius: of the footprint.
-        rotation: about the vertical, in radians.
-        texture: in the body's own coordinates.
-        shine: strength of the highlight, 0 to 1.
-        gloss: exponent of the highlight.
-    """
-
-    shape: str
-    x: float
+    shape: str  # one of SHAPES
+    x: float  # x, y: position on the ground
     y: float
-    radius: float
-    rotation: float
-    texture: Texture
-    shine: float = 0.0
-    gloss: float = 1.0
+    radius: float  # of the footprint
+    rotation: float  # about the vertical, in radians
+    texture: Texture  # in the body's coordinates
+    shine: float = 0.0  # strength of the highlight, 0 to 1
+    gloss: float = 1.0  # exponent of the highlight
 
     @property
     def center(self) -> tuple[float, float, float]:
-        """World position of the centre."""
+        """World position of the center."""
         return self.x, self.y, self.half
 
     @property
@@ -91,17 +72,11 @@ class Body:
 
 @dataclass(frozen=True)
 class Rays:
-    """One ray through every pixel centre of a square image, and where each meets the ground.
+    """One ray through the center of every pixel of a square image, and where it hits the ground."""
 
-    Attributes:
-        directions: float32 (3, n, n), unit vectors.
-        reach: float32 (n, n), distance to the ground.
-        ground: float32 (3, n, n), the points there.
-    """
-
-    directions: np.ndarray
-    reach: np.ndarray
-    ground: np.ndarray
+    directions: np.ndarray  # float32 (3, n, n), unit vectors
+    reach: np.ndarray  # float32 (n, n), distance to the ground
+    ground: np.ndarray  # float32 (3, n, n), the points there
 
 
 @lru_cache(maxsize=4)
@@ -111,35 +86,37 @@ def rays(size: int) -> Rays:
     across, down = steps[None, None, :], steps[None, :, None]
     toward = _column(_FORWARD) + _SPREAD * (across * _column(_RIGHT) - down * _column(_UP))
     toward = toward / np.linalg.norm(toward, axis=0)
-    reach = -_EYE[2] / toward[2]
-    ground = _column(_EYE) + reach * toward
+    reach = -EYE[2] / toward[2]
+    ground = _column(EYE) + reach * toward
     return Rays(toward.astype(np.float32), reach.astype(np.float32), ground.astype(np.float32))
 
 
 def project(point: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Where a world point appears: across and down, -1 to 1 over the image, and depth along the camera's axis."""
-    offset = np.asarray(point) - _EYE
+    """Image position of a world point: across and down, -1 to 1, and depth along the camera."""
+    offset = np.asarray(point) - EYE
     depth = float(offset @ _FORWARD)
     scale = depth * _SPREAD
     return float(offset @ _RIGHT) / scale, -float(offset @ _UP) / scale, depth
 
 
 def unproject(across: float, down: float, height: float) -> tuple[float, float]:
-    """The (x, y) at which the ray through an image position passes `height`."""
+    """The (x, y) where the ray through an image position passes `height`."""
     toward = _FORWARD + _SPREAD * (across * _RIGHT - down * _UP)
-    point = _EYE + toward * ((height - _EYE[2]) / toward[2])
+    point = EYE + toward * ((height - EYE[2]) / toward[2])
     return float(point[0]), float(point[1])
 
 
 def trace(view: Rays, bodies: list[Body]) -> tuple[np.ndarray, np.ndarray]:
-    """What every ray meets first: uint8 (n, n) ids (0 ground, k = bodies[k - 1]) and float32 (n, n) distances."""
+    """What every ray meets first: uint8 (n, n) ids and float32 (n, n) distances.
+
+    Id 0 is the ground, id k is bodies[k - 1].
+    """
     ids = np.zeros(view.reach.shape, np.uint8)
     reach = view.reach.copy()
     for number, body in enumerate(bodies, start=1):
         window = _window(body, len(ids))
-        distance = _HIT[body.shape](
-            body, body.local(_column(_EYE - body.center)), body.local(view.directions[:, *window])
-        )
+        eye, toward = _column(EYE - body.center), view.directions[:, *window]
+        distance = _HIT[body.shape](body, body.local(eye), body.local(toward))
         closer = distance < reach[window]
         np.copyto(reach[window], distance, where=closer)
         ids[window][closer] = number
@@ -154,29 +131,28 @@ def shade(
     ground: Texture,
     light: np.ndarray,
 ) -> np.ndarray:
-    """The colour that every ray sees, float32 (3, n, n) in [0, 1]; `light` is the unit vector towards the lamp."""
-    color = _paint(ground, view.ground)
+    """The color of every ray, float32 (3, n, n) in [0, 1]; `light` is the direction to the lamp."""
+    color = _texture_color(ground, view.ground)
     color *= 0.42 + 0.62 * float(light[2]) * _lit(view.ground, bodies, light)
     for number, body in enumerate(bodies, start=1):
         window = _window(body, len(ids))
         seen = ids[window] == number
         direction = view.directions[:, *window][:, seen]
-        point = _column(_EYE).astype(np.float32)[:, 0] + reach[window][seen] * direction
+        point = _column(EYE).astype(np.float32)[:, 0] + reach[window][seen] * direction
         others = [other for other in bodies if other is not body]
-        color[:, *window][:, seen] = _surface(
-            body, point, direction, _lit(point, others, light), light
-        )
+        lit = _lit(point, others, light)
+        color[:, *window][:, seen] = _surface_color(body, point, direction, lit, light)
     return np.clip(color, 0, 1, out=color)
 
 
-def _surface(
+def _surface_color(
     body: Body, point: np.ndarray, direction: np.ndarray, lit: np.ndarray, light: np.ndarray
 ) -> np.ndarray:
-    """Colour (3, n) of points (3, n) on a body: Lambert, ambient light that is weaker below, and a highlight."""
-    place = body.local(point - np.array(body.center, np.float32)[:, None])
-    normal = body.world(_normal(body, place))
+    """Color (3, n) of points (3, n) on a body: diffuse, ambient (weaker below), a highlight."""
+    local = body.local(point - np.array(body.center, np.float32)[:, None])
+    normal = body.world(_normal(body, local))
     facing = np.maximum(_dot(light, normal), 0) * lit
-    color = _paint(body.texture, place) * (0.3 + 0.18 * normal[2] + 0.78 * facing)
+    color = _texture_color(body.texture, local) * (0.3 + 0.18 * normal[2] + 0.78 * facing)
     if body.shine:
         middle = light.astype(np.float32)[:, None] - direction
         cosine = np.maximum(_dot(normal, middle), 0) / np.sqrt(_dot(middle, middle))
@@ -184,27 +160,27 @@ def _surface(
     return color
 
 
-def _normal(body: Body, place: np.ndarray) -> np.ndarray:
-    """Outward unit normals at points (3, n) of the body's surface, both in its own axes."""
+def _normal(body: Body, point: np.ndarray) -> np.ndarray:
+    """Outward unit normals at points (3, n) of the body's surface, both in the body's axes."""
     if body.shape == "sphere":
-        return place / body.radius
-    normal = np.zeros_like(place)
+        return point / body.radius
+    normal = np.zeros_like(point)
     if body.shape == "cube":
-        axis = np.abs(place).argmax(0)
-        every = np.arange(len(axis))
-        normal[axis, every] = np.sign(place[axis, every])
+        axis = np.abs(point).argmax(0)
+        column = np.arange(len(axis))
+        normal[axis, column] = np.sign(point[axis, column])
         return normal
-    top = place[2] > body.half * 0.999
-    normal[:2] = np.where(top, 0, place[:2] / body.half)
+    top = point[2] > body.half * 0.999
+    normal[:2] = np.where(top, 0, point[:2] / body.half)
     normal[2] = top
     return normal
 
 
 def _lit(point: np.ndarray, bodies: list[Body], light: np.ndarray) -> np.ndarray:
-    """How much of the lamp reaches points (3, ...): 1 = all; a body's shadow is that of a soft-edged ball."""
+    """The part of the light that reaches points (3, ...); shadows are those of soft balls."""
     lit = np.ones(point.shape[1:], np.float32)
     for body in bodies:
-        across, along, up = (float(where) - point[axis] for axis, where in enumerate(body.center))
+        across, along, up = (float(value) - point[axis] for axis, value in enumerate(body.center))
         ahead = across * float(light[0]) + along * float(light[1]) + up * float(light[2])
         off = np.sqrt(np.maximum(across * across + along * along + up * up - ahead * ahead, 0))
         open_ = np.clip(off * (1 / (0.7 * body.radius)) - 0.85, 0, 1)
@@ -212,8 +188,8 @@ def _lit(point: np.ndarray, bodies: list[Body], light: np.ndarray) -> np.ndarray
     return lit
 
 
-def _paint(texture: Texture, point: np.ndarray) -> np.ndarray:
-    """The texture's colour (3, ...) at points (3, ...)."""
+def _texture_color(texture: Texture, point: np.ndarray) -> np.ndarray:
+    """The texture's color (3, ...) at points (3, ...)."""
     first, second = (
         color.astype(np.float32).reshape(3, *[1] * (point.ndim - 1)) for color in texture.colors
     )
@@ -241,7 +217,7 @@ def _dots(texture: Texture, cells: np.ndarray) -> np.ndarray:
 
 
 def _noise(texture: Texture, cells: np.ndarray) -> np.ndarray:
-    """Value noise: the lattice's values, which repeat every 8 cells, mixed by smooth steps along each axis."""
+    """Value noise: the lattice, repeated every 8 cells, interpolated by smooth steps."""
     assert texture.lattice is not None
     corner = np.floor(cells)
     part = cells - corner
@@ -261,7 +237,7 @@ _PATTERN = {"checker": _checker, "stripes": _stripes, "dots": _dots, "noise": _n
 
 
 def _hit_sphere(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray:
-    """Distance along unit rays (3, ...) from `eye` (3, 1, 1), in the body's axes, to its surface; inf: they miss."""
+    """Distance along unit rays (3, ...) from `eye` (3, 1, 1), in the body's axes; inf = no hit."""
     along = _dot(eye.reshape(3), toward)
     inside = along * along - (float((eye * eye).sum()) - body.radius**2)
     return np.where(inside > 0, -along - np.sqrt(np.maximum(inside, 0)), np.inf)
@@ -271,15 +247,15 @@ def _hit_cube(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray:
     """As `_hit_sphere`, by slabs."""
     with np.errstate(divide="ignore"):
         scale = 1 / toward
-    place = eye.astype(np.float32)
-    first, second = (-body.half - place) * scale, (body.half - place) * scale
+    origin = eye.astype(np.float32)
+    first, second = (-body.half - origin) * scale, (body.half - origin) * scale
     near = np.minimum(first, second).max(0)
     far = np.maximum(first, second).min(0)
     return np.where(near < far, near, np.inf)
 
 
 def _hit_cylinder(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray:
-    """As `_hit_sphere`; the camera is above every body, so a ray enters by the top or by the side."""
+    """As `_hit_sphere`; the camera is above every body, so a ray enters by the top or the side."""
     x, y, z = (float(part) for part in eye.reshape(3))
     top = (body.half - z) / toward[2]
     on_top = (x + top * toward[0]) ** 2 + (y + top * toward[1]) ** 2 < body.half**2
@@ -287,7 +263,7 @@ def _hit_cylinder(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray
     along = x * toward[0] + y * toward[1]
     inside = along * along - square * (x * x + y * y - body.half**2)
     side = (-along - np.sqrt(np.maximum(inside, 0))) / square
-    # The margin lets no ray slip through between top and side, where float32 puts both just outside.
+    # The margin closes the gap between top and side, where float32 misses both.
     on_side = (inside > 0) & (np.abs(z + side * toward[2]) <= body.half * 1.0001)
     return np.where(on_top, top, np.where(on_side, side, np.inf))
 
@@ -296,7 +272,7 @@ _HIT = {"cube": _hit_cube, "sphere": _hit_sphere, "cylinder": _hit_cylinder}
 
 
 def _window(body: Body, size: int) -> tuple[slice, slice]:
-    """Rows and columns of an image that surely hold the whole body."""
+    """Rows and columns of an image that contain the whole body."""
     across, down, depth = project(body.center)
     bound = body.radius * _BOUND[body.shape]
     reach = 1.1 * bound / ((depth - bound) * _SPREAD)

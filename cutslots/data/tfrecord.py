@@ -1,102 +1,100 @@
 """TFRecord files and tf.train.Example messages, without TensorFlow.
 
-A record is `uint64 length, uint32 masked CRC-32C of the length, data, uint32 masked CRC-32C of the data`, little
-endian; the whole file may be one GZIP stream. Every fault names the file and the record, counted from 0.
+A record is `uint64 length, uint32 masked CRC-32C of the length, data, uint32 masked CRC-32C of the
+data`, little endian; the whole file may be one GZIP stream. Records are counted from 0.
 
-Source: https://www.tensorflow.org/tutorials/load_data/tfrecord (TFRecords format details) and tensorflow/core/example/
-feature.proto with the protocol buffers' wire format, https://protobuf.dev/programming-guides/encoding/.
+Source: https://www.tensorflow.org/tutorials/load_data/tfrecord (TFRecords format details) and
+tensorflow/core/example/feature.proto with the protocol buffers' wire format,
+https://protobuf.dev/programming-guides/encoding/.
 """
 
 import struct
-import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import google_crc32c
 import numpy as np
 
-from cutslots.data.places import Place
+from cutslots.data.locate import Location
 from cutslots.errors import InputError
 
-GZIP_MAGIC = b"\x1f\x8b"
-READ_BYTES = 1 << 18
+try:
+    from isal import igzip as gzip
+    from isal import isal_zlib as zlib
+except ImportError:  # a platform without a wheel; the standard library takes three times as long
+    import gzip
+    import zlib
+
+GZIP_ERRORS: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)  # pyright: ignore
 MAX_RECORD_BYTES = 1 << 31
 KINDS = {1: "bytes", 2: "float", 3: "int64"}
 
-_HEADER = struct.Struct("<QI")
-_CRC = struct.Struct("<I")
+_HEADER, _CRC = struct.Struct("<QI"), struct.Struct("<I")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def records(where: Place | Path | str, start: int = 0) -> Generator[tuple[int, bytes], None, int]:
-    """Yield (record number, data) of a plain or GZIP file from record `start` on; return how many records there are.
+def records(path: Location | Path | str, start: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (record number, data) of a plain or GZIP file; data is None before record `start`.
 
-    Skipped records cost no checksum of their data, and in a plain file no reading either.
+    Skipped records are not checked, and in a plain file not read.
 
     Raises:
-        InputError: the file is empty, is no TFRecord file, ends inside a record, or a checksum does not fit.
+        InputError: the file is empty, truncated, not a TFRecord file, or a checksum differs.
     """
-    place, number = Place.of(where), 0
-    with place.open() as file:
-        stream = _GzipStream(file) if file.read(2) == GZIP_MAGIC else _PlainStream(file)
+    location, number = Location.of(path), 0
+    with location.open() as file:
+        zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
+        stream: Any = gzip.GzipFile(fileobj=file) if zipped else file
         try:
             while header := stream.read(_HEADER.size):
-                length = _length(header, number)
-                if number < start:
-                    stream.skip(length + _CRC.size)
-                else:
-                    yield number, _checked(stream.read(length), length, stream.read(_CRC.size))
+                yield number, _record(stream, header, number, skip=number < start)
                 number += 1
-        except (_DamageError, zlib.error) as error:
-            reason = (
-                f"the gzip stream is damaged ({error})"
-                if isinstance(error, zlib.error)
-                else str(error)
-            )
-            raise InputError(
-                f"{place}, record {number}: {reason}. Fetch or copy the file again; the earlier records are good."
-            ) from None
+        except (_DamageError, *GZIP_ERRORS) as error:
+            reason = str(error)
+            if isinstance(error, EOFError):
+                reason = "the file is truncated: its gzip stream ends inside the record"
+            elif not isinstance(error, _DamageError):
+                reason = f"the gzip stream is damaged ({error})"
+            remedy = "Fetch or copy the file again; the earlier records are good."
+            raise InputError(f"{location}, record {number}: {reason}. {remedy}") from None
     if number == 0:
-        raise InputError(
-            f"{place} is empty: there is no record in it. Fetch or copy the file again."
-        )
-    return number
+        raise InputError(f"{location} is empty. Fetch or copy the file again.")
 
 
-def fingerprint(where: Place | Path | str) -> str:
-    """8 hexadecimal digits of the file's first record: what is behind it may be damaged and mended.
+def fingerprint(path: Location | Path | str) -> str:
+    """8 hexadecimal digits of the first record, which remain when damage after it is repaired.
 
-    Raises: what `records` raises.
+    Raises: see `records`.
     """
-    return f"{google_crc32c.value(next(records(where))[1]):08x}"
+    return f"{google_crc32c.value(next(records(path))[1] or b''):08x}"
 
 
 class _DamageError(Exception):
-    """A record that cannot be read; `records` adds which one."""
+    """A record that cannot be read; `records` adds its number."""
 
 
-def _length(header: bytes, number: int) -> int:
+def _record(stream: IO[bytes], header: bytes, number: int, skip: bool) -> bytes | None:
     if len(header) < _HEADER.size:
         raise _DamageError("the file ends inside the record's header")
     length, checksum = _HEADER.unpack(header)
     if _masked_crc(header[:8]) != checksum:
         hint = "; is this a TFRecord file?" if number == 0 else ""
-        raise _DamageError(f"the checksum of the record's length does not fit{hint}")
+        raise _DamageError(f"the checksum of the record's length differs{hint}")
     if length > MAX_RECORD_BYTES:
-        raise _DamageError(
-            f"its length is {length} bytes, more than the {MAX_RECORD_BYTES} that a record can have"
-        )
-    return length
-
-
-def _checked(data: bytes, length: int, checksum: bytes) -> bytes:
+        raise _DamageError(f"its length is {length} bytes, the maximum is {MAX_RECORD_BYTES}")
+    if skip:
+        stream.seek(length + _CRC.size - 1, 1)  # past the end, which only reading notices
+        if not stream.read(1):
+            raise _DamageError("the file ends inside the record's data")
+        return None
+    data, checksum = stream.read(length), stream.read(_CRC.size)
     if len(data) < length or len(checksum) < _CRC.size:
         raise _DamageError("the file ends inside the record's data")
     if _masked_crc(data) != _CRC.unpack(checksum)[0]:
-        raise _DamageError("the checksum of the record's data does not fit")
+        raise _DamageError("the checksum of the record's data differs")
     return data
 
 
@@ -105,159 +103,91 @@ def _masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-class _PlainStream:
-    """Reads and skips bytes of a file."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._size = file.seek(0, 2)
-
-    def read(self, count: int) -> bytes:
-        """The next `count` bytes, or fewer at the end of the file."""
-        # An impossible length must not make Python ask for that much memory first.
-        return self._file.read(min(count, self._size - self._file.tell()))
-
-    def skip(self, count: int) -> None:
-        """Pass over `count` bytes."""
-        if self._file.tell() + count > self._size:
-            raise _DamageError("the file ends inside the record's data")
-        self._file.seek(count, 1)
-
-
-class _GzipStream:
-    """Reads and skips bytes of what a GZIP file holds; Python's gzip module takes twice the time."""
-
-    def __init__(self, file: BinaryIO):
-        self._file = file
-        self._waiting = b""
-        self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
-
-    def read(self, count: int) -> bytes:
-        """The next `count` bytes, or fewer at the end of the stream."""
-        return b"".join(self._parts(count))
-
-    def skip(self, count: int) -> None:
-        """Pass over `count` bytes."""
-        if sum(map(len, self._parts(count))) < count:
-            raise _DamageError("the file ends inside the record's data")
-
-    def _parts(self, count: int) -> Iterator[bytes]:
-        while count:
-            # What it can still give from its own window comes out with no input, so the input may be empty here.
-            part = self._member.decompress(self._waiting, count)
-            self._waiting = self._member.unconsumed_tail
-            count -= len(part)
-            yield part
-            if self._member.eof:
-                self._waiting = self._member.unused_data or self._file.read(READ_BYTES)
-                if not self._waiting:
-                    return
-                self._member = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            elif count and not self._waiting:
-                self._waiting = self._file.read(READ_BYTES)
-                if not self._waiting:
-                    raise _DamageError(
-                        "the file is cut off: its gzip stream ends inside the record"
-                    )
-
-
 @dataclass(frozen=True)
 class Feature:
-    """One feature of an Example, still encoded.
+    """One feature of an Example, still encoded."""
 
-    Attributes:
-        kind: "bytes", "float" or "int64".
-        payload: the encoded list, a view into the record.
-    """
-
-    kind: str
-    payload: memoryview
+    kind: str  # "bytes", "float" or "int64"
+    payload: memoryview  # the encoded list, a view into the record
 
     def bytes(self) -> list[memoryview]:
         """The elements of a BytesList, views into the record."""
-        self._expect("bytes")
-        return [
-            value for field, wire, value in _fields(self.payload) if field == 1 and wire == _BYTES
-        ]
+        fields = self._fields("bytes")
+        return [value for field, wire, value in fields if field == 1 and wire == _BYTES]
 
     def floats(self) -> np.ndarray:
         """The elements of a FloatList, packed or not: float32 (n,)."""
-        self._expect("float")
-        parts = [
-            value
-            for field, wire, value in _fields(self.payload)
-            if field == 1 and wire in (_BYTES, _FIXED32)
-        ]
-        joined = b"".join(parts)
-        if len(joined) % 4:
-            raise InputError(
-                f"a packed FloatList has {len(joined)} bytes, no multiple of 4: no tf.train.Example."
-            )
-        return np.frombuffer(joined, "<f4")
+        fields = self._fields("float")
+        values = b"".join(
+            v for field, wire, v in fields if field == 1 and wire in (_BYTES, _FIXED32)
+        )
+        if len(values) % 4:
+            raise InputError("not a tf.train.Example: the size of a FloatList is not 4 n bytes.")
+        return np.frombuffer(values, "<f4")
 
     def ints(self) -> np.ndarray:
         """The elements of an Int64List, packed or not: int64 (n,)."""
-        self._expect("int64")
-        found: list[int] = []
-        for field, wire, value in _fields(self.payload):
+        numbers: list[int] = []
+        for field, wire, value in self._fields("int64"):
             at = 0
             while field == 1 and wire in (_BYTES, _VARINT) and at < len(value):
                 number, at = _varint(value, at)
-                found.append(number - (1 << 64) if number >> 63 else number)
-        return np.array(found, np.int64)
+                numbers.append(number - (1 << 64) if number >> 63 else number)
+        return np.array(numbers, np.int64)
 
-    def _expect(self, kind: str) -> None:
+    def _fields(self, kind: str) -> Iterator[tuple[int, int, memoryview]]:
         if self.kind != kind:
-            raise InputError(
-                f"a feature is a list of {self.kind}, where a list of {kind} is expected."
-            )
+            raise InputError(f"a feature must be a list of {kind}, got a list of {self.kind}.")
+        return _fields(self.payload)
 
 
 def example(payload: bytes | memoryview) -> dict[str, Feature]:
-    """The features of a serialized tf.train.Example by name; no list is decoded yet.
-
-    Raises:
-        InputError: the bytes are no such message.
-    """
-    found = {}
-    for features in _messages(memoryview(payload), 1):
-        for entry in _messages(features, 1):
+    """The features of a serialized tf.train.Example by name; no list is decoded yet."""
+    features = {}
+    for message in _messages(memoryview(payload), 1):
+        for entry in _messages(message, 1):
             names, values = list(_messages(entry, 1)), list(_messages(entry, 2))
             try:
                 name = str(names[-1], "utf-8") if names else ""
             except UnicodeDecodeError:
-                raise InputError("a feature's name is no UTF-8: no tf.train.Example.") from None
+                raise InputError("not a tf.train.Example: a name is not UTF-8.") from None
             for field, wire, value in _fields(values[-1] if values else memoryview(b"")):
                 if wire == _BYTES and field in KINDS:
-                    found[name] = Feature(KINDS[field], value)
-    return found
+                    features[name] = Feature(KINDS[field], value)
+    return features
+
+
+def feature(features: dict[str, Feature], name: str, kind: str, dataset: str) -> Feature:
+    """The feature of this name and kind; InputError if this is not a record of `dataset`."""
+    if name not in features or features[name].kind != kind:
+        others = ", ".join(f"{key} ({value.kind})" for key, value in sorted(features.items()))
+        raise InputError(f"not a {dataset} record: no {kind} feature {name!r}, but {others}.")
+    return features[name]
 
 
 def one_byte_elements(payload: memoryview | bytes, count: int) -> np.ndarray:
-    """A BytesList of `count` strings of one byte each: uint8 (count,), a view with stride 3 into the payload.
+    """A BytesList of `count` strings of one byte each: uint8 (count,), a view with stride 3.
 
-    Each element is encoded as `0x0a 0x01 value` (field 1, length 1), so the values are every third byte; what the other
-    two hold is checked.
+    Each element is encoded as `0x0a 0x01 value` (field 1, length 1), so the values are every third
+    byte; the other two are checked.
 
     Raises:
-        InputError: there are not `count` elements, or one has not exactly one byte.
+        InputError: another number of elements, or an element of another length.
     """
     encoded = np.frombuffer(payload, np.uint8)
     if len(encoded) != 3 * count:
-        raise InputError(
-            f"a list has {len(encoded)} bytes, {count} elements of one byte take {3 * count}."
-        )
-    # Every row of 1,024 elements has its tags at the same places, so all rows are tested at once: their bitwise `or`
-    # and `and` # both have the tags there only when each row has. A strided comparison takes four times as long.
-    whole = len(encoded) // 3072 * 3072
-    rest = encoded[whole:].reshape(-1, 3)[:, :2]
-    good = bool(np.all(rest == (0x0A, 0x01)))
-    if whole:
-        rows = encoded[:whole].view("<u8").reshape(-1, 384)
+        raise InputError(f"a list has {len(encoded)} bytes, expected {count} elements of one byte.")
+    # Rows of 1,024 elements have their tags at equal positions. All rows are tested at once: their
+    # bitwise `or` and `and` equal the tags only if each row has them. Four times as fast as a
+    # strided comparison.
+    aligned = len(encoded) // 3072 * 3072
+    good = bool(np.all(encoded[aligned:].reshape(-1, 3)[:, :2] == (0x0A, 0x01)))
+    if aligned:
+        rows = encoded[:aligned].view("<u8").reshape(-1, 384)
         for combined in (np.bitwise_or.reduce(rows), np.bitwise_and.reduce(rows)):
             good &= bool(np.all(combined.view(np.uint8).reshape(-1, 3)[:, :2] == (0x0A, 0x01)))
     if not good:
-        raise InputError("an element of a list has not exactly one byte.")
+        raise InputError("an element of a list does not have exactly one byte.")
     return encoded[2::3]
 
 
@@ -266,7 +196,7 @@ def _messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    """(field number, wire type, encoded value) of everything in a message, in order."""
+    """(field number, wire type, encoded value) of all fields of a message, in order."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -279,15 +209,15 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
         elif wire in (_FIXED64, _FIXED32):
             end = at + (8 if wire == _FIXED64 else 4)
         else:
-            raise InputError(f"a field has wire type {wire}: no tf.train.Example.")
+            raise InputError(f"not a tf.train.Example: a field has wire type {wire}.")
         if end > len(message):
-            raise InputError("a field reaches beyond the end of its message: no tf.train.Example.")
+            raise InputError("not a tf.train.Example: a field is longer than its message.")
         yield field, wire, message[at:end]
         at = end
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number that starts at `at`, and where the next one starts."""
+    """The number that starts at `at`, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
@@ -297,4 +227,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value & (1 << 64) - 1, at
-    raise InputError("a number does not end: no tf.train.Example.")
+    raise InputError("not a tf.train.Example: a number does not end.")

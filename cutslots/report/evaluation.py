@@ -3,21 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cutslots import options
-from cutslots.data import Manifest, sources
+from cutslots.data import Manifest
+from cutslots.data.sources import changed_options, dataset_name
 from cutslots.metrics.registry import METRICS, title
 from cutslots.report.published import differences, paper_row
 
 TILES = "fixed tiles"
 TITLES = {name: title(name) for name in METRICS if name != "mse_mean"}
-
-
-def set_name(manifest: Manifest) -> str:
-    """The source and what was chosen in place of a default among its options of few words: clevrtex_outd, scenes_textured."""
-    words = (
-        str(manifest.options[option.path]) for option in _changed(manifest) if "|" in option.range
-    )
-    return "_".join([manifest.source, *words])
 
 
 def published(
@@ -28,13 +20,13 @@ def published(
     Args:
         num_images: how many images ours is a mean over.
         image_size: at which they were scored.
-        trained_on: the set of the model's training data by `set_name`, as far as known; the published models were trained on the
+        trained_on: the set of the model's training data by `dataset_name`, as far as known; the published models were trained on the
             default set of the source.
 
     Returns:
         `scores`, `split` (empty where it is not said), `source`, and `not_comparable`, the ways in which ours was made otherwise.
     """
-    row = paper_row(set_name(manifest))
+    row = paper_row(dataset_name(manifest))
     if row is None:
         return None
     reasons = differences(
@@ -45,8 +37,8 @@ def published(
         trained_on=trained_on,
         first=manifest.ranges.get(split, (0, None))[0],
         prepared=[
-            f"{each.path} {manifest.options[each.path]}"
-            for each in _changed(manifest)
+            f"{each.path} {each.value}"
+            for each in changed_options(manifest).values()
             if "|" not in each.range
         ],
     )
@@ -63,18 +55,6 @@ def scores_table(found: Mapping[str, Any]) -> str:
     return (
         "\n\n".join([_main_table(found["sets"]), _about(found), *_breakdowns(found["sets"])]) + "\n"
     )
-
-
-def _changed(manifest: Manifest) -> list[options.Option]:
-    """The options of the source that the set was not prepared with as they are by default."""
-    if manifest.source not in sources.names():
-        return []
-    defaults = options.describe(sources.load(manifest.source).Options())
-    return [
-        option
-        for option in defaults
-        if manifest.options.get(option.path, option.value) != option.value
-    ]
 
 
 def _main_table(sets: Sequence[Mapping[str, Any]]) -> str:

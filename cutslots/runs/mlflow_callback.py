@@ -8,11 +8,10 @@ from typing import Any
 
 import cutslots
 from cutslots import options
-from cutslots.data import Manifest, local
-from cutslots.data.places import is_uri
-from cutslots.data.shards import MANIFEST
+from cutslots.data import Manifest, dataset_name, local
+from cutslots.data.locate import is_uri
+from cutslots.data.manifest import MANIFEST
 from cutslots.files import git_commit, write_text
-from cutslots.report.evaluation import set_name
 from cutslots.report.figures import EXAMPLES, clip_animation, example_labels, sample_figure
 from cutslots.runs.provenance import ABOUT, origin
 from cutslots.tracking import (
@@ -62,7 +61,7 @@ class MLflowCallback(Callback):
         manifest = Manifest.load(data_dir)
         about = {
             "source": manifest.source,
-            "set": set_name(manifest),
+            "set": dataset_name(manifest),
             "data": str(self.data),
             "experiment": self.experiment,
         }

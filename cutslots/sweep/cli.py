@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from cutslots import data, options
+from cutslots.data.locate import DATA, find_dataset
 from cutslots.errors import InputError, nearest
 from cutslots.exit_status import exit_status
 from cutslots.files import home
-from cutslots.report.evaluation import set_name
 from cutslots.runs.lookup import find_run_dir, runs_dir
 from cutslots.runs.train import train_run
 from cutslots.sweep.cluster import Resources, has_gpus
 from cutslots.sweep.describe import describe
 from cutslots.sweep.driver import How, Plan, run
-from cutslots.sweep.sets import DATA, find_or_make, find_set
+from cutslots.sweep.sets import find_or_make
 from cutslots.sweep.spec import Setting, Sweep
 from cutslots.sweep.study import FILE, Study
 from cutslots.train.checkpoint import CONFIG
@@ -204,9 +204,9 @@ def _also_set(name: str, setting: Setting, sets: Sequence[str]) -> Setting:
 
 def _plan(sweep: Sweep, chosen: argparse.Namespace) -> Plan:
     where = find_or_make(sweep, chosen.data, stand_in=chosen.smoke)
-    manifest = data.manifest(where)
-    name = set_name(manifest)
-    tests = {} if chosen.smoke else {each: find_set(each) for each in sweep.evaluate}
+    manifest = data.read_manifest(where)
+    name = data.dataset_name(manifest)
+    tests = {} if chosen.smoke else {each: find_dataset(each) for each in sweep.evaluate}
     for missing in (each for each, place in tests.items() if place is None):
         print(f"no prepared set {missing!r}: trials are not scored on it", file=sys.stderr)
     found = tuple(str(place) for place in tests.values() if place is not None)
@@ -234,7 +234,7 @@ def _resources(chosen: argparse.Namespace) -> Resources:
 def _debug(sweep: Sweep, folder: Path, plan: Plan, chosen: argparse.Namespace) -> int:
     """One trial from its start in this process: breakpoints stop, errors point at their cause, nothing of the sweep changes."""
     config = _wanted(sweep, folder, chosen.debug_trial, chosen)
-    name = f"debug-{run_hash(config, data.manifest(plan.data).digest)}"
+    name = f"debug-{run_hash(config, data.read_manifest(plan.data).digest)}"
     number = 1 + sum(path.name.startswith(f"{name}-") for path in runs_dir().glob(f"{name}-*"))
     run_dir = runs_dir() / f"{name}-{number}"
     best = train_run(config, plan.data, run_dir, experiment="debug", debug=True).best

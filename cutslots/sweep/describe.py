@@ -9,8 +9,8 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution
 
 from cutslots import options, tracking
+from cutslots.data.locate import find_dataset
 from cutslots.sweep.cluster import Resources
-from cutslots.sweep.sets import find_set
 from cutslots.sweep.spec import Sweep
 from cutslots.sweep.study import FILE, Study
 
@@ -69,9 +69,9 @@ def _trials(sweep: Sweep) -> Iterator[str]:
 
 
 def _data(sweep: Sweep, given: str | None) -> Iterator[str]:
-    yield f"data: {given or find_set(sweep.dataset) or 'not prepared yet'}"
+    yield f"data: {given or find_dataset(sweep.dataset) or 'not prepared yet'}"
     for name in sweep.evaluate:
-        yield f"scored on the test split of {name}: {find_set(name) or 'not prepared, left out'}"
+        yield f"scored on the test split of {name}: {find_dataset(name) or 'not prepared, left out'}"
 
 
 def _rest(sweep: Sweep, folder: Path, resources: Resources, storage: str | None) -> Iterator[str]:

@@ -88,7 +88,7 @@ class Driver:
             log,
             say,
         )
-        self.digest = data.manifest(plan.data).digest
+        self.digest = data.read_manifest(plan.data).digest
         self.stops = folder / "stops"
         shutil.rmtree(self.stops, ignore_errors=True)  # signs of an earlier driver
         self.stops.mkdir(parents=True)
@@ -603,7 +603,7 @@ def _describe(sweep: Sweep, plan: Plan, log: RunLog) -> None:
     log.params(
         {
             "dataset": plan.set_name,
-            "data_digest": data.manifest(plan.data).digest,
+            "data_digest": data.read_manifest(plan.data).digest,
             "preset": sweep.preset,
             "set": " ".join(sweep.set),
             "objective": ", ".join(sweep.objectives),

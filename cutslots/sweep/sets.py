@@ -7,23 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from cutslots import data, options
-from cutslots.data.places import Place, is_uri
+from cutslots.data.locate import DATA, find_dataset, is_uri
 from cutslots.errors import InputError
 from cutslots.files import home
 from cutslots.sweep.spec import Sweep
 
-DATA = "CUTSLOTS_DATA"
 STAND_IN = {"count": 400, "style": "textured"}
-
-
-def find_set(name: str) -> Path | str | None:
-    """A prepared set by its name: in CUTSLOTS_DATA, which may be a URI, else in CUTSLOTS_HOME/data; None when it is in neither."""
-    base = os.environ.get(DATA)
-    places = [f"{base.rstrip('/')}/{name}" if is_uri(base) else Path(base) / name] if base else []
-    for where in (*places, home() / "data" / name):
-        if (Place.of(where) / "manifest.json").exists:
-            return where if is_uri(where) else Path(where).absolute()
-    return None
 
 
 def find_or_make(sweep: Sweep, given: str | None, stand_in: bool) -> Path | str:
@@ -38,14 +27,14 @@ def find_or_make(sweep: Sweep, given: str | None, stand_in: bool) -> Path | str:
     """
     if given:
         return given if is_uri(given) else Path(given).absolute()
-    found = find_set(sweep.dataset)
+    found = find_dataset(sweep.dataset)
     if found is not None:
         _check_made(sweep, found)
         return found
     if sweep.dataset.partition("-")[0] == "scenes":
         return _make(sweep.dataset, sweep.make)
     if stand_in and getattr(sweep.base.model, "frames", 1) == 1:
-        return find_set("scenes-smoke") or _make("scenes-smoke", STAND_IN)
+        return find_dataset("scenes-smoke") or _make("scenes-smoke", STAND_IN)
     raise InputError(
         f"no prepared set {sweep.dataset!r} in {DATA} ({os.environ.get(DATA) or 'not set'}) or {home() / 'data'}. "
         f"Prepare it (cutslots prepare SOURCE RAW {home() / 'data' / sweep.dataset}), or name its folder or URI with --data."
@@ -54,7 +43,7 @@ def find_or_make(sweep: Sweep, given: str | None, stand_in: bool) -> Path | str:
 
 def _check_made(sweep: Sweep, found: Path | str) -> None:
     """Refuse a set of that name which was made otherwise than the sweep makes it."""
-    stored = data.manifest(found).options
+    stored = data.read_manifest(found).options
     wrong = [
         f"{name} is {stored.get(name)}, not {value}"
         for name, value in sweep.make.items()
@@ -69,11 +58,10 @@ def _check_made(sweep: Sweep, found: Path | str) -> None:
 
 def _make(name: str, make: Mapping[str, Any]) -> Path:
     from cutslots.data.sources import scenes
-    from cutslots.sweep.prepare import prepare
 
     out, settings = home() / "data" / name, scenes.Options()
     for option, value in make.items():
         settings = options.override(settings, f"{option}={value}")
     print(f"making {settings.count:,} built-in scenes in {out}", file=sys.stderr)
-    prepare("scenes", None, out, settings, workers=os.cpu_count())
+    data.prepare("scenes", None, out, settings, workers=os.cpu_count())
     return out

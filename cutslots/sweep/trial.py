@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from cutslots.data import Batches, Manifest, local
+from cutslots.data import Batches, Manifest, dataset_name, local
 from cutslots.errors import BusyError, InputError
-from cutslots.report.evaluation import set_name
 from cutslots.runs.mlflow_callback import MLflowCallback
 from cutslots.tracking.run_log import Status
 from cutslots.train import Callback, NonFiniteLossError, Result, evaluate, fit, load_model
@@ -259,7 +258,7 @@ def _test(task: Task, config: RunConfig, tracking: MLflowCallback, terminal: Pro
             )
             check_data(model, batches)
             scores, _ = evaluate(model, batches, device)
-            label = set_name(manifest)
+            label = dataset_name(manifest)
             terminal.say(
                 f"{label} {split}: ARI-FG {scores['ari_fg']:.3f}  mIoU {scores['miou']:.3f}  MSE {scores['mse']:.1f}"
             )

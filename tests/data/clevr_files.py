@@ -1,4 +1,4 @@
-"""TFRecord and CLEVR files of the tests' own making, written byte by byte in the real formats."""
+"""TFRecord and CLEVR files that the tests write byte by byte in the published formats."""
 
 import gzip
 import struct
@@ -24,7 +24,7 @@ def field(number: int, value: bytes) -> bytes:
 
 
 def byte_list(values: np.ndarray) -> bytes:
-    """A Feature that holds one string of one byte for every element."""
+    """A Feature with one string of one byte for every element."""
     encoded = np.empty((values.size, 3), np.uint8)
     encoded[:, 0], encoded[:, 1], encoded[:, 2] = 0x0A, 1, values.reshape(-1)
     return field(1, encoded.tobytes())
@@ -35,32 +35,29 @@ def float_list(values: np.ndarray) -> bytes:
 
 
 def example(features: dict[str, bytes]) -> bytes:
-    return field(
-        1,
-        b"".join(
-            field(1, field(1, name.encode()) + field(2, value)) for name, value in features.items()
-        ),
-    )
-
-
-def masked_crc(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    pairs = features.items()
+    return field(1, b"".join(field(1, field(1, k.encode()) + field(2, v)) for k, v in pairs))
 
 
 def frame(payload: bytes) -> bytes:
     """One TFRecord."""
+
+    def masked_crc(data: bytes) -> bytes:
+        crc = google_crc32c.value(data)
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
     length = struct.pack("<Q", len(payload))
-    return (
-        length
-        + struct.pack("<I", masked_crc(length))
-        + payload
-        + struct.pack("<I", masked_crc(payload))
-    )
+    return length + masked_crc(length) + payload + masked_crc(payload)
+
+
+def write_records(path: Path, payloads: Iterable[bytes], zipped: bool = True) -> Path:
+    content = b"".join(frame(payload) for payload in payloads)
+    path.write_bytes(gzip.compress(content, 1) if zipped else content)
+    return path
 
 
 def clevr_truth(index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Image, instance ids and number of objects of the miniature file's record `index`."""
+    """Image, instance ids and number of objects (3 to 5) of record `index`."""
     rng = np.random.default_rng(index)
     image = np.kron(rng.integers(0, 256, (24, 32, 3)), np.ones((10, 10, 1))).astype(np.uint8)
     number = 3 + index % 3
@@ -74,25 +71,18 @@ def clevr_truth(index: int) -> tuple[np.ndarray, np.ndarray, int]:
 def clevr_features(index: int) -> dict[str, bytes]:
     image, ids, number = clevr_truth(index)
     rng = np.random.default_rng(1000 + index)
-    present = (np.arange(ENTITIES) <= number).astype(np.float32)
-    objects = (np.arange(ENTITIES) > 0) * present
+    visible = (np.arange(ENTITIES) <= number).astype(np.float32)
+    objects = (np.arange(ENTITIES) > 0) * visible
     masks = np.stack([(ids == k) * 255 for k in range(ENTITIES)]).astype(np.uint8)
     features = {
         "image": byte_list(image),
         "mask": byte_list(masks),
-        "visibility": float_list(present),
+        "visibility": float_list(visible),
+        "rotation": float_list(objects * 90),
+        "pixel_coords": float_list(np.outer(objects, [160, 120, 10])),
     }
     features |= {axis: float_list(objects * rng.uniform(-3, 3, ENTITIES)) for axis in "xyz"}
-    features["rotation"] = float_list(objects * 90)
-    features["pixel_coords"] = float_list(np.outer(objects, [160, 120, 10]))
-    codes = {"shape": 3, "size": 2, "material": 2, "color": 8}
-    return features | {
-        name: byte_list((objects * rng.integers(1, top + 1, ENTITIES)).astype(np.uint8))
-        for name, top in codes.items()
-    }
-
-
-def write_records(path: Path, payloads: Iterable[bytes], zipped: bool = True) -> Path:
-    content = b"".join(frame(payload) for payload in payloads)
-    path.write_bytes(gzip.compress(content, 1) if zipped else content)
-    return path
+    for name, top in {"shape": 3, "size": 2, "material": 2, "color": 8}.items():
+        codes = objects * rng.integers(1, top + 1, ENTITIES)
+        features[name] = byte_list(codes.astype(np.uint8))
+    return features

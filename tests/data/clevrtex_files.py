@@ -1,4 +1,4 @@
-"""A miniature ClevrTex tree of the tests' own making, in the published layout."""
+"""A small ClevrTex folder in the published layout."""
 
 import json
 from pathlib import Path
@@ -24,37 +24,24 @@ def truth(index: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 def metadata(index: int, variant: str) -> dict[str, Any]:
     objects = [
-        {
-            "shape": ("cube", "sphere", "monkey")[k % 3],
-            "rotation": 12.5 * k,
-            "size": "small",
-            "3d_coords": [1.0 * k, 2.0, 0.4],
-            "pixel_coords": [10, 20, 11.5],
-            "index": k,
-            "color": "blue",
-            "material": f"stone_{k}",
-        }
+        {"shape": ("cube", "sphere", "monkey")[k % 3], "rotation": 12.5 * k, "size": "small",
+         "3d_coords": [1.0 * k, 2.0, 0.4], "pixel_coords": [10, 20, 11.5], "index": k,
+         "color": "blue", "material": f"stone_{k}"}
         for k in range(1, truth(index)[2] + 1)
-    ]
-    return {
-        "num_objects": len(objects),
-        "split": variant,
-        "ground_material": "grass_1",
-        "objects": objects,
-    }
+    ]  # fmt: skip
+    return {"split": variant, "ground_material": "grass_1", "objects": objects}
 
 
 def stem(folder: Path, index: int, variant: str) -> Path:
-    """Where the files of a number lie, without their endings: three to a folder, to have several folders."""
+    """The path of a number's files without their endings; three numbers to a folder."""
     return folder / f"clevrtex_{variant}" / str(index // 3) / f"CLEVRTEX_{variant}_{index:06d}"
 
 
 def ids_image(ids: np.ndarray) -> Image.Image:
-    """A palette image whose colours would give other numbers than its indices."""
+    """A palette image whose colors would give other numbers than its indices."""
     image = Image.fromarray(ids).convert("L")
-    image.putpalette(
-        [channel for k in range(256) for channel in ((k * 37 + 90) % 256, k * 91 % 256, 255 - k)]
-    )
+    colors = (((k * 37 + 90) % 256, k * 91 % 256, 255 - k) for k in range(256))
+    image.putpalette([channel for color in colors for channel in color])
     return image
 
 
@@ -67,7 +54,5 @@ def write_tree(folder: Path, count: int, variant: str = "full") -> Path:
         Image.fromarray(opaque).save(f"{base}.png")
         ids_image(ids).save(f"{base}_flat.png")
         Path(f"{base}.json").write_text(json.dumps(metadata(index, variant)))
-        Image.fromarray(image).save(
-            f"{base}_depth_0001.png"
-        )  # the published archives have more passes beside them
+        Image.fromarray(image).save(f"{base}_depth_0001.png")  # the archives have more passes
     return folder

@@ -1,12 +1,12 @@
-"""Data sets that several tests read."""
+"""Datasets that several tests read."""
 
-from collections.abc import Generator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clevr_files import CLEVR_NAME, clevr_features, example, write_records
 
-from cutslots.data import Scene, shards, sources
+from cutslots.data import Scene, shards
 from cutslots.data.sources import scenes
 
 
@@ -21,13 +21,13 @@ def clevr_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """160 + 20 + 20 procedural scenes at 32 x 32 in several shards."""
     directory = tmp_path_factory.mktemp("prepared") / "scenes"
-    options = scenes.Options(count=200, size=32)
-    info = shards.Info("scenes", {}, {}, scenes.splits(None, options))
+    source = scenes.Scenes(None, scenes.Options(count=200, size=32))
+    source.find()
+    info = shards.Info("scenes", {}, {}, source.splits())
 
-    def read(done: dict[str, int]) -> Generator[tuple[str, Scene], None, int]:
-        for name, index in sources.indices(info.ranges, done, 200):
-            yield name, scenes.render(index, options)
-        return 200
+    def read(done: dict[str, int]) -> Iterator[tuple[str, Scene]]:
+        for name, number in source.records(info.ranges, done):
+            yield name, source.decode(number, source.options)
 
     shards.write(read, directory, info, scenes_per_shard=37)
     return directory

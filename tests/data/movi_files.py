@@ -1,4 +1,4 @@
-"""A miniature MOVi-A folder of the tests' own making, as TensorFlow Datasets writes one."""
+"""A small MOVi-A folder as TensorFlow Datasets writes one."""
 
 import io
 import json
@@ -35,12 +35,10 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def truth(index: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Frames, instance ids and number of instances of the record with this number over all splits; squares that move."""
+    """Frames, ids and number of instances of a record, counted over all splits; moving squares."""
     rng = np.random.default_rng(index)
-    number = 2 + index % 3
-    frames = np.kron(rng.integers(0, 256, (FRAMES, 8, 8, 3)), np.ones((1, 5, 5, 1))).astype(
-        np.uint8
-    )
+    number, blocks = 2 + index % 3, rng.integers(0, 256, (FRAMES, 8, 8, 3))
+    frames = np.kron(blocks, np.ones((1, 5, 5, 1))).astype(np.uint8)
     ids = np.zeros((FRAMES, SIDE, SIDE), np.uint8)
     for k in range(1, number + 1):
         top, left = rng.integers(4, 24, 2)
@@ -51,35 +49,17 @@ def truth(index: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 def features(index: int) -> dict[str, bytes]:
     frames, ids, number = truth(index)
-    found = {
+    result = {
         "video": bytes_list([png(frame) for frame in frames]),
         "segmentations": bytes_list([png(mask) for mask in ids]),
-        "metadata/video_name": bytes_list([str(index).encode()]),
         "metadata/num_instances": int_list([number]),
-        **{
-            f"instances/{name}": float_list(np.arange(1, number + 1) / 4)
-            for name in ("mass", "friction", "restitution")
-        },
     }
+    for name in ("mass", "friction", "restitution"):
+        result[f"instances/{name}"] = float_list(np.arange(1, number + 1) / 4)
     for name, words in LABELS.items():
-        found[f"instances/{name}_label"] = int_list(
-            [(index + k) % len(words) for k in range(number)]
-        )
-    return found
-
-
-def image_feature(channels: int, kind: str = "uint8") -> dict[str, Any]:
-    return {
-        "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
-        "image": {"dtype": kind, "shape": {"dimensions": [str(SIDE), str(SIDE), str(channels)]}},
-    }
-
-
-def description(channels: int = 3, kind: str = "uint8") -> dict[str, Any]:
-    shape = [str(FRAMES), str(SIDE), str(SIDE), str(channels)]
-    video = {"video": {"dtype": "uint8", "encodingFormat": "png", "shape": {"dimensions": shape}}}
-    segmentations = {"sequence": {"feature": image_feature(1, kind), "length": str(FRAMES)}}
-    return {"featuresDict": {"features": {"video": video, "segmentations": segmentations}}}
+        codes = [(index + k) % len(words) for k in range(number)]
+        result[f"instances/{name}_label"] = int_list(codes)
+    return result
 
 
 def file_name(split: str, at: int) -> str:
@@ -90,26 +70,17 @@ def write_folder(root: Path, changed: dict[int, bytes] | None = None) -> Path:
     """The folder of all splits; `changed` has other payloads for some records."""
     folder = root / FOLDER
     folder.mkdir(parents=True)
-    index = 0
+    payloads = iter([(changed or {}).get(n) or example(features(n)) for n in range(9)])
+    splits: list[dict[str, Any]] = []
     for split, lengths in SPLITS.items():
+        splits.append({"name": split, "shardLengths": [str(length) for length in lengths]})
         for at, length in enumerate(lengths):
-            numbers = range(index, index + length)
-            payloads = [
-                (changed or {}).get(number) or example(features(number)) for number in numbers
-            ]
-            write_records(folder / file_name(split, at), payloads, zipped=False)
-            index += length
-    splits = [
-        {"name": name, "shardLengths": [str(length) for length in lengths]}
-        for name, lengths in SPLITS.items()
-    ]
-    splits[0]["filepathTemplate"] = (
-        "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # older versions write none
-    )
-    (folder / "dataset_info.json").write_text(
-        json.dumps({"name": "movi_a", "version": "1.0.0", "splits": splits})
-    )
-    (folder / "features.json").write_text(json.dumps(description()))
+            records = [next(payloads) for _ in range(length)]
+            write_records(folder / file_name(split, at), records, zipped=False)
+    # Older versions write no template.
+    splits[0]["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    info = {"name": "movi_a", "version": "1.0.0", "splits": splits}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
     for name, words in LABELS.items():
         (folder / f"instances-{name}_label.labels.txt").write_text("\n".join(words) + "\n")
     return folder

@@ -1,5 +1,6 @@
-"""The procedural source: deterministic scenes, masks that match the picture, and the ray caster against geometry."""
+"""The built-in scenes: deterministic, masks that match the image; the ray caster's geometry."""
 
+import itertools
 import math
 
 import numpy as np
@@ -26,106 +27,90 @@ def test_scenes_of_every_style(style: str) -> None:
         assert scene.image.shape == (32, 32, 3)
         assert scene.image.dtype == scene.mask.dtype == np.uint8
         areas = np.bincount(scene.mask.reshape(-1))
-        assert len(areas) == len(scene.objects) + 1, (
-            "ids are 0 to the number of objects, without gaps"
-        )
+        assert len(areas) == len(scene.objects) + 1, "ids have no gaps"
         assert areas[1:].min() >= scenes.VISIBLE * 32 * 32
-        assert all(
-            0 <= value <= 32 for found in scene.objects for value in found["pixel_coords"][:2]
-        )
+        pixels = [value for entry in scene.objects for value in entry["pixel_coords"][:2]]
+        assert all(0 <= value <= 32 for value in pixels)
         numbers.add(len(scene.objects))
     assert numbers == {1, 2, 3, 4}
     assert not np.array_equal(scenes.render(0, options).image, scenes.render(1, options).image)
 
 
-def test_plain_objects_have_the_colour_that_is_written_down() -> None:
+def test_plain_objects_have_the_color_of_their_metadata() -> None:
     options = scenes.Options(size=64)
     for index in range(20):
         scene = scenes.render(index, options)
         ground = scene.image[scene.mask == 0].astype(int)
-        assert (np.ptp(ground, axis=1) > 0).mean() < 0.1, (
-            "the ground is grey but for pixels on an object's outline"
-        )
-        for number, found in enumerate(scene.objects, start=1):
+        assert (np.ptp(ground, axis=1) > 0).mean() < 0.1, "gray, except on objects' outlines"
+        for number, entry in enumerate(scene.objects, start=1):
             seen = np.median(scene.image[scene.mask == number], axis=0)
-            true = np.array(scenes.PALETTE[found["color"]])
-            cosine = seen @ true / (np.linalg.norm(seen) * np.linalg.norm(true))
-            assert cosine > 0.97, f"scene {index}, object {number} ({found}): {seen} against {true}"
+            true = np.array(scenes.PALETTE[entry["color"]])
+            assert seen @ true / (np.linalg.norm(seen) * np.linalg.norm(true)) > 0.97
 
 
 def test_camouflage_shares_one_material() -> None:
     scene = scenes.render(0, scenes.Options(style="camouflage", size=32))
-    assert len({str((found["material"], found["colors"])) for found in scene.objects}) == 1
+    assert len({str((entry["material"], entry["colors"])) for entry in scene.objects}) == 1
 
 
 def test_objects_do_not_touch() -> None:
     options = scenes.Options(size=32, min_objects=5, max_objects=8)
     for index in range(10):
-        found = scenes.render(index, options).objects
-        for number, one in enumerate(found):
-            for other in found[:number]:
-                apart = math.dist(one["position"][:2], other["position"][:2])
-                assert apart > one["size"] + other["size"]
+        for one, other in itertools.combinations(scenes.render(index, options).objects, 2):
+            distance = math.dist(one["position"][:2], other["position"][:2])
+            assert distance > one["size"] + other["size"]
 
 
 def test_splits_and_resume() -> None:
-    options = scenes.Options(count=45, size=16)
-    ranges = scenes.splits(None, options)
-    assert ranges == {"test": (0, 4), "val": (4, 8), "train": (8, 45)}
-    found = list(scenes.records(None, options, ranges, {"test": 4, "val": 2, "train": 35}))
-    assert found == [("val", 6), ("val", 7), ("train", 43), ("train", 44)]
-    assert scenes.decode(43, options).id == "plain_000043"
+    source = scenes.Scenes(None, scenes.Options(count=45, size=16))
+    source.find()
+    assert source.splits() == {"test": (0, 4), "val": (4, 8), "train": (8, 45)}
+    rest = source.records(source.splits(), {"test": 4, "val": 2, "train": 35})
+    assert list(rest) == [("val", 6), ("val", 7), ("train", 43), ("train", 44)]
+    assert source.decode(43, source.options).id == "plain_000043"
 
 
-def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="min_objects is 4, more than max_objects 3"):
-        scenes.find(None, scenes.Options(min_objects=4))
+def test_impossible_options_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="min_objects must be at most max_objects 3, got 4"):
+        scenes.Scenes(None, scenes.Options(min_objects=4)).find()
     monkeypatch.setattr(scenes, "GAP", 1.5)
-    with pytest.raises(InputError, match="found no place for 9 objects in 200 tries"):
+    with pytest.raises(InputError, match="9 objects did not fit in 200 tries"):
         scenes.render(0, scenes.Options(min_objects=9, max_objects=9))
 
 
 @pytest.mark.parametrize("shape", raycast.SHAPES)
-def test_hits_lie_on_the_surface(shape: str) -> None:
-    """Where a ray enters, the shape's own inequality holds with equality, and no earlier point is inside."""
+def test_rays_hit_the_surface(shape: str) -> None:
+    """At a hit the shape's inequality holds with equality, and no earlier point is inside."""
     body = Body(shape, 0.2, -0.1, 0.5, 0.7, GREY)
     view = raycast.rays(64)
     ids, reach = raycast.trace(view, [body])
     assert ids.sum() > 200
 
     def outside(distance: np.ndarray) -> np.ndarray:
-        point = raycast._EYE[:, None] + distance * view.directions[:, ids == 1].astype(float)
-        place = np.abs(body.local(point - np.array(body.center)[:, None])) / body.half
+        point = raycast.EYE[:, None] + distance * view.directions[:, ids == 1].astype(float)
+        local = np.abs(body.local(point - np.array(body.center)[:, None])) / body.half
         if shape == "sphere":
-            return np.linalg.norm(place, axis=0) - 1
+            return np.linalg.norm(local, axis=0) - 1
         if shape == "cube":
-            return place.max(0) - 1
-        return np.maximum(np.hypot(place[0], place[1]), place[2]) - 1
+            return local.max(0) - 1
+        return np.maximum(np.hypot(local[0], local[1]), local[2]) - 1
 
     entry = reach[ids == 1].astype(float)
     np.testing.assert_allclose(outside(entry), 0, atol=1e-4)
     for part in np.linspace(0.5, 0.999, 20):
         assert outside(part * entry).min() > -1e-4
-    missed = (
-        (ids == 0)
-        & (np.abs(view.ground[0] - body.x) < body.radius / 4)
-        & (np.abs(view.ground[1] - body.y) < 0.1)
-    )
-    assert not missed.any(), "a ray to the ground under the body meets the body first"
+    under = np.abs(view.ground[0] - body.x) < body.radius / 4
+    under &= np.abs(view.ground[1] - body.y) < 0.1
+    assert ids[under].all(), "a ray to the ground under the body hits the body first"
 
 
-def test_no_ray_slips_through_a_body() -> None:
-    """A pixel unlike its four neighbours, which are all alike, would be a hole between two faces."""
+def test_bodies_have_no_holes() -> None:
+    """A pixel that differs from its four equal neighbors would be a hole between two faces."""
     options = scenes.Options(size=128, min_objects=5, max_objects=10)
     for index in (*range(5), 11):
         mask = scenes.render(index, options).mask
-        inner, up, down, left, right = (
-            mask[1:-1, 1:-1],
-            mask[:-2, 1:-1],
-            mask[2:, 1:-1],
-            mask[1:-1, :-2],
-            mask[1:-1, 2:],
-        )
+        up, down, inner = mask[:-2, 1:-1], mask[2:, 1:-1], mask[1:-1, 1:-1]
+        left, right = mask[1:-1, :-2], mask[1:-1, 2:]
         assert not ((up == down) & (up == left) & (up == right) & (inner != up)).any()
 
 

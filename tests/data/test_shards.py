@@ -1,197 +1,175 @@
-"""Shards and manifest: what survives interruption, what is refused, what `check` finds."""
+"""Shards and manifest: interruption, refusals, and what `check` finds."""
 
 import dataclasses
 import errno
 import json
 import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cutslots import data, files
-from cutslots.data import reading, shards
-from cutslots.data.scene import Scene
+from cutslots.data import shards
+from cutslots.data.record import Scene
+from cutslots.data.shards import Info
 from cutslots.data.sources import scenes
 from cutslots.errors import InputError
 
-INFO = shards.Info(
-    "made", {"files": {"raw.bin": 7}}, {"size": 8}, {"train": (0, 10), "val": (10, 14)}
-)
+RANGES: Any = {"train": (0, 10), "val": (10, 14)}
+INFO = Info("made", {"files": {"raw.bin": 7}}, {"size": 8}, RANGES)
 
 
 def made(index: int, frames: tuple[int, ...] = ()) -> Scene:
     rng = np.random.default_rng(index)
     mask = rng.integers(0, 3, (*frames, 8, 8), np.uint8)
-    return Scene(
-        f"made_{index}",
-        rng.integers(0, 256, (*frames, 8, 8, 3), np.uint8),
-        mask,
-        ({"k": 1}, {"k": 2}),
-    )
+    image = rng.integers(0, 256, (*frames, 8, 8, 3), np.uint8)
+    return Scene(f"made_{index}", image, mask, ({"k": 1}, {"k": 2}))
 
 
-class Source:
-    """Yields `made` scenes and remembers what it was asked for; `fail` comes up instead of the scene of that number."""
+class Read:
+    """Yields `made` scenes and counts them; raises `fail[1]` in place of scene `fail[0]`."""
 
-    def __init__(self, fail: tuple[int, BaseException] | None = None):
-        self.fail, self.yielded, self.asked = fail, 0, {}
+    def __init__(self, *fail: int | BaseException):
+        self.fail, self.yielded, self.done = fail, 0, {}
 
-    def __call__(self, done: dict[str, int]) -> Generator[tuple[str, Scene], None, int]:
-        self.asked = done
-        for name, (start, stop) in INFO.ranges.items():
-            assert stop is not None
+    def __call__(self, done: dict[str, int]) -> Iterator[tuple[str, Scene]]:
+        self.done = done
+        for name, (start, stop) in RANGES.items():
             for index in range(start + done[name], stop):
                 if self.fail and self.fail[0] == index:
-                    raise self.fail[1]
+                    raise self.fail[1]  # pyright: ignore
                 self.yielded += 1
                 yield name, made(index)
-        return 14
+
+
+def interrupted(out: Path, error: BaseException | None = None) -> None:
+    """Write two shards of four scenes, then fail."""
+    error = error or RuntimeError()
+    with pytest.raises(type(error)):
+        shards.write(Read(9, error), out, INFO, scenes_per_shard=4)
 
 
 def contents(directory: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        path.name: (path.stat().st_mtime_ns, path.read_bytes())
-        for path in directory.glob("*.arrow")
-    }
+    paths = directory.glob("*.arrow")
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
-    manifest = shards.write(Source(), tmp_path / "out", INFO, scenes_per_shard=4)
-    assert manifest == data.Manifest.load(tmp_path / "out")
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_scenes_are_written_and_read(tmp_path: Path) -> None:
+    manifest = shards.write(Read(), tmp_path, INFO, scenes_per_shard=4)
+    assert manifest == data.Manifest.load(tmp_path)
     assert [shard.count for shard in manifest.split("train").shards] == [4, 4, 2]
-    assert manifest.image_size == (8, 8)
-    assert manifest.max_objects == 2
-    assert (
-        json.loads((tmp_path / "out/manifest.json").read_text())["splits"]["train"]["count"] == 10
-    )
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "manifest.json",
-        *(f"train-0000{number}.arrow" for number in range(3)),
-        "val-00000.arrow",
-    ]
-    shard = reading.Shard(tmp_path / "out", manifest.split("val").shards[0], (8, 8))
+    assert (manifest.image_size, manifest.max_objects) == ((8, 8), 2)
+    assert json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["count"] == 10
+    files_of_train = [f"train-0000{number}.arrow" for number in range(3)]
+    assert names(tmp_path) == ["manifest.json", *files_of_train, "val-00000.arrow"]
+    shard = shards.Shard(tmp_path, manifest.split("val").shards[0], (8, 8))
     assert shard.records.column("id").to_pylist() == [f"made_{index}" for index in range(10, 14)]
     assert shard.records.column("num_objects").to_pylist() == [2] * 4
     np.testing.assert_array_equal(shard.masks, [made(index).mask for index in range(10, 14)])
-    assert data.check(tmp_path / "out") == []
+    assert data.check(tmp_path) == []
 
 
-@pytest.mark.parametrize("error", [InputError("corrupt"), KeyboardInterrupt(), RuntimeError("any")])
-def test_interruption_keeps_finished_shards_and_a_rerun_continues(
+@pytest.mark.parametrize("error", [InputError("bad"), KeyboardInterrupt(), RuntimeError("any")])
+def test_interruption_keeps_shards_and_a_rerun_continues(
     tmp_path: Path, error: BaseException
 ) -> None:
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    with pytest.raises(type(error)):
-        shards.write(Source(fail=(9, error)), out, INFO, scenes_per_shard=4)
+    out = tmp_path / "out"
+    interrupted(out, error)
     before = contents(out)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "progress.json",
-        "train-00000.arrow",
-        "train-00001.arrow",
-    ]
-    with pytest.raises(
-        InputError, match=r"half prepared\. Run the same prepare command again to continue"
-    ):
+    assert names(out) == ["progress.json", "train-00000.arrow", "train-00001.arrow"]
+    with pytest.raises(InputError, match="half prepared"):
         data.Batches(out, "train", 2)
-    again = Source()
+    again = Read()
     manifest = shards.write(again, out, INFO, scenes_per_shard=4)
-    assert again.asked == {"train": 8, "val": 0}
-    assert again.yielded == 6
-    assert {name: contents(out)[name] for name in before} == before, (
-        "finished shards are not written again"
-    )
-    assert manifest.digest == shards.write(Source(), whole, INFO, scenes_per_shard=4).digest
+    assert (again.done, again.yielded) == ({"train": 8, "val": 0}, 6)
+    assert {name: contents(out)[name] for name in before} == before
+    whole = shards.write(Read(), tmp_path / "whole", INFO, scenes_per_shard=4)
+    assert manifest.digest == whole.digest
     assert data.check(out) == []
 
 
-def test_nothing_is_left_of_a_run_without_a_shard(tmp_path: Path) -> None:
+def test_a_run_without_a_shard_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        shards.write(Source(fail=(2, RuntimeError())), tmp_path / "out", INFO)
-    assert list(tmp_path.iterdir()) == []
+        shards.write(Read(2, RuntimeError()), tmp_path / "out", INFO)
+    assert names(tmp_path) == []
 
 
-def test_a_complete_folder_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first = shards.write(Source(), tmp_path, INFO)
-    before, seen, again = contents(tmp_path), [], Source()
-    with caplog.at_level("INFO"):
-        assert (
-            shards.write(again, tmp_path, INFO, progress=lambda *report: seen.append(report))
-            == first
-        )
-    assert "already complete: train 10 scenes, val 4 scenes" in caplog.text
+def test_a_complete_folder_is_left_unchanged(tmp_path: Path) -> None:
+    first = shards.write(Read(), tmp_path, INFO)
+    before, seen, again = contents(tmp_path), [], Read()
+    assert first == shards.write(again, tmp_path, INFO, progress=lambda *args: seen.append(args))
     assert (again.yielded, contents(tmp_path)) == (0, before)
     assert seen == [("train", 10, 10), ("val", 4, 4)]
 
 
-def test_other_data_is_refused_with_what_differs(tmp_path: Path) -> None:
-    other = shards.Info("made", {"files": {"raw.bin": 9}}, {"size": 16}, INFO.ranges)
-    with pytest.raises(RuntimeError):
-        shards.write(Source(fail=(9, RuntimeError())), tmp_path, INFO, scenes_per_shard=4)
-    message = r"options\.size is 8 there, 16 now"
-    with pytest.raises(
-        InputError, match=rf"{message}\. Name"
-    ):  # a raw file that was mended has another size
-        shards.write(Source(), tmp_path, other)
-    finished = shards.write(Source(), tmp_path, INFO, scenes_per_shard=4)
-    with pytest.raises(InputError, match=rf"{message}; raw\.files\.raw\.bin is 7 there, 9 now"):
-        shards.write(Source(), tmp_path, other)
+def test_other_data_is_refused_with_the_differences(tmp_path: Path) -> None:
+    other = Info("made", {"files": {"raw.bin": 9}}, {"size": 16}, RANGES)
+    interrupted(tmp_path)
+    size = r"options\.size is 8 in the folder, but 16"
+    with pytest.raises(InputError, match=rf"{size} was requested\. Name"):
+        shards.write(Read(), tmp_path, other)  # not raw.bin: a damaged file may be replaced
+    finished = shards.write(Read(), tmp_path, INFO, scenes_per_shard=4)
+    with pytest.raises(InputError, match=rf"{size}.*raw\.files\.raw\.bin is 7 .* 9"):
+        shards.write(Read(), tmp_path, other)
     assert data.Manifest.load(tmp_path) == finished
-    assert shards.write(Source(), tmp_path, other, overwrite=True).options == {"size": 16}
-    assert sorted(contents(tmp_path)) == ["train-00000.arrow", "val-00000.arrow"], (
-        "no shard of the old data is left"
-    )
-    again = Source()
-    shards.write(again, tmp_path, other, overwrite=True)
-    assert again.yielded == 14, "overwrite mends a damaged folder of the same data too"
+    for _ in range(2):  # overwrite also replaces a folder of equal data
+        again = Read()
+        assert shards.write(again, tmp_path, other, overwrite=True).options == {"size": 16}
+        assert again.yielded == 14
+        assert sorted(contents(tmp_path)) == ["train-00000.arrow", "val-00000.arrow"]
 
 
 def test_an_option_that_came_later_counts_as_its_default(tmp_path: Path) -> None:
     later = {"size": 8, "mode": "usual"}
-    shards.write(Source(), tmp_path, INFO)
-    again = Source()
+    shards.write(Read(), tmp_path, INFO)
+    again = Read()
     shards.write(again, tmp_path, dataclasses.replace(INFO, options=later, defaults=later))
     assert again.yielded == 0
-    with pytest.raises(InputError, match=r"options\.mode is usual there, rare now"):
-        shards.write(
-            Source(),
-            tmp_path,
-            dataclasses.replace(INFO, options={**later, "mode": "rare"}, defaults=later),
-        )
+    rare = dataclasses.replace(INFO, options={**later, "mode": "rare"}, defaults=later)
+    with pytest.raises(InputError, match=r"options\.mode is usual in the folder, but rare"):
+        shards.write(Read(), tmp_path, rare)
 
 
-def test_folders_of_others_are_not_touched(tmp_path: Path) -> None:
+def test_folders_with_other_files_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"holds other files \(thesis\.tex\)"):
-            shards.write(Source(), tmp_path, INFO, overwrite=overwrite)
-    with pytest.raises(InputError, match="cannot be made a folder"):
-        shards.write(Source(), tmp_path / "thesis.tex", INFO)
-    with pytest.raises(InputError, match="cannot be made a folder"):
-        shards.write(Source(), tmp_path / "thesis.tex/out", INFO)
+        with pytest.raises(InputError, match=r"contains other files \(thesis\.tex\)"):
+            shards.write(Read(), tmp_path, INFO, overwrite=overwrite)
+    for out in ("thesis.tex", "thesis.tex/out"):
+        with pytest.raises(InputError, match="cannot be created"):
+            shards.write(Read(), tmp_path / out, INFO)
+    assert names(tmp_path) == ["thesis.tex"]
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    def read(done: dict[str, int]) -> Generator[tuple[str, Scene], None, int]:
+def test_only_one_writer_at_a_time(tmp_path: Path) -> None:
+    def read(done: dict[str, int]) -> Iterator[tuple[str, Scene]]:
         with pytest.raises(InputError, match="another process is preparing data"):
-            shards.write(Source(), tmp_path, INFO)
-        return (yield from Source()(done))
+            shards.write(Read(), tmp_path, INFO)
+        yield from Read()(done)
 
     shards.write(read, tmp_path, INFO)
     assert data.check(tmp_path) == []
+    assert ".lock" not in names(tmp_path)
 
 
-def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError):
-        shards.write(Source(fail=(9, RuntimeError())), tmp_path, INFO, scenes_per_shard=4)
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    interrupted(tmp_path)
     (tmp_path / ".train-00002.arrow.99.tmp").write_bytes(b"half")
+    (tmp_path / ".lock").touch()
     (tmp_path / "train-00001.arrow").unlink()
-    again = Source()
+    again = Read()
     shards.write(again, tmp_path, INFO, scenes_per_shard=4)
-    assert again.asked == {"train": 4, "val": 0}
+    assert again.done == {"train": 4, "val": 0}
     assert not list(tmp_path.glob(".*"))
     assert data.check(tmp_path) == []
 
@@ -200,74 +178,69 @@ DISK_FULL = """
 import resource, sys
 from cutslots import data
 from cutslots.data.sources import scenes
+from cutslots.errors import InputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
-    data.prepare("scenes", None, sys.argv[1], scenes.Options(count=60, size=32))
-except data.InputError as error:
+    data.prepare("scenes", None, sys.argv[1], scenes.Options(count=60, size=32), workers=1)
+except InputError as error:
     print("refused:", error)
 """
 
 
-def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_finished_shards(tmp_path: Path) -> None:
     """A limit on the size of a file makes the kernel refuse the write, as a full disk does."""
-    command = [sys.executable, "-c", DISK_FULL, str(tmp_path / "out")]
-    told = subprocess.run([*command, "60000"], capture_output=True, text=True, check=True).stdout
-    assert "refused: no room left to write" in told
-    assert "Kept so far: test 6 scenes, val 6 scenes, train 0 scenes" in told
-    assert "run the same command again" in told
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "progress.json",
-        "test-00000.arrow",
-        "val-00000.arrow",
-    ]
-    told = subprocess.run(
-        [*command, str(resource.RLIM_INFINITY)], capture_output=True, text=True, check=True
-    ).stdout
-    assert told == ""
-    assert data.check(tmp_path / "out") == []
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", DISK_FULL, str(out)]
+    text = subprocess.check_output([*command, "60000"], text=True)
+    assert "refused: disk full" in text
+    assert "test 6 scenes, val 6 scenes, train 0 scenes" in text
+    assert names(out) == ["progress.json", "test-00000.arrow", "val-00000.arrow"]
+    assert subprocess.check_output([*command, str(resource.RLIM_INFINITY)], text=True) == ""
+    assert data.check(out) == []
 
 
-def test_enospc_is_reported_as_a_full_disk_and_other_faults_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "number", "kind"),
+    [("sha256", errno.ENOSPC, InputError), ("sha256", errno.EIO, OSError),
+     ("write_text", errno.ENOSPC, InputError)],
+)  # fmt: skip
+def test_only_a_full_disk_is_an_input_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, kind: type
 ) -> None:
-    for number, kind in ((errno.ENOSPC, InputError), (errno.EIO, OSError)):
+    def refuse(*args: object) -> None:
+        raise OSError(number, "from the file layer")
 
-        def refuse(path: Path, number: int = number) -> str:
-            raise OSError(number, "from the file layer")
+    monkeypatch.setattr(files, name, refuse)
+    with pytest.raises(kind):
+        shards.write(Read(), tmp_path / "out", INFO)
+    if name == "write_text":
+        assert names(tmp_path) == [], "a shard that progress.json does not name is removed"
 
-        monkeypatch.setattr(files, "sha256", refuse)
-        with pytest.raises(kind):
-            shards.write(Source(), tmp_path / str(number), INFO)
 
+def test_clips_have_a_leading_time_axis(tmp_path: Path) -> None:
+    def read(done: dict[str, int]) -> Iterator[tuple[str, Scene]]:
+        yield from (("train", made(index, frames=(3,))) for index in range(4))
+        if long:
+            yield "train", made(4, frames=(4,))
 
-def test_clips_have_a_time_axis_in_front(tmp_path: Path) -> None:
-    info = shards.Info("clips", {}, {}, {"train": (0, 4)})
-
-    def read(done: dict[str, int]) -> Generator[tuple[str, Scene], None, int]:
-        for index in range(4):
-            yield "train", made(index, frames=(3,))
-        return 4
-
+    info, long = Info("clips", {}, {}, {"train": (0, 5)}), True
+    with pytest.raises(InputError, match=r"made_4 has shape \(4, 8, 8\), .* \(3, 8, 8\)"):
+        shards.write(read, tmp_path, info)
+    long = False
     manifest = shards.write(read, tmp_path, info)
     assert (manifest.frame_shape, manifest.image_size) == ((3, 8, 8), (8, 8))
     assert data.check(tmp_path) == []
     batch = data.Batches(tmp_path, "train", 2, shuffle=False).batch(0, 1)
     assert batch.images.shape == (2, 3, 8, 8, 3)
     np.testing.assert_array_equal(batch.masks[1].numpy(), made(3, frames=(3,)).mask)
-    small, mask = data.Preparation(size=8).apply(
-        made(3, frames=(3,)).image, made(3, frames=(3,)).mask
-    )
-    assert (small.shape, mask.shape) == ((3, 8, 8, 3), (3, 8, 8))
 
 
 @pytest.fixture
 def copy(prepared: Path, tmp_path: Path) -> Path:
-    for path in prepared.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    return tmp_path
+    return shutil.copytree(prepared, tmp_path / "copy")
 
 
-def test_check_finds_a_flipped_byte_and_a_missing_shard(copy: Path) -> None:
+def test_check_finds_damaged_missing_and_unknown_shards(copy: Path) -> None:
     assert data.check(copy) == []
     flipped, missing, short = (copy / f"train-0000{number}.arrow" for number in range(3))
     content = bytearray(flipped.read_bytes())
@@ -276,72 +249,60 @@ def test_check_finds_a_flipped_byte_and_a_missing_shard(copy: Path) -> None:
     missing.unlink()
     short.write_bytes(short.read_bytes()[:-100])
     (copy / "train-00099.arrow").touch()
-    found = "\n".join(data.check(copy))
-    assert "train-00000.arrow is damaged: its SHA-256 is not the manifest's" in found
-    assert "train-00001.arrow is missing" in found
-    assert "train-00002.arrow is damaged" in found
-    assert "train-00099.arrow is not in the manifest" in found
-    assert len(found.splitlines()) == 4
+    problems = data.check(copy)
+    assert len(problems) == 4
+    words = ("damaged: its SHA-256", "missing", "damaged", "not in the manifest")
+    for number, word, problem in zip((0, 1, 2, 99), words, problems, strict=True):
+        assert f"train-{number:05d}.arrow is {word}" in problem
     with pytest.raises(InputError, match=r"train-00001\.arrow is missing"):
         data.Batches(copy, "train", 4)
 
 
-def test_check_compares_records_with_themselves(tmp_path: Path) -> None:
-    shards.write(Source(), tmp_path, INFO)
+def test_check_compares_records_with_the_manifest(tmp_path: Path) -> None:
+    shards.write(Read(), tmp_path, INFO)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "max_objects": 1}))
-    found = data.check(tmp_path)
-    assert len(found) == 14
-    assert "mask id 2; max_objects is 1" in found[0]
+    problems = data.check(tmp_path)
+    assert len(problems) == 14
+    assert "mask id 2, but max_objects is 1" in problems[0]
 
 
-def test_manifests_that_cannot_be_used(
-    copy: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    with pytest.raises(InputError, match="does not exist"):
-        data.Manifest.load(copy / "absent")
-    with pytest.raises(InputError, match=r"has no manifest\.json"):
-        data.Manifest.load(tmp_path_factory.mktemp("empty"))
+def test_unusable_manifests_are_refused(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
-    with pytest.raises(InputError, match="schema version 99, this cutslots reads version 1"):
-        data.check(copy)
-    (copy / "manifest.json").write_text("{}")
-    with pytest.raises(InputError, match="is damaged"):
-        data.check(copy)
+    newer = json.dumps({**manifest, "schema_version": 99})
+    for folder, text, message in (
+        (copy / "absent", None, "does not exist"),
+        (tmp_path / "empty", None, r"has no manifest\.json"),
+        (copy, newer, "schema version 99, this cutslots reads version 1"),
+        (copy, "{}", "is damaged"),
+        (copy, "[", "is damaged"),
+    ):
+        if text:
+            (folder / "manifest.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            data.check(folder)
 
 
-def test_digest_is_of_the_content(tmp_path: Path) -> None:
-    digests = [
-        data.prepare(
-            "scenes", None, tmp_path / name, scenes.Options(count=10, size=16, seed=seed)
-        ).digest
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    ]
+def test_digest_depends_on_the_content_only(tmp_path: Path) -> None:
+    digests = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        options = scenes.Options(count=10, size=16, seed=seed)
+        digests.append(data.prepare("scenes", None, tmp_path / name, options).digest)
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_prepare_refuses_what_it_cannot_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="makes its scenes itself"):
-        data.prepare("scenes", tmp_path, tmp_path / "out")
-    with pytest.raises(InputError, match=r"takes sources\.scenes\.Options"):
-        data.prepare("scenes", None, tmp_path / "out", data.Preparation())
-    with pytest.raises(InputError, match="size is 3"):
-        data.prepare("scenes", None, tmp_path / "out", scenes.Options(size=3))
-    with pytest.raises(InputError, match="scenes has 20 records, late starts at record 50"):
-        data.prepare(
-            "scenes", None, tmp_path / "out", scenes.Options(count=20, size=16), {"late": (50, 60)}
-        )
-
-
-def test_a_shard_that_progress_does_not_name_is_taken_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, "from the file layer")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "write_text", refuse)
-        with pytest.raises(InputError, match="Kept so far: train 0 scenes, val 0 scenes"):
-            shards.write(Source(), tmp_path / "out", INFO, scenes_per_shard=4)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("raw", "out", "options", "splits", "message"),
+    [
+        (".", "out", None, None, "generates its scenes; got raw"),
+        (None, "out", object(), None, r"must be sources\.scenes\.Options, got object"),
+        (None, "out", scenes.Options(size=3), None, "size is 3|size .*3"),
+        (None, "out", scenes.Options(count=20, size=16), {"late": (50, 60)}, "20 records.* 50"),
+        (None, "s3://bucket/out", None, None, r"got s3://bucket/out.*aws s3 sync"),
+    ],
+)
+def test_prepare_refuses_unusable_arguments(tmp_path, raw, out, options, splits, message) -> None:
+    with pytest.raises(InputError, match=message):
+        data.prepare("scenes", raw, out if "://" in out else tmp_path / out, options, splits)
+    assert names(tmp_path) == []

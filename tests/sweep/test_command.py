@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from cutslots.data import Manifest, prepare, sources
+from cutslots.data import Manifest, find_dataset, prepare, sources
 from cutslots.errors import InputError
 from cutslots.files import home
 from cutslots.runs.lookup import runs_dir
 from cutslots.sweep import Setting, Sweep, choices, log_uniform
 from cutslots.sweep.cli import main
 from cutslots.sweep.driver import OVER
-from cutslots.sweep.sets import find_or_make, find_set
+from cutslots.sweep.sets import find_or_make
 from cutslots.sweep.study import Planned, Study
 from cutslots.tracking import events
 
@@ -255,15 +255,15 @@ def test_one_trial_in_this_process(sweep, scenes, reference, gamma, model, monke
 
 
 def test_sets_are_found_by_name(scenes, tmp_path, monkeypatch):
-    assert find_set("scenes") == scenes
-    assert find_set("clevr") is None
+    assert find_dataset("scenes") == scenes
+    assert find_dataset("clevr") is None
     elsewhere = tmp_path / "prepared"
     prepare("scenes", None, elsewhere / "clevr", sources.load("scenes").Options(count=20, size=16))
     monkeypatch.setenv("CUTSLOTS_DATA", str(elsewhere))
-    assert find_set("clevr") == elsewhere / "clevr"
-    assert find_set("scenes") == scenes, "what is not there is looked for at home"
+    assert find_dataset("clevr") == elsewhere / "clevr"
+    assert find_dataset("scenes") == scenes, "what is not there is looked for at home"
     monkeypatch.setenv("CUTSLOTS_DATA", f"file://{elsewhere}/")
-    assert find_set("clevr") == f"file://{elsewhere}/clevr"
+    assert find_dataset("clevr") == f"file://{elsewhere}/clevr"
 
 
 def test_scenes_that_were_made_otherwise_are_not_taken(sweep, scenes, tmp_path):

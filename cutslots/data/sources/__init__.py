@@ -1,72 +1,14 @@
-"""The data sources: every module of this folder is one, and what `Source` lists is all that it needs."""
+"""The datasets that cutslots can prepare: one module each, with one subclass of `Source`."""
 
 import importlib
 import pkgutil
-import re
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from itertools import pairwise
-from typing import Any, Protocol, cast
 
-from cutslots.data.places import Place
-from cutslots.data.scene import Ranges, Scene
+from cutslots import options
+from cutslots.data.manifest import Manifest
+from cutslots.data.source import Source, naming, parse_splits
 from cutslots.errors import InputError, nearest
 
-
-class Source(Protocol):
-    """What a source module holds; the first line of its docstring is its help.
-
-    `found` is what `find` returned; an item is one record before it is decoded. Both are the module's own business, but an
-    item is sent to other processes: it is small, or it is the record's bytes.
-    """
-
-    __doc__: str | None
-    NEEDS_RAW: bool
-    Options: type
-
-    def find(self, raw: Place | None, options: Any) -> Any:
-        """What there is at `raw`, looked at once."""
-        ...
-
-    def splits(self, found: Any, options: Any) -> Ranges:
-        """The default half-open range of records of every split; None = to the end."""
-        ...
-
-    def describe(self, found: Any, options: Any, splits: Ranges) -> dict[str, Any]:
-        """The raw data for the manifest, as JSON values without machine paths; refuses what lacks files that `splits` need.
-
-        `files` has names and sizes. `fingerprint` tells sets of equal names apart, and stays when a damaged file is mended.
-        """
-        ...
-
-    def records(
-        self, found: Any, options: Any, splits: Ranges, done: dict[str, int]
-    ) -> Generator[tuple[str, Any], None, int]:
-        """Yield (split, item) in record order within every split, without the first `done[split]` items of it.
-
-        Returns the number of records that there are; it need not look for those behind the last one that `splits` asks for.
-        """
-        ...
-
-    def decode(self, item: Any, options: Any) -> Scene:
-        """The prepared scene of an item; runs in any process."""
-        ...
-
-
-def indices(splits: Ranges, done: dict[str, int], total: int) -> Iterator[tuple[str, int]]:
-    """(split, number of the record) for everything still wanted of `total` records."""
-    for name, (start, stop) in splits.items():
-        for index in range(start + done[name], total if stop is None else min(stop, total)):
-            yield name, index
-
-
-@contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Put the name of a file or record in front of what is wrong with it."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+__all__ = ["changed_options", "dataset_name", "load", "names", "naming", "parse_splits"]
 
 
 def names() -> list[str]:
@@ -74,57 +16,32 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def load(name: str) -> Source:
-    """The source module of this name.
+def load(name: str) -> type[Source]:
+    """The source class of this name.
 
     Raises:
-        InputError: there is none.
+        InputError: unknown name.
     """
     if name not in names():
         raise InputError(f"unknown source {name!r}. {nearest(name, names())}")
-    return cast(Source, importlib.import_module(f"{__name__}.{name}"))
+    module = importlib.import_module(f"{__name__}.{name}")
+    classes = (value for value in vars(module).values() if isinstance(value, type))
+    return next(c for c in classes if issubclass(c, Source) and c.__module__ == module.__name__)
 
 
-def parse_splits(text: str) -> Ranges:
-    """The ranges that a text such as `train=0:320,val=320:360,test=360:` gives; an open end means to the last record.
+def changed_options(manifest: Manifest) -> dict[str, options.Option]:
+    """The options of a prepared dataset that differ from the source's defaults, with their values.
 
-    Raises:
-        InputError: the text does not read so, or see `check_splits`.
+    Empty for a source that this version does not know.
     """
-    ranges: Ranges = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*:\s*(\d*)\s*", part, re.ASCII)
-        if not match:
-            raise InputError(
-                f"splits {text!r}: cannot read {part!r}. Write for example train=0:320,val=320:360,test=360:400."
-            )
-        name, start, stop = match.groups()
-        if name in ranges:
-            raise InputError(f"splits {text!r} names {name} twice. Give every split one range.")
-        ranges[name] = (int(start), int(stop) if stop else None)
-    return check_splits(ranges)
+    if manifest.source not in names():
+        return {}
+    defaults = options.describe(load(manifest.source).Options())
+    stored = (o._replace(value=manifest.options.get(o.path, o.value)) for o in defaults)
+    return {o.path: o for o, default in zip(stored, defaults, strict=True) if o != default}
 
 
-def check_splits(ranges: Ranges) -> Ranges:
-    """The same ranges, checked.
-
-    Raises:
-        InputError: no range at all, a name that cannot be a file name, a range that is empty or backwards, or an
-            overlap.
-    """
-    if not ranges:
-        raise InputError("splits is empty. Give at least one range, for example train=0:320.")
-    for name, (start, stop) in ranges.items():
-        if not re.fullmatch(r"\w+", name, re.ASCII):
-            raise InputError(f"split {name!r}: a name has letters, digits and _ only.")
-        if start < 0 or (stop is not None and stop <= start):
-            raise InputError(
-                f"split {name} is {start}:{stop}; the end must be greater than the start. Write {name}=START:END."
-            )
-    ordered = sorted(ranges.items(), key=lambda item: item[1][0])
-    for (name, (_, stop)), (other, (start, _)) in pairwise(ordered):
-        if stop is None or start < stop:
-            raise InputError(
-                f"splits {name} and {other} overlap at record {start}. Give ranges that do not share a record."
-            )
-    return ranges
+def dataset_name(manifest: Manifest) -> str:
+    """The source and those of its changed options that have a few choices, e.g. clevrtex_outd."""
+    chosen = (option for option in changed_options(manifest).values() if "|" in option.range)
+    return "_".join([manifest.source, *(str(option.value) for option in chosen)])

@@ -1,12 +1,14 @@
-"""ClevrTex: textured scenes of up to 10 objects as PNG files, 50,000 in the main set and variants of it.
+"""Reader of ClevrTex and its variants.
 
-The raw data is a folder with, at any depth, `CLEVRTEX_<variant>_NNNNNN.png` (image), `..._flat.png` (palette image whose
-indices are the instance ids) and `....json` (metadata) for every number from 0 on; other variants and files may lie beside
-them. Object k of the metadata has id k. Kept of it: what the benchmark keeps (`color` in vbg only, elsewhere it has no
-effect on the image), the position, and for every object the ground's material.
+The raw data is a folder with, at any depth, `CLEVRTEX_<variant>_NNNNNN.png` (image), `..._flat.png`
+(palette image whose indices are the instance ids) and `....json` (metadata) for every number from 0
+on; it may contain other variants and files. Object k of the metadata has id k. The metadata keeps
+what the benchmark keeps (`color` in vbg only, elsewhere it has no effect on the image), the
+position, and for every object the ground's material.
 
-Source: Karazija, Laina, Rupprecht, "ClevrTex: A Texture-Rich Benchmark for Unsupervised Multi-Object Segmentation" (2021)
-and the reader in https://github.com/karazijal/clevrtex-generation (layout, splits by number, preparation).
+Source: Karazija, Laina, Rupprecht, "ClevrTex: A Texture-Rich Benchmark for Unsupervised
+Multi-Object Segmentation" (2021) and the reader in https://github.com/karazijal/clevrtex-generation
+(layout, splits by number, preprocessing).
 """
 
 import hashlib
@@ -14,18 +16,18 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cutslots.data import images
-from cutslots.data.places import Place
-from cutslots.data.scene import Preparation, Ranges, Scene
-from cutslots.data.sources import indices, naming
-from cutslots.errors import InputError
+from cutslots.data.locate import Location
+from cutslots.data.preprocess import Preprocessing
+from cutslots.data.record import Ranges, Scene
+from cutslots.data.source import Source, naming
+from cutslots.errors import InputError, listed
 from cutslots.options import option
 
-NEEDS_RAW = True
 VARIANTS = ("full", "pbg", "vbg", "grassbg", "camo", "outd")
 NUM_FULL = 50_000
 KINDS = (".png", "_flat.png", ".json")
@@ -35,183 +37,117 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options(Preparation):
+class Options(Preprocessing):
     """Which variant, and crop and size of the prepared images."""
 
     variant: str = option("full", "which set of images", choices=VARIANTS)
 
 
-@dataclass(frozen=True)
-class Found:
-    """The files of a variant, complete: by number the paths of image, ids and metadata."""
-
-    raw: Place
-    paths: list[tuple[str, str, str]]
-
-
 class Item(NamedTuple):
-    """One scene's number and its image, ids and metadata."""
+    """The number of a scene and its files: image, ids and metadata."""
 
     number: int
-    files: tuple[Place, Place, Place]
+    files: tuple[Location, Location, Location]
 
 
-def find(raw: Place | None, options: Options) -> Found:
-    """All files of the variant.
+class ClevrTex(Source):
+    """ClevrTex: textured scenes of up to 10 objects as PNG files, 50,000 in the main set."""
 
-    Raises:
-        InputError: there are none, one of a number's three is missing or there twice, or a number is left out.
-    """
-    assert raw is not None, "NEEDS_RAW"
-    if raw.info.is_file:
-        raise InputError(
-            f"raw {raw} is a file. Give the folder into which the ClevrTex archives were unpacked."
-        )
-    by_kind, others = _index(raw, options.variant)
-    numbers = {number for kind in KINDS for number in by_kind[kind]}
-    if not numbers:
-        there = f" There are images of {', '.join(sorted(others))}." if others else ""
-        raise InputError(
-            f"raw {raw} has no CLEVRTEX_{options.variant}_NNNNNN files.{there} Give --variant, or the right folder."
-        )
-    missing = [
-        _file_name(options.variant, number, kind)
-        for number in range(max(numbers) + 1)
-        for kind in KINDS
-        if number not in by_kind[kind]
-    ]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise InputError(
-            f"raw {raw} lacks {', '.join(missing[:5])}{more}. Unpack the archives again."
-        )
-    image, ids, metadata = (by_kind[kind] for kind in KINDS)
-    paths = [(image[number], ids[number], metadata[number]) for number in range(len(numbers))]
-    return Found(raw, paths)
+    Options = Options
 
+    def find(self) -> None:
+        """Find all files of the variant, three for every number."""
+        assert self.raw is not None, "NEEDS_RAW"
+        raw, variant = self.raw, self.options.variant
+        if raw.is_file:
+            raise InputError(f"raw {raw} is a file. Give the folder of the unpacked archives.")
+        files: dict[str, dict[str, Location]] = defaultdict(dict)  # by variant and name
+        for file, _ in raw.files(recursive=True):
+            if match := NAME.fullmatch(file.name):
+                other = files[match[1]].setdefault(file.name, file)
+                if other != file and match[1] == variant:
+                    raise InputError(f"{file.name} exists twice: {other}, {file}. Remove one.")
+        own = files.pop(variant, {})
+        if not own:
+            others = f" It has images of {', '.join(sorted(files))}." if files else ""
+            problem = f"has no CLEVRTEX_{variant}_NNNNNN files.{others}"
+            raise InputError(f"raw {raw} {problem} Give another variant or folder.")
+        self.num_records = 1 + max(int(match[2]) for name in own if (match := NAME.match(name)))
+        stems = [f"CLEVRTEX_{variant}_{number:06d}" for number in range(self.num_records)]
+        names = [[f"{stem}{kind}" for kind in KINDS] for stem in stems]
+        if missing := [name for triple in names for name in triple if name not in own]:
+            raise InputError(f"raw {raw} lacks {listed(missing, 5)}. Unpack the archives again.")
+        self.files = [(own[image], own[ids], own[text]) for image, ids, text in names]
 
-def splits(found: Found, options: Options) -> Ranges:
-    """The benchmark's: a tenth for testing, a tenth for validation, the rest for training; outd is for testing only."""
-    count = len(found.paths)
-    if options.variant == "outd":
-        return {"test": (0, count)}
-    if options.variant == "full" and count != NUM_FULL:
-        log.warning(
-            "%s has %d images, the published main set %d: the splits are tenths of what is there",
-            found.raw,
-            count,
-            NUM_FULL,
-        )
-    return {
-        "test": (0, count // 10),
-        "val": (count // 10, count // 5),
-        "train": (count // 5, count),
-    }
-
-
-def describe(found: Found, options: Options, splits: Ranges) -> dict[str, Any]:
-    """The number of images, and a fingerprint of the first and the last one's metadata."""
-    texts = []
-    for *_, path in (found.paths[0], found.paths[-1]):
-        texts.append(found.raw.at(path).read())
-        with naming(str(found.raw.at(path))):
-            _objects(texts[-1], options.variant)  # mended later, it would pass for another set's
-    return {
-        "images": len(found.paths),
-        "fingerprint": hashlib.sha256(b"".join(texts)).hexdigest()[:8],
-    }
-
-
-def records(
-    found: Found, options: Options, splits: Ranges, done: dict[str, int]
-) -> Generator[tuple[str, Item], None, int]:
-    """The files of every scene; they are read where they are decoded."""
-    for name, number in indices(splits, done, len(found.paths)):
-        image, ids, metadata = map(found.raw.at, found.paths[number])
-        yield name, Item(number, (image, ids, metadata))
-    return len(found.paths)
-
-
-def decode(item: Item, options: Options) -> Scene:
-    """The scene in a number's three files, prepared.
-
-    Raises:
-        InputError: a file is damaged, or they do not fit each other.
-    """
-    image_file, ids_file, metadata_file = item.files
-    with naming(str(image_file)):
-        image = images.rgb(image_file.read())
-    with naming(str(metadata_file)):
-        objects = _objects(metadata_file.read(), options.variant)
-    with naming(str(ids_file)):
-        ids = images.ids(ids_file.read())
-        if ids.shape != image.shape[:2]:
-            raise InputError(
-                f"it is {ids.shape[1]} x {ids.shape[0]}, its image {image.shape[1]} x {image.shape[0]}."
+    def splits(self) -> Ranges:
+        """The benchmark's tenths: test, val, and the rest is train; outd is only for testing."""
+        if self.options.variant == "outd":
+            return {"test": (0, self.num_records)}
+        if self.options.variant == "full" and self.num_records != NUM_FULL:
+            log.warning(
+                "%s has %d images, the published main set %d: the splits are tenths of these",
+                *(self.raw, self.num_records, NUM_FULL),
             )
-        if ids.max() > len(objects):
-            raise InputError(
-                f"it has id {ids.max()}, but {metadata_file.name} describes {len(objects)} objects."
-            )
-    return Scene(
-        f"clevrtex_{options.variant}_{item.number:06d}", *options.apply(image, ids), objects
-    )
+        return super().splits()
 
+    def describe(self, splits: Ranges) -> dict[str, Any]:
+        """The number of images, and a fingerprint of the metadata of the first and the last."""
+        files = [triple[2] for triple in (self.files[0], self.files[-1])]
+        texts = [file.read() for file in files]
+        for file, text in zip(files, texts, strict=True):
+            with naming(file):
+                _objects(text, self.options.variant)  # damaged, its fingerprint would change later
+        fingerprint = hashlib.sha256(b"".join(texts)).hexdigest()[:8]
+        return {"images": self.num_records, "fingerprint": fingerprint}
 
-def _index(raw: Place, variant: str) -> tuple[dict[str, dict[int, str]], set[str]]:
-    """The paths by kind and number, and the other variants that there are."""
-    found: dict[str, dict[int, str]] = defaultdict(dict)
-    others = set()
-    for path in raw.files(recursive=True):
-        match = NAME.fullmatch(path.rpartition("/")[2])
-        if not match:
-            continue
-        theirs, digits, kind = match.groups()
-        if theirs != variant:
-            others.add(theirs)
-            continue
-        number = int(digits)
-        if number in found[kind]:
-            raise InputError(
-                f"number {number} is there twice: {found[kind][number]} and {path}. Remove one."
-            )
-        found[kind][number] = path
-    return found, others
+    def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
+        """The files of every scene; `decode` reads them."""
+        for name, number in self.indices(splits, done):
+            yield name, Item(number, self.files[number])
 
-
-def _file_name(variant: str, number: int, kind: str) -> str:
-    return f"CLEVRTEX_{variant}_{number:06d}{kind}"
+    @staticmethod
+    def decode(item: Item, options: Any) -> Scene:
+        """The scene of three files."""
+        image_file, ids_file, metadata_file = item.files
+        with naming(image_file):
+            image = images.rgb(image_file.read())
+        with naming(metadata_file):
+            objects = _objects(metadata_file.read(), options.variant)
+        with naming(ids_file):
+            ids = images.ids(ids_file.read())
+            if ids.shape != image.shape[:2]:
+                raise InputError(f"the size is {ids.shape}, that of its image {image.shape[:2]}.")
+            if ids.max() > len(objects):
+                described = f"{metadata_file.name} describes {len(objects)} objects"
+                raise InputError(f"it has id {ids.max()}, but {described}.")
+        name = f"clevrtex_{options.variant}_{item.number:06d}"
+        image, ids = options.apply(image, ids)
+        return Scene(name, image, ids, objects)
 
 
 def _objects(text: bytes, variant: str) -> tuple[dict[str, Any], ...]:
     """The objects in the order of their ids."""
     try:
-        found = json.loads(text)
-        ground, objects = found["ground_material"], found["objects"]
-        described = [_describe(entry, ground, variant) for entry in objects]
+        metadata = json.loads(text)
+        objects, ground = metadata["objects"], metadata["ground_material"]
+        described = tuple(_describe(entry, ground, variant) for entry in objects)
         order = [entry.get("index", at) for at, entry in enumerate(objects, start=1)]
         json.dumps(described, allow_nan=False)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"it is not ClevrTex metadata ({error!r}). Fetch or copy it again."
-        ) from None
+        raise InputError(f"not ClevrTex metadata ({error!r}). Fetch or copy it again.") from None
     if order != list(range(1, len(order) + 1)):
-        raise InputError(
-            f"its objects have the indices {order}; they must be 1 to {len(order)} in order."
-        )
-    return tuple(described)
+        raise InputError(f"the objects' indices must be 1 to {len(order)} in order, got {order}.")
+    return described
 
 
 def _describe(entry: dict[str, Any], ground: str, variant: str) -> dict[str, Any]:
     words = {name: entry[name] for name in ("shape", "size", "material")}
-    if strange := [
-        value for value in (*words.values(), ground) if not isinstance(value, str | int | float)
-    ]:
-        raise TypeError(f"{strange[0]} is no word")
-    color = {"color": entry["color"]} if variant == "vbg" else {}
+    for value in (*words.values(), ground):
+        if not isinstance(value, str | int | float):
+            raise TypeError(f"expected a string or number, got {value!r}")
     return {
         **words,
-        **color,
+        **({"color": entry["color"]} if variant == "vbg" else {}),
         "position": [round(float(value), 4) for value in entry["3d_coords"]],
         "rotation": round(float(entry["rotation"]), 4),
         "ground_material": ground,
