@@ -29,8 +29,7 @@ from cutslots.cora.protocol import PEER, PLAIN, TUNED, run_all, splits, tune
 from cutslots.cora.table import caption, log, markdown, tuning_csv, write
 from cutslots.errors import InputError
 from cutslots.exit_status import exit_status
-from cutslots.files import home, write_text
-from cutslots.runlog import git_commit
+from cutslots.files import git_commit, home, write_text
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from cutslots import options
 from cutslots.bench._timing import machine
 from cutslots.data import prepare, sources
 from cutslots.errors import InputError
-from cutslots.launch.local import train_here
-from cutslots.runlog import events
+from cutslots.runs.train import train_run
+from cutslots.tracking import events
 from cutslots.train.config import preset
 
 SHARES = ("images_per_second", "model_share", "data_wait_share")
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         data, run_dir = Path(folder) / "data", Path(folder) / "run"
         prepare("scenes", None, data, sources.load("scenes").Options(count=1000))
         start = time.perf_counter()
-        train_here(config, data, run_dir, experiment="bench", device="cpu")
+        train_run(config, data, run_dir, experiment="bench", device="cpu")
         seconds = time.perf_counter() - start
         logged = [event["values"] for event in events(run_dir) if event["kind"] == "metrics"]
     readings = [values for values in logged if "train/model_share" in values]

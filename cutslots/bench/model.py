@@ -27,7 +27,7 @@ from cutslots.bench._worker import StoppedError
 from cutslots.data import Scene
 from cutslots.data.shards import Info, write
 from cutslots.errors import InputError
-from cutslots.runlog import git_commit
+from cutslots.files import git_commit
 from cutslots.train.config import RunConfig, preset
 from cutslots.train.inputs import pick_device, to_model
 

@@ -17,12 +17,12 @@ import psutil
 from cutslots.bench._timing import machine
 from cutslots.data import prepare, sources
 from cutslots.errors import InputError
-from cutslots.launch.connect import Resources, connected
-from cutslots.launch.driver import Driver, Plan
-from cutslots.launch.study import Study
-from cutslots.launch.sweep import Sweep, log_uniform
-from cutslots.launch.trial import Ending, Report, Task
-from cutslots.runlog import events
+from cutslots.sweep.cluster import Resources, connected
+from cutslots.sweep.driver import Driver, Plan
+from cutslots.sweep.spec import Sweep, log_uniform
+from cutslots.sweep.study import Study
+from cutslots.sweep.trial import Ending, Report, Task
+from cutslots.tracking import events
 from cutslots.train.ranks import Ranks
 
 SPACE = {"optim.learning_rate": log_uniform(1e-5, 1e-2)}
@@ -76,7 +76,7 @@ def _sweeps(
     need: Resources, counts: list[int], data: Path, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """Figures of sweeps with so many trials each, on one cluster."""
-    from cutslots.launch import tune
+    from cutslots.sweep import ray_backend as tune
 
     started = time.perf_counter()
     with open(folder / "ray.txt", "a") as said, _elsewhere(said), connected(need) as room:

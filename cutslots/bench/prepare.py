@@ -9,7 +9,7 @@ from typing import Any
 from cutslots import options
 from cutslots.bench._timing import machine
 from cutslots.data import sources
-from cutslots.launch.prepare import prepare
+from cutslots.sweep.prepare import prepare
 
 # Images of the published sets: CLEVR with masks, ClevrTex's main set, the 24 frames of MOVi-A's 9,703 training clips.
 PUBLISHED = {"clevr": 100_000, "clevrtex": 50_000, "movi_a": 24 * 9_703}

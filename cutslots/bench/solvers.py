@@ -24,9 +24,9 @@ from cutslots.bench._tables import show
 from cutslots.bench._timing import machine, median_seconds
 from cutslots.bench._worker import inputs
 from cutslots.errors import InputError, nearest
+from cutslots.files import git_commit
 from cutslots.qp import MinCut
-from cutslots.report.benchmarks import solvers_figure
-from cutslots.runlog import git_commit
+from cutslots.report.plots import solvers_figure
 from cutslots.train.inputs import pick_device
 
 SIZES, BATCHES = (16, 32, 64, 128, 256, 512), (1, 64, 768)

@@ -16,9 +16,9 @@ import torch
 from cutslots import options
 from cutslots.bench._timing import machine, median_seconds
 from cutslots.errors import InputError
-from cutslots.runlog import RunLog, children, default_uri, find_runs, ready
-from cutslots.runlog.latest import latest
-from cutslots.runlog.store import Store
+from cutslots.tracking import RunLog, children, default_uri, find_runs, ready
+from cutslots.tracking.client import Store
+from cutslots.tracking.journal import latest
 from cutslots.train.config import RunConfig, preset
 
 # What `cutslots train` logs: of a reading of the training, of an evaluation, and of the machine.

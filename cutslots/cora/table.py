@@ -14,7 +14,7 @@ from cutslots.cora.instances import Instances
 from cutslots.cora.learn import Settings
 from cutslots.cora.protocol import Candidate, Run, tuning_members
 from cutslots.report import published
-from cutslots.runlog import RunLog
+from cutslots.tracking import RunLog
 
 MEANING = {
     "program": "ours: regularised program without inequalities; sides swapped by a coin; tuned",

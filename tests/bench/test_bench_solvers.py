@@ -16,7 +16,7 @@ from cutslots.bench._methods import METHODS
 from cutslots.bench._worker import StoppedError, Worker, errors, inputs
 from cutslots.qp import Grid
 from cutslots.qp.program import edge_costs
-from cutslots.report import benchmarks
+from cutslots.report import plots as benchmarks
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:cvxpylayers", "ignore::PendingDeprecationWarning:osqp"

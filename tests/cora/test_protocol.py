@@ -136,7 +136,7 @@ def test_runs_become_a_table(prepared):
 def test_every_method_becomes_a_run_in_mlflow(prepared, tmp_path):
     from mlflow import MlflowClient
 
-    from cutslots.runlog import default_uri
+    from cutslots.tracking import default_uri
 
     instances = cora.load(prepared)
     settings = {"program": Settings(Decision(), hidden=4, epochs=1)}
