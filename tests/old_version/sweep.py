@@ -1,4 +1,4 @@
-"""The sweep of write.sh in the names of today: its definition must stay that of the stored study."""
+"""The sweep of write.sh in the names of today: its definition must be that of the stored study."""
 
 from cutslots.sweep import Baseline, Sweep, choice, loguniform, main, randint, uniform
 
