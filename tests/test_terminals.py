@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cutslots import cli
 from cutslots.data import prepare, sources
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "demo.py"
@@ -33,17 +35,12 @@ TINY = [
 
 @dataclass
 class Screen:
-    """As much of a terminal as the bars need: moves, erasing and wrapping at the last column.
-
-    Attributes:
-        bars: every line with a bar, as it was when it was complete.
-        wrapped: lines with a bar that did not fit.
-    """
+    """As much of a terminal as the bars need: moves, erasing and wrapping at the last column."""
 
     columns: int
     lines: list[str] = field(default_factory=lambda: [""])
-    bars: list[str] = field(default_factory=list)
-    wrapped: list[str] = field(default_factory=list)
+    bars: list[str] = field(default_factory=list)  # every line with a bar
+    wrapped: list[str] = field(default_factory=list)  # those that did not fit
     row: int = 0
     column: int = 0
     cursor_visible: bool = True
@@ -59,14 +56,12 @@ class Screen:
                 self.cursor_visible = command == "h"
             elif move:
                 self.column = 0
-                if "━" in line or "╸" in line:
-                    self.bars.append(line)
+                self.bars += [line] * ("━" in line)
                 if move == "\n":
                     self._down()
             elif character and character.isprintable():
                 if self.column == self.columns:
-                    if "━" in line or "╸" in line:
-                        self.wrapped.append(line)
+                    self.wrapped += [line] * ("━" in line)
                     self._down()
                     self.column, line = 0, self.lines[self.row]
                 self.lines[self.row] = (
@@ -96,9 +91,7 @@ class Terminal:
         env |= {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1", "CUTSLOTS_HOME": str(self.home)}
         process = subprocess.Popen(
             [sys.executable, *command],
-            stdin=self.theirs,
-            stdout=self.theirs,
-            stderr=self.theirs,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), self.theirs),
             cwd=self.home,
             env=env,
             start_new_session=True,
@@ -122,7 +115,7 @@ class Terminal:
         """Assert what holds after every command; `bars`: whether it draws some."""
         assert status == expected, self.output
         assert "Traceback" not in self.output
-        screen = Screen(self.columns).feed(self.output.replace("^C", ""))  # echoed by the terminal
+        screen = Screen(self.columns).feed(self.output)
         assert screen.cursor_visible
         assert termios.tcgetattr(self.theirs) == self.modes
         assert screen.wrapped == []
@@ -168,13 +161,16 @@ def test_a_command_in_a_terminal(name: str, columns: int, home: Path) -> None:
     assert sum("━" in line for line in screen.lines) == (name == "train")
 
 
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "parser", Mock(side_effect=KeyboardInterrupt))
+    assert cli.main(["train"]) == 130
+
+
 def test_ctrl_c_in_training(home: Path) -> None:
     terminal, run = Terminal(home, 80), home / "runs" / "stopped"
-    command = ["train", "scenes", "--data", "plain", *TINY, "--steps", "100000"]
+    command = ["-m", "cutslots", "train", "scenes", "--data", "plain", *TINY, "--steps", "100000"]
     command += ["--set", "checkpoint_every=5", "--name", run.name]
-    status = terminal.run(
-        "-m", "cutslots", *command, interrupt=lambda: any(run.glob("checkpoints/*.pt"))
-    )
+    status = terminal.run(*command, interrupt=lambda: any(run.glob("checkpoints/*.pt")))
     terminal.check(status, 130, bars=True)
     assert "--resume" in terminal.output
 
@@ -192,17 +188,13 @@ def test_ctrl_c_in_preparing(home: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("columns", [80, 200])
-def test_a_sweep_in_a_terminal(columns: int, home: Path) -> None:
-    """Ctrl-C first, then --resume to the end."""
-    terminal, before = Terminal(home, columns), set(home.glob("runs/*"))
-    arguments = [str(SWEEP), "--smoke", "--data", "data/plain", "--name", f"smoke-{columns}"]
-    arguments += ["--seeds", str(columns)]
-
-    def training() -> bool:
-        return any(any(run.glob("checkpoints/*.pt")) for run in set(home.glob("runs/*")) - before)
-
-    terminal.check(terminal.run(*arguments, interrupt=training), 130, bars=True)
+def test_a_sweep_in_a_narrow_terminal_and_its_resume_in_a_wide_one(home: Path) -> None:
+    terminal, before = Terminal(home, 80), set(home.glob("runs/*/*/*.pt"))
+    sweep = [str(SWEEP), "--smoke", "--data", "data/plain"]
+    status = terminal.run(
+        *sweep, interrupt=lambda: not before.issuperset(home.glob("runs/*/*/*.pt"))
+    )
+    terminal.check(status, 130, bars=True)
     assert "--resume" in terminal.output
-    terminal = Terminal(home, columns)
-    terminal.check(terminal.run(*arguments, "--resume"), 0, bars=True)
+    terminal = Terminal(home, 200)
+    terminal.check(terminal.run(*sweep, "--resume"), 0, bars=True)
