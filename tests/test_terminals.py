@@ -191,10 +191,8 @@ def test_ctrl_c_in_preparing(home: Path) -> None:
 def test_a_sweep_in_a_narrow_terminal_and_its_resume_in_a_wide_one(home: Path) -> None:
     terminal, before = Terminal(home, 80), set(home.glob("runs/*/*/*.pt"))
     sweep = [str(SWEEP), "--smoke", "--data", "data/plain"]
-    status = terminal.run(
-        *sweep, interrupt=lambda: not before.issuperset(home.glob("runs/*/*/*.pt"))
-    )
+    status = terminal.run(*sweep, interrupt=lambda: before < set(home.glob("runs/*/*/*.pt")))
     terminal.check(status, 130, bars=True)
     assert "--resume" in terminal.output
-    terminal = Terminal(home, 200)
-    terminal.check(terminal.run(*sweep, "--resume"), 0, bars=True)
+    wide = Terminal(home, 200)
+    wide.check(wide.run(*sweep, "--resume"), 0, bars=True)
