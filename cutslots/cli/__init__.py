@@ -55,8 +55,13 @@ def names() -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    chosen = parser().parse_args(arguments)
-    return exit_status(lambda: chosen.run(chosen), debug=getattr(chosen, "debug", False))
+
+    def run() -> int:
+        chosen = parser().parse_args(arguments)
+        return exit_status(lambda: chosen.run(chosen), debug=getattr(chosen, "debug", False))
+
+    # The outer one is for Ctrl-C while a command imports what its arguments need, for seconds.
+    return exit_status(run, debug=True)
 
 
 def parser() -> argparse.ArgumentParser:

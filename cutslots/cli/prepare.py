@@ -1,6 +1,7 @@
 """turn a raw dataset into shards that training reads"""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> None:
     """Prepare from the chosen source."""
-    chosen.prepare(chosen)
+    try:
+        chosen.prepare(chosen)
+    except KeyboardInterrupt:
+        print("Run the same command again to continue.", file=sys.stderr)
+        raise
 
 
 def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
