@@ -1,4 +1,4 @@
-"""Other solvers of the min-cut program, which `cutslots bench solvers` compares with.
+"""Solvers of the min-cut program that `cutslots bench solvers` compares: ours and others.
 
     p = S (gamma beta q - B^T w / 2) ,  dl/dw = -B S dl/dp / 2 ,
     S = (gamma/2 B^T B + gamma I + gamma q q^T)^-1
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cutslots.qp import Gamma, Grid, min_cut_program
+from cutslots.qp import Gamma, Grid, MinCut, min_cut_program
 from cutslots.qp.program import Program
 
 GAMMA, BETA = 0.5, 1.0
@@ -27,21 +27,40 @@ GAMMA, BETA = 0.5, 1.0
 
 @dataclass(frozen=True)
 class Method:
-    """A solver to measure.
+    """How to build a solver for a size and a device, and the package it needs."""
 
-    Attributes:
-        build: makes the solver for a size and a device.
-        peer: whether it is another project's.
-        cuda: whether it runs on a GPU; otherwise it always runs on the CPU.
-        module, install: the package it needs, and the command that installs it.
-    """
-
-    title: str
     build: Callable[[int, torch.device], Any]
     peer: bool = True
     cuda: bool = True
     module: str | None = None
     install: str | None = None
+
+
+class AutogradSolver:
+    """A solver whose derivative is autograd's: `potentials` of weights that require it."""
+
+    def forward(self, weights: Tensor) -> Tensor:
+        self.weights = weights.detach().requires_grad_()
+        self.solution = self.potentials(self.weights)
+        return self.solution.detach()
+
+    def backward(self, upstream: Tensor) -> Tensor:
+        gradient = torch.autograd.grad(self.solution, self.weights, upstream)[0]
+        del self.weights, self.solution
+        return gradient
+
+    def potentials(self, weights: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class BackEnd(AutogradSolver):
+    """A back end of our layer."""
+
+    def __init__(self, name: str, size: int, device: torch.device) -> None:
+        self.cut = MinCut(size, size, GAMMA, beta=BETA, solver=name)
+
+    def potentials(self, weights: Tensor) -> Tensor:
+        return self.cut(weights).potentials
 
 
 class KktCholmod:
@@ -112,7 +131,7 @@ class ReducedCholespy:
         return all_rows[:, :-2].reshape(potentials.shape), all_rows[:, -2:]
 
 
-class Qpth:
+class Qpth(AutogradSolver):
     """OptNet's interior-point layer. It requires an inequality: 0 z <= 1, which never binds."""
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -123,41 +142,21 @@ class Qpth:
         A = torch.from_numpy(self.program.A.toarray()).to(device)
         Q = torch.diag(torch.from_numpy(self.program.G)).to(device)
         G, h = A.new_zeros(1, A.shape[1]), A.new_ones(1)
-        self.constants = Q, G, h, A, torch.from_numpy(self.program.b).to(device)
-        self.layer = QPFunction(verbose=-1)
+        self.constants = G, h, A, torch.from_numpy(self.program.b).to(device)
+        self.Q, self.layer = Q, QPFunction(verbose=-1)
 
-    def forward(self, weights: Tensor) -> Tensor:
-        self.weights, (Q, *rest) = weights.detach().requires_grad_(), self.constants
-        costs = self.weights.flatten(1)[:, self.slot].double()
-        z = self.layer(Q, functional.pad(costs, (0, len(Q) - costs.shape[1])), *rest)
-        potentials = z[:, self.program.blocks["p"]][:, :-2]
-        self.potentials = potentials.reshape(len(weights), *self.grid.shape).to(weights.dtype)
-        return self.potentials.detach()
-
-    def backward(self, upstream: Tensor) -> Tensor:
-        return torch.autograd.grad(self.potentials, self.weights, upstream)[0]
+    def potentials(self, weights: Tensor) -> Tensor:
+        costs = weights.flatten(1)[:, self.slot].double()
+        costs = functional.pad(costs, (0, len(self.Q) - costs.shape[1]))
+        p = self.layer(self.Q, costs, *self.constants)[:, self.program.blocks["p"]][:, :-2]
+        return p.reshape(len(weights), *self.grid.shape).to(weights.dtype)
 
 
+CHOLMOD, CHOLESPY = "pip install 'cutslots[cholmod]'", "pip install 'cutslots[peers]'"
 PEERS = {
-    "kkt_cholmod": Method(
-        "Cholesky factor of A A^T, CHOLMOD's substitution",
-        KktCholmod,
-        cuda=False,
-        module="sksparse",
-        install="pip install 'cutslots[cholmod]'",
-    ),
-    "reduced_cholespy": Method(
-        "Cholesky factor of the matrix of all potentials, cholespy",
-        ReducedCholespy,
-        module="cholespy",
-        install="pip install 'cutslots[peers]'",
-    ),
-    "qpth": Method(
-        "qpth: interior points on dense matrices",
-        Qpth,
-        module="qpth",
-        install="pip install --no-deps qpth",
-    ),
+    "kkt_cholmod": Method(KktCholmod, cuda=False, module="sksparse", install=CHOLMOD),
+    "reduced_cholespy": Method(ReducedCholespy, module="cholespy", install=CHOLESPY),
+    "qpth": Method(Qpth, module="qpth", install="pip install --no-deps qpth"),
 }
 
 

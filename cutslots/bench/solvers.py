@@ -20,17 +20,15 @@ from typing import Annotated, Any
 
 import psutil
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from cutslots.bench import timing
-from cutslots.bench.peers import BETA, GAMMA, PEERS, Method
+from cutslots.bench.peers import BETA, GAMMA, PEERS, BackEnd, Method
 from cutslots.bench.timing import isolated, measure, memory_in_use, peak_memory
 from cutslots.errors import InputError
 from cutslots.qp import MinCut
 from cutslots.qp.solvers import BACK_ENDS
 from cutslots.report.benchmarks import solvers_figure
-from cutslots.report.tables import Table
 from cutslots.train.inputs import pick_device
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-sparse", "cholespy", "qpth", "cupy-cuda12x")
@@ -38,27 +36,7 @@ TOLERANCE = 1e-4  # largest relative error of a result that counts as right
 TRUTH_CHUNK = 2**22  # numbers whose float64 truth is computed at once
 
 
-class BackEnd:
-    """A back end of `MinCut`, through the layer and autograd."""
-
-    def __init__(self, name: str, size: int, device: torch.device) -> None:
-        self.cut = MinCut(size, size, GAMMA, beta=BETA, solver=name)
-
-    def forward(self, weights: Tensor) -> Tensor:
-        self.weights = weights.detach().requires_grad_()
-        self.potentials = self.cut(self.weights).potentials
-        return self.potentials.detach()
-
-    def backward(self, upstream: Tensor) -> Tensor:
-        gradient = torch.autograd.grad(self.potentials, self.weights, upstream)[0]
-        del self.weights, self.potentials
-        return gradient
-
-
-METHODS = {
-    name: Method(f"cutslots, solver={name!r}", partial(BackEnd, name), peer=False)
-    for name in BACK_ENDS
-} | PEERS
+METHODS = {name: Method(partial(BackEnd, name), peer=False) for name in BACK_ENDS} | PEERS
 
 
 def solvers(
@@ -98,19 +76,11 @@ def solvers(
         "versions": {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES},
         "device": str(on),
         "limits": {"cell_seconds": limit, "memory_bytes": limit_bytes},
-        "methods": {
-            name: {
-                "title": METHODS[name].title,
-                "peer": METHODS[name].peer,
-                "exact": True,
-                "missing": missing(name),
-            }
-            for name in chosen
-        },
+        "methods": {n: {"peer": METHODS[n].peer, "missing": missing(n)} for n in chosen},
         "cells": cells,
     }
-    for size in sizes:
-        _show(size, [cell for cell in cells if cell["size"] == size])
+    columns = "forward_seconds", "seconds", "setup_seconds", "gradient_error", "memory_bytes"
+    timing.show(cells, "method", "size", "batch", *columns)
     if figure:
         solvers_figure(results, figure)
     return results
@@ -145,7 +115,10 @@ def measure_cell(name: str, size: int, batch: int, device: torch.device) -> dict
     before, start = memory_in_use(device), time.perf_counter()
     solver = METHODS[name].build(size, device)
     setup = time.perf_counter() - start
-    wrong = errors(weights, upstream, solver.forward(weights), solver.backward(upstream))
+    results = solver.forward(weights), solver.backward(upstream)
+    held = memory_in_use(device) - before
+    wrong = errors(weights, upstream, *results)
+    del results
     if not all(error <= TOLERANCE for error in wrong.values()):  # also refuses NaN
         raise ArithmeticError(f"wrong result: {wrong}, relative to the closed form in float64")
 
@@ -153,7 +126,6 @@ def measure_cell(name: str, size: int, batch: int, device: torch.device) -> dict
         solver.forward(weights)
         solver.backward(upstream)
 
-    setup_bytes = max(0, memory_in_use(device) - before)
     step_bytes = min(peak_memory(step, device) for _ in range(3))
     step_bytes += weights.nbytes + upstream.nbytes
     timing = measure(step)
@@ -164,7 +136,7 @@ def measure_cell(name: str, size: int, batch: int, device: torch.device) -> dict
         "seconds": timing.median,
         "fastest_seconds": min(timing.times),
         "repeats": len(timing.times) * timing.number_per_run,
-        "memory_bytes": setup_bytes + step_bytes,
+        "memory_bytes": max(0, held - weights.nbytes) + step_bytes,
         "step_bytes": step_bytes,
         "weights_bytes": weights.nbytes,
     }
@@ -181,7 +153,8 @@ def errors(
     weights: Tensor, upstream: Tensor, potentials: Tensor, gradient: Tensor
 ) -> dict[str, float]:
     """Relative errors against the closed form in float64, over the whole batch."""
-    cut = MinCut(*weights.shape[2:], GAMMA, beta=BETA, solver="dct")
+    height, width = weights.shape[2:]
+    cut = MinCut(height, width, GAMMA, beta=BETA, solver="dct")
     sums = torch.zeros(2, 2, dtype=torch.float64)  # (potentials, gradient) x (error, truth)
     chunk = max(1, TRUTH_CHUNK // weights[0].numel())
     chunks = (tensor.split(chunk) for tensor in (weights, upstream, potentials, gradient))
@@ -195,34 +168,13 @@ def errors(
     return {"potentials_error": relative[0], "gradient_error": relative[1]}
 
 
-def _show(size: int, cells: list[dict[str, Any]]) -> None:
-    columns = ["method", "cuts", "setup s", "forward ms", "both ms", "error", "memory", "all MB"]
-    measured = [cell for cell in cells if cell["status"] == "measured"]
-    rows = []
-    for cell in sorted(measured, key=lambda cell: (cell["batch"], cell["seconds"])):
-        numbers = (
-            cell["setup_seconds"],
-            1e3 * cell["forward_seconds"],
-            1e3 * cell["seconds"],
-            max(cell["potentials_error"], cell["gradient_error"]),
-            cell["step_bytes"] / cell["weights_bytes"],
-            cell["memory_bytes"] / 1e6,
-        )
-        rows.append([cell["method"], str(cell["batch"]), *(f"{number:.3g}" for number in numbers)])
-    print(f"{size} x {size}; memory: of a step with its inputs, in units of the weights")
-    Console().print(Table(columns, rows, columns[1:]).rich())
-    for cell in cells:
-        if cell["status"] != "measured":
-            print(f"{cell['method']}, {cell['batch']} cuts, {cell['status']}: {cell['reason']}")
-
-
 def main(name: str, size: str, batch: str, device: str, memory: str) -> None:
     """Measure one cell in this process and print it as JSON."""
     if module := METHODS[name].module:
         importlib.import_module(module)
     # Loads the libraries that every method uses, so that none is charged for them.
-    warm_up = torch.rand(1, 6, 8, 8, device=device, requires_grad=True)
-    MinCut(8, 8)(warm_up).potentials.sum().backward()
+    warm_up = BackEnd("dct", 8, torch.device(device))
+    warm_up.backward(warm_up.forward(torch.rand(1, 6, 8, 8, device=device)))
     if device == "cpu" and sys.platform == "linux":
         limit = psutil.Process().memory_info().data + int(memory)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))

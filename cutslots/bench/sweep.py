@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import psutil
 
 from cutslots import options
-from cutslots.bench.timing import measure, provenance
+from cutslots.bench.timing import measure, provenance, show
 from cutslots.data import prepare, sources
 from cutslots.errors import InputError
 from cutslots.launch import tune
@@ -49,8 +49,7 @@ def orchestration(
         for workers, sizes in ((1, counts), (2, [worker_trials] if worker_trials else [])):
             if sizes:
                 results["cells"] += _sweeps(Resources(workers, cpus=1), sizes, data)
-        for cell in results["cells"]:
-            print(", ".join(f"{name} {value:.3g}" for name, value in cell.items()))
+        show(results["cells"], *results["cells"][0])
         if sweep:
             results["first_step_seconds"] = _first_step(sweep, Path(home) / "runs")
             print(f"{sweep}: {results['first_step_seconds']:.1f} s to the first training step")
@@ -150,6 +149,5 @@ def tracking(
             "children_seconds": measure(lambda: children(str(parent.run_id))).median,
             "table_seconds": measure(lambda: find_runs(query, best, limit=100)).median,
         }
-    for name, value in results.items():
-        print(f"{name} {value:.3g}")
+    show([results], *results)
     return provenance() | results

@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 
 import psutil
 import torch
+from rich.console import Console
 from torch.utils.benchmark import Measurement, Timer
 
 from cutslots.errors import InputError, nearest
+from cutslots.report.tables import Table
 from cutslots.runlog import git_commit
 
 
@@ -81,13 +84,25 @@ def check_names(option: str, names: Sequence[str], allowed: Collection[str]) -> 
             raise InputError(f"{option} has {name!r}. {nearest(name, list(allowed))}")
 
 
+def show(rows: Sequence[dict[str, Any]], *columns: str) -> None:
+    """Print a table of the rows that have these columns, and the reasons why others are missing."""
+    cells = [
+        [f"{row[c]:.3g}" if isinstance(row[c], float) else str(row[c]) for c in columns]
+        for row in rows
+        if "reason" not in row
+    ]
+    console = Console()
+    console.width = max(console.width, 120)  # piped output too
+    console.print(Table(columns, cells, columns[1:]).rich())
+    for row in rows:
+        if "reason" in row:
+            print(", ".join(f"{value}" for value in row.values()))
+
+
 def provenance() -> dict[str, Any]:
     """What produced a result: command, commit, time and machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        models = []
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
     return {
         "command": shlex.join(["cutslots", *sys.argv[1:]]),
         "commit": git_commit(Path(__file__).parent),
@@ -95,7 +110,7 @@ def provenance() -> dict[str, Any]:
         "machine": {
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "processor": models[0] if models else platform.processor() or platform.machine(),
+            "processor": model[1] if model else platform.machine(),
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "load": os.getloadavg()[0],

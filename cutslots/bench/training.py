@@ -15,15 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.profiler import profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from cutslots.bench.timing import check_names, isolated, measure, peak_memory, provenance
+from cutslots.bench.timing import check_names, isolated, measure, peak_memory, provenance, show
 from cutslots.errors import InputError
 from cutslots.models import min_cut_slots
-from cutslots.report.tables import Table
 from cutslots.train import config
 from cutslots.train.inputs import pick_device, to_model
 
@@ -80,20 +78,14 @@ def model(
         print(f"{name} ...", file=sys.stderr)
         row = isolated(__name__, name, preset, batch, on, seconds, timeout=limit)
         rows.append({"name": name, "precision": VARIANTS[name].precision} | row)
-    measured, cells = [row for row in rows if row["status"] == "measured"], []
+    measured = [row for row in rows if row["status"] == "measured"]
     for row in measured:
         row["images_per_second"] = batch / row["seconds"]
         row["ratio"] = measured[0]["seconds"] / row["seconds"]
-        numbers = [row["images_per_second"], row["ratio"], row["first_seconds"]]
-        numbers += [row["flops_used"], row["gradient_error"], row["peak_bytes"] / 1e6]
-        cells.append([row["name"], *(f"{number:.3g}" for number in numbers)])
-    columns = ["variant", "images/s", "ratio", "first step s", "FLOPs used", "error", "MB"]
-    print(f"{preset}, {batch} images per step, {on}")
-    Console().print(Table(columns, cells, columns[1:]).rich())
-    for row in rows:
-        if row["status"] != "measured":
-            print(f"{row['name']}, {row['status']}: {row['reason']}")
-        elif "parts" in row:
+    columns = "ratio", "first_seconds", "flops_used", "gradient_error", "peak_bytes"
+    show(rows, "name", "images_per_second", *columns)
+    for row in measured:
+        if "parts" in row:
             parts = {part: sum(times.values()) for part, times in row["parts"].items()}
             shares = [f"{p} {t / sum(parts.values()):.1%}" for p, t in parts.items()]
             print(f"time of {row['name']}: {', '.join(shares)}")
@@ -159,8 +151,8 @@ def measure_variant(
     step(few)
     torch.backends.cudnn.allow_tf32 = True
     truth, result = (
-        torch.cat([p.grad.double().cpu().flatten() for p in each.parameters()])
-        for each in (exact, model)
+        torch.cat([p.grad.double().cpu().flatten() for p in trained.parameters()])
+        for trained in (exact, model)
     )
     error = float((result - truth).norm() / truth.norm())
     if variant.precision == "float32" and not error <= TOLERANCE:
@@ -200,7 +192,7 @@ def part_times(
             step()
     times: dict[str, dict[str, float]] = defaultdict(lambda: {"forward": 0.0, "backward": 0.0})
     owners: dict[int, str] = {}  # sequence number -> part; the forward operation comes first
-    events = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CPU]
+    events = [e for e in profiler.events() or [] if e.device_type == torch.autograd.DeviceType.CPU]
     for event in sorted(events, key=lambda event: event.time_range.start):
         parent = event
         while parent is not None and not parent.name.startswith("part: "):

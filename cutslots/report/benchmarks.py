@@ -42,7 +42,7 @@ def solvers_figure(figures: dict[str, Any], path: Path) -> None:
                     for c in cells
                     if c["method"] == name and c["batch"] == batch and c[key] > 0
                 )
-                label = name if method["exact"] else f"{name} (another problem, forward)"
+                label = name if method.get("exact", True) else f"{name} (another problem, forward)"
                 axis.plot(
                     *zip(*points, strict=True) if points else ([], []),
                     color=COLOURS[index % len(COLOURS)],
