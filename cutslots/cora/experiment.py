@@ -13,20 +13,10 @@ from rich.console import Console
 from rich.progress import track
 
 from cutslots import files
+from cutslots.cora import protocol
 from cutslots.cora.instances import Instances, load
 from cutslots.cora.learn import Settings
-from cutslots.cora.protocol import (
-    PEER,
-    PLAIN,
-    REFERENCES,
-    TUNED,
-    Candidate,
-    Run,
-    run_all,
-    splits,
-    tune,
-    tuning_members,
-)
+from cutslots.cora.protocol import Candidate, Run
 from cutslots.errors import InputError
 from cutslots.report import published
 from cutslots.report.tables import Table
@@ -35,8 +25,7 @@ from cutslots.runlog import RunLog, git_commit
 MEANING = {
     "program": "ours: program without inequalities; sides swapped by a coin; tuned",
     "two-stage": "cross-entropy; the same network, swapping and tuning effort",
-    "inequality program": "program of Wilder et al. with all inequalities; the same network, "
-    "swapping and tuning effort",
+    "inequality program": "all inequalities (Wilder et al.); the same network and tuning effort",
     "program, plain": "as published: hidden 200, Adam 1e-3, 12 epochs, no swapping, untuned",
     "two-stage, plain": "cross-entropy, the same plain settings",
     "inequality program, plain": "program of Wilder et al., the same plain settings",
@@ -67,23 +56,22 @@ def run(
     name = "cora-smoke" if smoke else "cora-everywhere" if everywhere else "cora"
     out = out or files.home() / "results" / name
     if not data.exists():
-        raise InputError(
-            f"data folder {data} does not exist. Run: cutslots prepare cora RAW {data}"
-        )
+        raise InputError(f"data folder {data} is missing. Run: cutslots prepare cora RAW {data}")
     if min(num_splits, workers) < 1:
         raise InputError(f"--splits {num_splits} and --workers {workers} must be at least 1.")
-    instances, methods = load(data), TUNED | PLAIN | (PEER if peer else {})
+    instances, methods = load(data), protocol.TUNED | protocol.PLAIN
+    methods |= protocol.PEER if peer else {}
     if tuning:
-        candidates = tune(instances, methods, workers)
+        candidates = protocol.tune(instances, methods, workers)
         files.write_text(out / "tuning.csv", tuning_csv(candidates))
         print(f"{out / 'tuning.csv'}: {len(candidates)} candidates, best first within each method")
         return
     if smoke:
         num_splits = 2
         methods = {name: replace(settings, epochs=1) for name, settings in methods.items()}
-    chosen = splits(len(instances), num_splits, everywhere=everywhere)
-    total = num_splits * (len(methods) + len(REFERENCES))
-    results = run_all(instances, chosen, methods, workers)
+    chosen = protocol.splits(len(instances), num_splits, everywhere=everywhere)
+    total = num_splits * (len(methods) + len(protocol.REFERENCES))
+    results = protocol.run_all(instances, chosen, methods, workers)
     console = Console(stderr=True)
     runs = list(track(results, "runs", total, console=console, transient=True))
     command = shlex.join(["python", *sys.argv])
@@ -93,10 +81,7 @@ def run(
     files.write_text(out / "runs.csv", runs_csv(runs))
     print(table)
     if not smoke and log(instances, runs, methods, out, {"command": command, "commit": commit}):
-        folders = files.home() / "runs" / "cora-..."
-        print(
-            f"MLflow is incomplete. For every {folders} of this experiment run: cutslots sync RUN"
-        )
+        print(f"MLflow is incomplete. For each {files.home()}/runs/cora-... run: cutslots sync RUN")
 
 
 def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
@@ -109,9 +94,10 @@ def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tu
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of each method."""
-    return {
-        m: [run for run in runs if run.method == m] for m in dict.fromkeys(r.method for r in runs)
-    }
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.method, []).append(run)
+    return grouped
 
 
 def markdown(runs: Sequence[Run], caption: str) -> str:
@@ -133,7 +119,7 @@ def caption(instances: Instances, runs: Sequence[Run], command: str, commit: str
     """The text below the table: protocol, scale, comparability, and how it was made."""
     split, number = runs[0].split, len({run.split.number for run in runs})
     pool = {member for run in runs for member in run.split.held_out}
-    seen = len(pool & set(tuning_members(len(instances)))) or "none"
+    seen = len(pool & set(protocol.tuning_members(len(instances)))) or "none"
     crossing, best = instances.edges.sum(), instances.optimum().mean()
     return f"""\
 The number of true edges in the matching that the exact LP chooses under the learned weights: the
