@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 
 from cutslots.errors import InputError
 from cutslots.files import sha256
@@ -56,11 +57,9 @@ def read(raw: Path | str) -> Graph:
         paths = [folder / CONTENT, folder / CITES]
         missing = [path.name for path in paths if not path.is_file()]
         if missing or not (raw.is_dir() or raw in paths):
-            raise InputError(
-                f"raw {raw} has no {' and no '.join(missing or [CONTENT])}. Give {names}."
-            )
-        papers, words = _read_content(paths[0])
-        edges = _read_cites(paths[1], papers)
+            absent = " and no ".join(missing or [CONTENT])
+            raise InputError(f"raw {raw} has no {absent}. Give the folder with {names}.")
+        words, edges = _read_texts(*paths)
     edges = np.sort(edges.astype(np.int64).reshape(-1, 2), axis=1)
     edges = np.unique(edges[edges[:, 0] != edges[:, 1]], axis=0)
     return Graph(words, edges, {path.name: sha256(path) for path in paths})
@@ -78,62 +77,40 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if fields[name].dtype.kind not in "iu":
             raise InputError(f"{path}: {name} must be integers, got {fields[name].dtype}.")
     indices, starts, width, edges = (fields[name].astype(np.int64) for name in FIELDS)
-    if width.ndim or width < 1:
-        raise InputError(f"{path}: num_features must be one positive number, got {width}.")
-    starts_of_rows = starts.ndim == 1 and len(starts) > 1 and not (np.diff(starts) < 0).any()
-    if not starts_of_rows or starts[0] != 0 or starts[-1] != indices.size:
-        count = indices.size
-        raise InputError(
-            f"{path}: feature_indptr must rise from 0 to {count}, the feature_indices."
-        )
-    if indices.ndim != 1 or (indices.size and not 0 <= indices.min() <= indices.max() < width):
-        raise InputError(f"{path}: feature_indices must be in 0 to {width - 1}.")
-    papers = len(starts) - 1
-    pairs = edges.ndim == 2 and edges.shape[1] == 2
-    if not pairs or (edges.size and not 0 <= edges.min() <= edges.max() < papers):
-        raise InputError(f"{path}: edges must be pairs (n, 2) of papers 0 to {papers - 1}.")
-    words = np.zeros((papers, int(width)), bool)
-    words[np.repeat(np.arange(papers), np.diff(starts)), indices] = True
-    return words, edges
-
-
-def _read_content(path: Path) -> tuple[dict[str, int], np.ndarray]:
-    """Paper ids in file order, and their words, from lines `id word word ... topic`."""
-    papers: dict[str, int] = {}
-    rows: list[np.ndarray] = []
-    for number, (paper, *words) in _lines(path):
-        words, at = words[:-1], f"{path} line {number}"
-        expected = len(rows[0]) if rows else "at least 1"
-        if not words or (rows and len(words) != len(rows[0])):
-            raise InputError(f"{at}: expected {expected} words, got {len(words)}.")
-        if wrong := set(words) - {"0", "1"}:
-            raise InputError(f"{at}: words must be 0 or 1, got {min(wrong)!r}.")
-        if paper in papers:
-            raise InputError(f"{at}: duplicate paper id {paper}.")
-        papers[paper] = len(rows)
-        rows.append(np.array(words) == "1")
-    if not rows:
-        raise InputError(f"{path} contains no papers. Fetch it again.")
-    return papers, np.stack(rows)
-
-
-def _read_cites(path: Path, papers: dict[str, int]) -> np.ndarray:
-    """Pairs of paper numbers from lines `cited citing`."""
-    edges = []
-    for number, ids in _lines(path):
-        if len(ids) != 2:
-            raise InputError(f"{path} line {number}: expected 2 paper ids, got {len(ids)}.")
-        for paper in ids:
-            if paper not in papers:
-                raise InputError(f"{path} line {number}: paper {paper} is not in {CONTENT}.")
-        edges.append([papers[paper] for paper in ids])
-    return np.array(edges, np.int64).reshape(-1, 2)
-
-
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Line numbers and fields of the lines that are not blank."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file. Give the unpacked file.") from None
-    return [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+        if starts[-1] != len(indices):
+            raise ValueError(f"feature_indptr must end with {len(indices)}, got {starts[-1]}")
+        shape = len(starts) - 1, int(width)
+        words = sp.csr_array((np.ones(len(indices), bool), indices, starts), shape)
+        words.check_format()
+    except (ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            f"{path}: {', '.join(FIELDS[:3])} are not a sparse matrix: {error}"
+        ) from None
+    pairs = edges.ndim == 2 and edges.shape[1] == 2
+    if not pairs or (edges.size and not 0 <= edges.min() <= edges.max() < shape[0]):
+        raise InputError(f"{path}: edges must be pairs (n, 2) of papers 0 to {shape[0] - 1}.")
+    return words.toarray(), edges
+
+
+def _read_texts(content: Path, cites: Path) -> tuple[np.ndarray, np.ndarray]:
+    """From lines `id word word ... topic` with words 0 or 1, and lines `cited citing`."""
+    tables = []
+    for path in (content, cites):
+        try:
+            tables.append(np.loadtxt(path, str, comments=None, ndmin=2, encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}. Fetch it again.") from None
+    papers, words = tables[0][:, 0], tables[0][:, 1:-1]
+    if words.size == 0 or tables[1].shape[1] != 2:
+        raise InputError(f"{content} must contain words, and {cites} pairs of paper ids.")
+    for paper, row in zip(papers, words, strict=True):
+        if wrong := set(row) - {"0", "1"}:
+            raise InputError(f"{content}: words must be 0 or 1, paper {paper} has {min(wrong)!r}.")
+    number = {paper: index for index, paper in enumerate(papers)}
+    if len(number) != len(papers):
+        names, counts = np.unique(papers, return_counts=True)
+        raise InputError(f"{content}: duplicate paper id {names[counts > 1][0]}.")
+    if unknown := set(tables[1].ravel()) - set(number):
+        raise InputError(f"{cites}: paper {min(unknown)} is not in {CONTENT}.")
+    return words == "1", np.array([[number[paper] for paper in pair] for pair in tables[1]])

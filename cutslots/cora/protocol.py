@@ -9,23 +9,15 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
 import torch
 
+from cutslots.cora import learn
 from cutslots.cora.instances import Instances, matched
-from cutslots.cora.learn import (
-    Decision,
-    InequalityDecision,
-    Objective,
-    Problems,
-    Settings,
-    TwoStage,
-    evaluate,
-    train,
-)
+from cutslots.cora.learn import Decision, InequalityDecision, Problems, Settings, TwoStage
 from cutslots.errors import InputError
 
 TUNING_SHARE, HELD_OUT_SHARE, FOLDS = 15 / 27, 0.2, 5
@@ -86,12 +78,10 @@ def splits(count: int, number: int, *, everywhere: bool = False) -> list[Split]:
     Raises:
         InputError: too few instances to hold out a fifth.
     """
-    every = set(range(count))
+    every, held, result = set(range(count)), round(HELD_OUT_SHARE * count), []
     pool = sorted(every if everywhere else every - set(tuning_members(count)))
-    held = round(HELD_OUT_SHARE * count)
     if not 1 <= held <= len(pool) or held >= count:
         raise InputError(f"{count} instances are too few for splits. Prepare at least 5.")
-    result = []
     for split in range(number):
         out = np.random.default_rng([split, 1]).permutation(pool)[:held].tolist()
         result.append(Split(split, tuple(sorted(every - set(out))), tuple(sorted(out))))
@@ -100,15 +90,11 @@ def splits(count: int, number: int, *, everywhere: bool = False) -> list[Split]:
 
 def run_reference(instances: Instances, split: Split, method: str) -> Run:
     """A method that learns nothing: weights are words in common, random, or the true edges."""
-    generator = np.random.default_rng([split.number, 2])
-    values = []
+    generator, values = np.random.default_rng([split.number, 2]), []
     for member in split.held_out:
         edges, (left, right) = instances.edges[member], instances.words[member].astype(np.float32)
-        weights = {
-            "word overlap": left @ right.T,
-            "random": generator.random(edges.shape),
-            "optimum": edges.astype(float),
-        }
+        random = generator.random(edges.shape)
+        weights = {"word overlap": left @ right.T, "random": random, "optimum": edges * 1.0}
         values.append(matched(weights[method], edges))
     return Run(split, method, tuple(values), 0.0)
 
@@ -126,72 +112,62 @@ def run_all(
 
 def _run(problems: Problems, split: Split, method: str, settings: Settings) -> Run:
     start = time.perf_counter()
-    (network,) = train(problems, split.train, settings, seed=split.number)
-    values = evaluate(problems, split.held_out, network, settings)
+    (network,) = learn.train(problems, split.train, settings, seed=split.number)
+    values = learn.evaluate(problems, split.held_out, network, settings)
     return Run(split, method, tuple(values), time.perf_counter() - start)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """Settings and their cross-validated mean over the tuning instances."""
+class Candidate(NamedTuple):
+    """Settings of a method and their cross-validated mean over the tuning instances."""
 
     method: str
     settings: Settings
     value: float
 
 
-def grid(method: str) -> tuple[list[Settings], tuple[int, ...]]:
-    """A method's settings to try, and the epochs after which to score: 64 candidates.
+# The objectives that `tune` tries, with two sizes and rates, and the epochs after which it scores.
+SIZES, RATES = (100, 200), (5e-4, 1e-3)
+GRID = {
+    "program": ([Decision(t, b) for t in (1.0, 3.0) for b in (True, False)], (8, 12, 16, 24)),
+    "two-stage": ([TwoStage(weight) for weight in (1.0, 7.0, 20.0, 49.0)], (10, 20, 40, 60)),
+    "inequality program": (
+        [InequalityDecision(b, g) for g in (0.1, 0.3) for b in (True, False)],
+        (8, 12, 16, 24),
+    ),
+}
 
-    A method at plain settings has one candidate.
+
+def tune(instances: Instances, methods: Mapping[str, Settings], workers: int) -> list[Candidate]:
+    """Cross-validate every candidate on the tuning instances; best first per method.
+
+    A method that is not in `GRID` has its own settings as the only candidate.
     """
-    plain = {**PLAIN, **PEER}.get(method)
-    if plain is not None and not plain.swap:
-        return [plain], (plain.epochs,)
-    objectives: Sequence[Objective]
-    stops, bounded = (8, 12, 16, 24), (True, False)
-    if method == "program":
-        objectives = [Decision(t, b) for t, b in itertools.product((1.0, 3.0), bounded)]
-    elif method == "two-stage":
-        objectives, stops = [TwoStage(w) for w in (1.0, 7.0, 20.0, 49.0)], (10, 20, 40, 60)
-    else:
-        objectives = [InequalityDecision(b, g) for g, b in itertools.product((0.1, 0.3), bounded)]
-    sizes = itertools.product(objectives, (100, 200), (5e-4, 1e-3))
-    return [Settings(*size) for size in sizes], stops
-
-
-def tune(instances: Instances, methods: Iterable[str], workers: int) -> list[Candidate]:
-    """Cross-validate every candidate on the tuning instances; best first per method."""
-    members = tuning_members(len(instances))
-    jobs = [
-        (method, settings, stops, members)
-        for method in methods
-        for candidates, stops in [grid(method)]
-        for settings in candidates
-    ]
-    candidates = itertools.chain(*parallel(cross_validate, instances, jobs, workers))
-    return sorted(candidates, key=lambda c: (c.method, -c.value, repr(c.settings)))
+    jobs = []
+    for method, settings in methods.items():
+        if method in GRID:
+            objectives, stops = GRID[method]
+            candidates = itertools.starmap(Settings, itertools.product(objectives, SIZES, RATES))
+        else:
+            candidates, stops = [settings], (settings.epochs,)
+        jobs += [(method, candidate, stops) for candidate in candidates]
+    results = itertools.chain(*parallel(cross_validate, instances, jobs, workers))
+    return sorted(results, key=lambda c: (c.method, -c.value, repr(c.settings)))
 
 
 def cross_validate(
-    problems: Problems,
-    method: str,
-    settings: Settings,
-    stops: Sequence[int],
-    members: Sequence[int],
+    problems: Problems, method: str, settings: Settings, stops: Sequence[int]
 ) -> list[Candidate]:
-    """One candidate per number of epochs in `stops`, validated on all `members` in five folds."""
+    """A candidate per number of epochs in `stops`, validated on all tuning instances in folds."""
+    members = tuning_members(len(problems.instances))
     scores: dict[int, list[float]] = {stop: [] for stop in stops}
     order = np.random.default_rng([0, 3]).permutation(members)
     for fold in range(FOLDS):
         out = order[fold::FOLDS].tolist()
-        networks = train(problems, sorted(set(members) - set(out)), settings, 0, stops)
+        networks = learn.train(problems, sorted(set(members) - set(out)), settings, 0, stops)
         for stop, network in zip(stops, networks, strict=True):
-            scores[stop] += evaluate(problems, out, network, settings)
-    return [
-        Candidate(method, replace(settings, epochs=stop), float(np.mean(values)))
-        for stop, values in scores.items()
-    ]
+            scores[stop] += learn.evaluate(problems, out, network, settings)
+    tried = ((replace(settings, epochs=stop), values) for stop, values in scores.items())
+    return [Candidate(method, setting, float(np.mean(values))) for setting, values in tried]
 
 
 def parallel(

@@ -117,17 +117,17 @@ def test_missing_and_truncated_files_are_refused(arrays, texts, tmp_path):
 @pytest.mark.parametrize(
     ("file", "line", "message"),
     [
-        ("cora.content", "p90 1 0 Topic", "line 65: .*30.* 2"),
-        ("cora.content", "p90 " + "2 " * 30 + "Topic", "line 65: .*'2'"),
-        ("cora.content", "p3 " + "1 " * 30 + "Topic", "line 65: .*p3"),
-        ("cora.cites", "p1 p2 p3", "line .* 3"),
+        ("cora.content", "p90 1 0 Topic", "65"),
+        ("cora.content", "p90 " + "2 " * 30 + "Topic", "p90 .*'2'"),
+        ("cora.content", "p3 " + "1 " * 30 + "Topic", "duplicate paper id p3"),
+        ("cora.cites", "p1 p2 p3", "3"),
         ("cora.cites", "p1 p999", "p999"),
     ],
 )
 def test_damaged_texts_are_refused(texts, file, line, message):
     with open(texts / file, "a") as opened:
         opened.write(line + "\n")
-    with pytest.raises(InputError, match=f"{file} .*{message}"):
+    with pytest.raises(InputError, match=f"{file}.*{message}"):
         read(texts)
 
 
@@ -142,7 +142,7 @@ def test_other_instances_are_replaced_only_on_request(arrays, prepared):
 def test_unusable_folders_are_refused(arrays, prepared, tmp_path):
     with open(prepared / "instances.npz", "ab") as file:
         file.write(b"x")
-    with pytest.raises(InputError, match="instances.npz is damaged"):
+    with pytest.raises(InputError, match="instances.npz is missing or damaged"):
         cora.load(prepared)
     (prepared / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="manifest.json is damaged"):

@@ -5,12 +5,14 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cutslots import cora
-from cutslots.cora import experiment, protocol
+from cutslots.cora import experiment, learn, protocol
 from cutslots.cora.learn import Decision, Settings, TwoStage
 from cutslots.errors import InputError
 
@@ -37,7 +39,7 @@ def test_no_split_holds_out_a_tuning_instance():
         protocol.splits(2, 1)
 
 
-def test_cross_validation_uses_the_given_instances_only(monkeypatch):
+def test_cross_validation_uses_tuning_instances_only(monkeypatch):
     seen: set[int] = set()
 
     def train(problems, members, settings, seed, stops):
@@ -48,20 +50,21 @@ def test_cross_validation_uses_the_given_instances_only(monkeypatch):
         seen.update(members)
         return [float(settings.hidden) for _ in members]
 
-    monkeypatch.setattr(protocol, "train", train)
-    monkeypatch.setattr(protocol, "evaluate", evaluate)
-    members, settings = protocol.tuning_members(27), Settings(Decision(), hidden=7)
-    candidates = protocol.cross_validate(None, "program", settings, (1, 2), members)  # pyright: ignore[reportArgumentType]
-    assert seen == set(members)
+    monkeypatch.setattr(learn, "train", train)
+    monkeypatch.setattr(learn, "evaluate", evaluate)
+    problems: Any = SimpleNamespace(instances=range(27))
+    candidates = protocol.cross_validate(problems, "program", Settings(Decision(), 7), (1, 2))
+    assert seen == set(protocol.tuning_members(27))
     assert [(c.settings.epochs, c.value) for c in candidates] == [(1, 7.0), (2, 7.0)]
 
 
 @pytest.mark.parametrize("method", ["program", "two-stage", "inequality program"])
 def test_the_settings_in_use_won_the_tuning(method):
     settings = {**protocol.TUNED, **protocol.PEER}[method]
-    tried, stops = protocol.grid(method)
+    objectives, stops = protocol.GRID[method]
+    candidates = len(objectives) * len(protocol.SIZES) * len(protocol.RATES) * len(stops)
     rows = [r for r in rows_of(ROOT / "results/cora/tuning.csv") if r["method"] == method]
-    assert len(rows) == len(tried) * len(stops) == 64
+    assert len(rows) == candidates == 64
     best = max(rows, key=lambda row: float(row["value"]))
     for name in ("objective", "hidden", "learning_rate", "epochs", "swap"):
         assert best[name] == str(getattr(settings, name))
@@ -69,9 +72,10 @@ def test_the_settings_in_use_won_the_tuning(method):
 
 @pytest.mark.slow
 def test_tuning_scores_every_candidate(prepared, monkeypatch):
-    grid = [TINY["program"], Settings(TwoStage(), hidden=4)], (1, 2)
-    monkeypatch.setattr(protocol, "grid", lambda method: grid)
-    candidates = protocol.tune(cora.load(prepared), ["program"], 1)
+    monkeypatch.setattr(protocol, "GRID", {"program": ([Decision(), Decision(3.0)], (1, 2))})
+    monkeypatch.setattr(protocol, "SIZES", (4,))
+    monkeypatch.setattr(protocol, "RATES", (1e-3,))
+    candidates = protocol.tune(cora.load(prepared), TINY, 1)
     assert len(candidates) == 4
     assert [c.value for c in candidates] == sorted((c.value for c in candidates), reverse=True)
     assert len(rows_of_text(experiment.tuning_csv(candidates))) == 4
