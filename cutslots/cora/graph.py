@@ -95,22 +95,27 @@ def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_texts(content: Path, cites: Path) -> tuple[np.ndarray, np.ndarray]:
     """From lines `id word word ... topic` with words 0 or 1, and lines `cited citing`."""
-    tables = []
+    tables: list[list[list[str]]] = []
     for path in (content, cites):
         try:
-            tables.append(np.loadtxt(path, str, comments=None, ndmin=2, encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: {error}. Fetch it again.") from None
-    papers, words = tables[0][:, 0], tables[0][:, 1:-1]
-    if words.size == 0 or tables[1].shape[1] != 2:
-        raise InputError(f"{content} must contain words, and {cites} pairs of paper ids.")
-    for paper, row in zip(papers, words, strict=True):
-        if wrong := set(row) - {"0", "1"}:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{path} is not a text file. Give the unpacked file.") from None
+        rows = [line.split() for line in lines if line.strip()]
+        fields = 2 if path == cites else max(3, len(rows[0]) if rows else 0)
+        for paper, *others in rows or [[""]]:
+            if len(others) != fields - 1:
+                got = f"{paper!r} has {1 + len(others)}"
+                raise InputError(f"{path}: every line must have {fields} fields, {got}.")
+        tables.append(rows)
+    numbers: dict[str, int] = {}
+    for paper, *words, _ in tables[0]:
+        if wrong := set(words) - {"0", "1"}:
             raise InputError(f"{content}: words must be 0 or 1, paper {paper} has {min(wrong)!r}.")
-    number = {paper: index for index, paper in enumerate(papers)}
-    if len(number) != len(papers):
-        names, counts = np.unique(papers, return_counts=True)
-        raise InputError(f"{content}: duplicate paper id {names[counts > 1][0]}.")
-    if unknown := set(tables[1].ravel()) - set(number):
+        if paper in numbers:
+            raise InputError(f"{content}: duplicate paper id {paper}.")
+        numbers[paper] = len(numbers)
+    if unknown := {paper for pair in tables[1] for paper in pair} - set(numbers):
         raise InputError(f"{cites}: paper {min(unknown)} is not in {CONTENT}.")
-    return words == "1", np.array([[number[paper] for paper in pair] for pair in tables[1]])
+    edges = np.array([[numbers[paper] for paper in pair] for pair in tables[1]])
+    return np.array([words[1:-1] for words in tables[0]]) == "1", edges

@@ -117,7 +117,7 @@ def test_missing_and_truncated_files_are_refused(arrays, texts, tmp_path):
 @pytest.mark.parametrize(
     ("file", "line", "message"),
     [
-        ("cora.content", "p90 1 0 Topic", "65"),
+        ("cora.content", "p90 1 0 Topic", "32 fields, 'p90' has 4"),
         ("cora.content", "p90 " + "2 " * 30 + "Topic", "p90 .*'2'"),
         ("cora.content", "p3 " + "1 " * 30 + "Topic", "duplicate paper id p3"),
         ("cora.cites", "p1 p2 p3", "3"),
