@@ -153,10 +153,11 @@ class Qpth(AutogradSolver):
 
 
 CHOLMOD, CHOLESPY = "pip install 'cutslots[cholmod]'", "pip install 'cutslots[peers]'"
+QPTH = "pip install --no-deps qpth"
 PEERS = {
     "kkt_cholmod": Method(KktCholmod, cuda=False, module="sksparse", install=CHOLMOD),
     "reduced_cholespy": Method(ReducedCholespy, module="cholespy", install=CHOLESPY),
-    "qpth": Method(Qpth, module="qpth", install="pip install --no-deps qpth"),
+    "qpth": Method(Qpth, module="qpth", install=f"{CHOLESPY} && {QPTH}"),
 }
 
 
