@@ -1,10 +1,15 @@
-"""Where things lie on disk, and how a file is written so that nobody ever sees half of it."""
+"""The home folder, atomic writes, locks, checksums."""
 
+import errno
 import hashlib
 import os
+import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def home() -> Path:
@@ -44,3 +49,56 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
+    """Hold the lock file `path` and yield True; yield False if another process holds it.
+
+    Args:
+        path: the lock file; it is created if missing and stays.
+        timeout: seconds to wait for another process.
+
+    A file system without locks (NFS without lockd, some FUSE mounts) costs a warning, and True.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=timeout)
+    except Timeout:
+        yield False
+        return
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+            raise
+        warnings.warn(
+            f"{path.parent} is on a file system without locks; do not run two processes on it.",
+            stacklevel=3,
+        )
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        held.release()
+
+
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit checked out at `folder`, with "-dirty" if tracked files differ; None without git."""
+    try:
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(folder), *arguments],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=30,
+            ).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}-dirty" if status else commit

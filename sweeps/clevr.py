@@ -14,7 +14,7 @@ Cost: one training of 312,500 steps is the unit; ASHA spends about 12 of them on
 Expected: the paper reports ARI-FG 95.4 and mIoU 49.0 (Table 1); nobody has run this sweep whole yet.
 """
 
-from cutslots.launch.sweep import Halving, Setting, Sweep, integers, log_uniform, main
+from cutslots.sweep import Halving, Setting, Sweep, integers, log_uniform, main
 
 SWEEP = Sweep(
     name="clevr",

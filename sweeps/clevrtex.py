@@ -15,7 +15,7 @@ Expected: the paper reports ARI-FG 80.2, on OOD 72.6, on CAMO 75.5 (Table 1), ab
 at equal tuning is the question; nobody has run this sweep whole yet.
 """
 
-from cutslots.launch.sweep import Halving, Setting, Sweep, choices, integers, log_uniform, main
+from cutslots.sweep import Halving, Setting, Sweep, choices, integers, log_uniform, main
 
 SWEEP = Sweep(
     name="clevrtex",

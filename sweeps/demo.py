@@ -10,7 +10,7 @@ Cost: about six minutes on 2 cores. Expected: the best trial's ARI-FG on 200 val
 near 0, and most trials far below the best: what is found depends on the seed (results/LOG.md).
 """
 
-from cutslots.launch.sweep import Halving, Setting, Sweep, log_uniform, main
+from cutslots.sweep import Halving, Setting, Sweep, log_uniform, main
 
 STEPS = ("train.steps=2000", "train.eval_every=250")
 

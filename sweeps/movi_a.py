@@ -14,7 +14,7 @@ Cost: one training of 312,500 steps on pairs is the unit; ASHA spends about 9 of
 Expected: the paper reports ARI-FG 65.6 and ARI 77.7 (section 6.3); nobody has run this sweep whole yet.
 """
 
-from cutslots.launch.sweep import Halving, Setting, Sweep, choices, log_uniform, main
+from cutslots.sweep import Halving, Setting, Sweep, choices, log_uniform, main
 
 SWEEP = Sweep(
     name="movi_a",

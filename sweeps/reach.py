@@ -13,7 +13,7 @@ Found (results/LOG.md): on plain scenes all reaches are within what seeds differ
 Expected: the same; --set train.steps=N asks again with more.
 """
 
-from cutslots.launch.sweep import Setting, Sweep, choices, main
+from cutslots.sweep import Setting, Sweep, choices, main
 
 STYLES = {"plain": "scenes", "textured": "scenes-textured", "camouflage": "scenes-camouflage"}
 STEPS = ("train.steps=1000", "train.eval_every=250")

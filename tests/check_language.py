@@ -45,7 +45,9 @@ def main(paths: list[str]) -> int:
     if not paths:
         tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True)
         paths = tracked.stdout.splitlines()
-    checked = [Path(p) for p in paths if p.endswith(CHECKED) and Path(p).name != Path(__file__).name]
+    checked = [
+        Path(p) for p in paths if p.endswith(CHECKED) and Path(p).name != Path(__file__).name
+    ]
     found = [line for path in checked if path.is_file() for line in findings(path)]
     print("\n".join(found), end="\n" if found else "")
     return bool(found)

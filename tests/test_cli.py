@@ -38,7 +38,7 @@ def logged(experiment: str) -> Any:
     """The only run of an experiment in the tracking store of this test."""
     from mlflow import MlflowClient
 
-    from cutslots.runlog import default_uri
+    from cutslots.tracking import default_uri
 
     client = MlflowClient(default_uri())
     found = client.get_experiment_by_name(experiment)
@@ -65,7 +65,7 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     import mlflow
     from mlflow import MlflowClient
 
-    from cutslots.runlog import default_uri
+    from cutslots.tracking import default_uri
     from cutslots.train import load_model, predict
 
     scenes = prepared(64)
@@ -186,7 +186,7 @@ def test_resume_after_an_interrupt(scenes, capsys):
     assert "train.steps" not in found.data.params
 
     from cutslots.data import Manifest
-    from cutslots.launch.local import finished, stored_run
+    from cutslots.runs.lookup import finished, stored_run
 
     folder, config, _ = stored_run("again")
     assert finished(folder, config, Manifest.load(scenes).digest)
@@ -294,7 +294,7 @@ def test_a_dead_tracking_server_does_not_stop_training(scenes, monkeypatch, caps
     """Nothing listens on that port; the run ends well, says so once, and is delivered when there is a store again."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(
-        "cutslots.launch.local.DELIVERY_SECONDS", 6
+        "cutslots.runs.mlflow_callback.DELIVERY_SECONDS", 6
     )  # an outage is said at the second failure
     assert main(["train", "scenes", "--steps", "10", "--name", "alone", *SMALLEST]) == 0
     said = capsys.readouterr().err
@@ -304,7 +304,7 @@ def test_a_dead_tracking_server_does_not_stop_training(scenes, monkeypatch, caps
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     from mlflow import MlflowClient
 
-    from cutslots.runlog import default_uri, sync
+    from cutslots.tracking import default_uri, sync
 
     assert sync(home() / "runs" / "alone", tracking_uri=default_uri()) == 0
     client, run = MlflowClient(default_uri()), logged("scenes")

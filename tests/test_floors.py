@@ -19,17 +19,29 @@ ALLOWED = {
     "nn": BASE | {"qp"},
     "models": BASE | {"nn", "qp"},
     "train": BASE | {"data", "metrics", "models", "nn", "qp"},
-    "runlog": BASE | {"train"},
-    "report": BASE | {"train", "runlog", "metrics", "data"},
-    "cora": BASE | {"qp", "report", "runlog"},
-    "launch": BASE | {"train", "runlog", "report", "data", "models"},
+    "tracking": BASE | {"metrics", "train"},
+    "report": BASE | {"data", "metrics", "tracking", "train"},
+    "runs": BASE | {"data", "metrics", "report", "tracking", "train"},
+    "cora": BASE | {"qp", "report", "tracking"},
+    "sweep": BASE | {"data", "metrics", "models", "report", "runs", "tracking", "train"},
     "bench": BASE
-    | {"launch", "train", "runlog", "report", "data", "models", "metrics", "nn", "qp"},
-    "cli": BASE | {"cora", "launch", "bench", "train", "runlog", "report", "data", "models", "qp"},
+    | {"data", "metrics", "models", "nn", "qp", "report", "runs", "sweep", "tracking", "train"},
+    "cli": BASE
+    | {"bench", "cora", "data", "metrics", "models", "qp", "report", "runs", "sweep"}
+    | {"tracking", "train"},
+    "runlog": {"tracking"},
     "__main__": {"cli"},
     "__init__": {"qp"},
 }
-OWNED = {"mlflow": "runlog", "ray": "launch", "optuna": "launch", "matplotlib": "report"}
+OWNED = {
+    "mlflow": {"tracking"},
+    "ray": {"data", "sweep"},
+    "optuna": {"report", "sweep"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "fsspec": {"data"},
+    "filelock": {"files"},
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -83,4 +95,4 @@ def test_imports_go_down_only(path):
     assert not wrong, f"{part} imports {sorted(wrong)}"
     for package, owner in OWNED.items():
         if any(name.split(".")[0] == package for name in names):
-            assert part == owner, f"{part} imports {package}, which only {owner} may"
+            assert part in owner, f"{part} imports {package}, which only {owner} may"

@@ -4,7 +4,7 @@ import pytest
 
 from cutslots import options
 from cutslots.errors import InputError
-from cutslots.train.config import PRESETS, from_json, preset, signature, to_json
+from cutslots.train.config import PRESETS, from_json, preset, run_hash, to_json
 
 
 def test_shortened_paths_and_types():
@@ -64,9 +64,9 @@ def test_signature_is_of_what_changes_numbers():
     config = preset("small")
     same = options.override(config, "train.log_every=7")
     other = options.override(config, "cut.gamma=0.3")
-    assert signature(config, "data") == signature(same, "data")
+    assert run_hash(config, "data") == run_hash(same, "data")
     assert (
-        len({signature(config, "data"), signature(other, "data"), signature(config, "other data")})
+        len({run_hash(config, "data"), run_hash(other, "data"), run_hash(config, "other data")})
         == 3
     )
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cutslots.cli import parser
-from cutslots.launch.command import parser as sweep_parser
 from cutslots.report.results import main as draw
 from cutslots.report.results import put_table, results_table
+from cutslots.sweep.cli import parser as sweep_parser
 from cutslots.train.config import PRESETS
 
 ROOT = Path(__file__).parents[1]

@@ -45,7 +45,7 @@ STEPS = "train.steps=4 train.eval_every=2 checkpoint_every=2 log_every=2 eval_im
 SIZES = "image_size=32 encoder.channels=8 decoder.channels=8"
 SMALLEST = " ".join(f"--set {each}" for each in f"{STEPS} {SIZES}".split())
 
-SWEEP = "tests/launch/test_sweep.py::test_a_sweep_without_any_setting"
+SWEEP = "tests/sweep/test_sweep.py::test_a_sweep_without_any_setting"
 SUBMIT = "tests/cluster/test_submit.py::test_ray_submit_over_ssh"
 ELSEWHERE = {  # commands that do not run here: why, and the test that runs them or the same on less
     "make demo": ("a sweep on Ray, minutes; what follows it runs here", SUBMIT),
@@ -59,7 +59,7 @@ ELSEWHERE = {  # commands that do not run here: why, and the test that runs them
     "python sweeps/clevrtex.py": ("a sweep on Ray, weeks", SWEEP),
     "python sweeps/clevrtex.py --resume": (
         "the same",
-        "tests/launch/test_survival.py::test_a_killed_driver_is_followed_by_another",
+        "tests/sweep/test_survival.py::test_a_killed_driver_is_followed_by_another",
     ),
     "ray submit cluster/gpu.yaml sweeps/clevrtex.py": ("needs a cluster", SUBMIT),
     "cutslots best --dataset clevrtex --metric ari_fg": (
@@ -72,7 +72,7 @@ ELSEWHERE = {  # commands that do not run here: why, and the test that runs them
     ),
     "python sweeps/reach.py --only reach-plain": (
         "a sweep on Ray, minutes",
-        "tests/launch/test_command.py::test_a_file_with_several_sweeps",
+        "tests/sweep/test_command.py::test_a_file_with_several_sweeps",
     ),
     "cutslots report reach-plain reach-textured --compare cut.reach": (
         "needs the runs of two sweeps",
@@ -233,7 +233,7 @@ def is_debugged(done: Done) -> None:
 
 
 def has_table(done: Done) -> None:
-    from cutslots.runlog import find_runs
+    from cutslots.tracking import find_runs
 
     folder = home() / "results" / ("cora-smoke" if "--smoke" in done.words else "cora")
     methods = {
@@ -340,7 +340,7 @@ class Place:
 
     def before(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         """What the README only says in passing, or takes from a sweep, which does not run here."""
-        from cutslots.runlog import find_runs, register
+        from cutslots.tracking import find_runs, register
 
         if (
             command.startswith("cutslots train scenes")

@@ -28,7 +28,7 @@ from cutslots.bench.timing import isolated, measure, memory_in_use, peak_memory
 from cutslots.errors import InputError
 from cutslots.qp import MinCut
 from cutslots.qp.solvers import BACK_ENDS
-from cutslots.report.benchmarks import solvers_figure
+from cutslots.report.plots import solvers_figure
 from cutslots.train.inputs import pick_device
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-sparse", "cholespy", "qpth", "cupy-cuda12x")

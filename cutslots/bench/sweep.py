@@ -16,14 +16,14 @@ from cutslots import options
 from cutslots.bench.timing import measure, provenance, show
 from cutslots.data import prepare, sources
 from cutslots.errors import InputError
-from cutslots.launch import tune
-from cutslots.launch.connect import Resources, connected
-from cutslots.launch.driver import Driver, Plan
-from cutslots.launch.study import Study
-from cutslots.launch.sweep import Sweep, log_uniform
-from cutslots.launch.trial import Ending, Report, Task
-from cutslots.runlog import RunLog, children, events, find_runs, ready
-from cutslots.runlog.latest import latest
+from cutslots.sweep import ray_backend
+from cutslots.sweep.cluster import Resources, connected
+from cutslots.sweep.driver import Driver, Plan
+from cutslots.sweep.spec import Sweep, log_uniform
+from cutslots.sweep.study import Study
+from cutslots.sweep.trial import Ending, Report, Task
+from cutslots.tracking import RunLog, children, events, find_runs, ready
+from cutslots.tracking.journal import latest
 from cutslots.train.config import preset
 from cutslots.train.ranks import Ranks
 
@@ -83,7 +83,7 @@ def _sweep(need: Resources, data: Path, count: int, parallel: int) -> tuple[floa
     home, plan = data.parent / name, Plan(data, "scenes", "bench")
     driver = Driver(Study(sweep, home), plan, home, None, lambda text: None)
     start = time.perf_counter()
-    tune.run(driver, need, parallel, 0, _report_memory)
+    ray_backend.run(driver, need, parallel, 0, _report_memory)
     seconds, rows = time.perf_counter() - start, driver.rows()
     if [row.state for row in rows] != ["finished"] * count:
         raise RuntimeError(f"trials failed: {[(row.state, row.cause) for row in rows][:3]}")

@@ -19,8 +19,8 @@ from rich.console import Console
 from torch.utils.benchmark import Measurement, Timer
 
 from cutslots.errors import InputError, nearest
+from cutslots.files import git_commit
 from cutslots.report.tables import Table
-from cutslots.runlog import git_commit
 
 
 def measure(call: Callable[[], object], min_run_time: float = 0.5) -> Measurement:

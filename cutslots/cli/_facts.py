@@ -269,7 +269,7 @@ def ray_cluster() -> list[Fact]:
     address, name = os.environ.get("RAY_ADDRESS"), "Ray cluster"
     if not address:
         return [Fact("ok", name, "RAY_ADDRESS is not set: work stays on this machine")]
-    works, said = probe(f"from cutslots.launch.connect import room; print(room({address!r}))")
+    works, said = probe(f"from cutslots.sweep.cluster import room; print(room({address!r}))")
     if works:
         return [Fact("ok", name, f"RAY_ADDRESS={address}: {said}")]
     remedy = "unset RAY_ADDRESS" if address == "auto" else f"ray status --address {quote(address)}"
@@ -300,7 +300,7 @@ def home_folder() -> list[Fact]:
 
 def tracking_store() -> list[Fact]:
     """The tracking store, without making it."""
-    from cutslots.runlog import database_of, default_uri, without_password
+    from cutslots.tracking import database_of, default_uri, without_password
 
     uri, name = default_uri(), "tracking store"
     shown = without_password(uri)
@@ -344,7 +344,7 @@ def datasets() -> list[Fact]:
     """The prepared datasets where sweeps look for them; their shards are not read, which is for `cutslots check`."""
     from cutslots.data.manifest import MANIFEST, PROGRESS
     from cutslots.data.places import is_uri
-    from cutslots.launch.sets import DATA
+    from cutslots.sweep.sets import DATA
 
     folders, facts = [home() / "data"], []
     if base := os.environ.get(DATA):

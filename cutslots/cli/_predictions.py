@@ -70,7 +70,7 @@ class Predictions:
         self, picture: Picture, square: Square, labels: np.ndarray, reconstruction: np.ndarray
     ) -> None:
         """Write one picture's files and put it on the list."""
-        from cutslots.report.overlays import mask_image, overlay, slots
+        from cutslots.report.figures import mask_image, overlay, slots
 
         files = {"mask": f"{MASKS}/{picture.name}.png", "overlay": f"{OVERLAYS}/{picture.name}.png"}
         images = {

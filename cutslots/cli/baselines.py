@@ -39,7 +39,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 def _import(experiment: str) -> None:
     from cutslots.report.published import records
-    from cutslots.runlog import import_records
+    from cutslots.tracking import import_records
 
     if not experiment.strip():
         raise InputError("--experiment is empty; give a name, or leave it out.")

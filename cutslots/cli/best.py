@@ -63,9 +63,9 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def _title(board: "Board") -> str:
-    from cutslots.report.leaderboard import smaller_is_better
+    from cutslots.metrics.registry import higher_is_better
 
-    order = "smallest" if smaller_is_better(board.metric) else "largest"
+    order = "smallest" if not higher_is_better(board.metric) else "largest"
     measured = "best of training" if board.split == "val" else "as evaluated"
     count = f"{board.num_runs} run{'s' * (board.num_runs != 1)}"
     return f"{board.dataset} {board.split} ({measured}), {order} {board.metric} first, {count}"

@@ -78,10 +78,10 @@ class _Set:
 
 def run(chosen: argparse.Namespace) -> None:
     """Print the table, write what was asked for, and log the scores to the run they belong to."""
-    from cutslots.launch.local import find_model
-    from cutslots.launch.origin import origin
-    from cutslots.report.scores import scores_table
-    from cutslots.runlog import git_commit
+    from cutslots.files import git_commit
+    from cutslots.report.evaluation import scores_table
+    from cutslots.runs.lookup import find_model
+    from cutslots.runs.provenance import origin
     from cutslots.train import load_model
     from cutslots.train.inputs import image_size, pick_device
 
@@ -138,14 +138,13 @@ def _score(
     alone: bool,
 ) -> dict[str, Any]:
     """Score the model on one set, log that, and draw it if that was asked for."""
-    from cutslots.launch.local import log_scores
-    from cutslots.report.animation import clip_animation
-    from cutslots.report.figures import sample_figure
-    from cutslots.report.scores import published
+    from cutslots.report.evaluation import published
+    from cutslots.report.figures import clip_animation, sample_figure
+    from cutslots.runs.provenance import log_scores
     from cutslots.train import evaluate
     from cutslots.train.breakdown import Breakdown
     from cutslots.train.tiles import tiles_scores
-    from cutslots.train.track import Clips
+    from cutslots.train.video import Clips
 
     batches, manifest, split = each.batches, each.batches.manifest, each.batches.split
     breakdown = Breakdown(batches, each.by) if each.by else None
@@ -193,7 +192,7 @@ def _open(chosen: argparse.Namespace, model: Any) -> list[_Set]:
     """The sets, every one fit for the model."""
     from cutslots.data import Batches, Manifest, local
     from cutslots.data.sources import naming
-    from cutslots.report.scores import set_name
+    from cutslots.report.evaluation import set_name
     from cutslots.train.inputs import check_data
 
     sets = []

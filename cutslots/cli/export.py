@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Export; status 1 when a program was asked for and cannot be had."""
     import cutslots
-    from cutslots.launch.local import find_model
-    from cutslots.launch.origin import origin
     from cutslots.report.card import PROGRAM, model_card
+    from cutslots.runs.lookup import find_model
+    from cutslots.runs.provenance import origin
     from cutslots.train import load_model
     from cutslots.train.export import CONFIG, WEIGHTS, load_weights, save_model, weights_digest
     from cutslots.train.program import save_program

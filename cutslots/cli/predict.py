@@ -48,7 +48,7 @@ def run(chosen: argparse.Namespace) -> None:
     """Write what is missing, and say how much that was."""
     from cutslots.cli._pictures import find
     from cutslots.cli._predictions import Predictions
-    from cutslots.launch.local import find_model
+    from cutslots.runs.lookup import find_model
     from cutslots.train import load_model
     from cutslots.train.inputs import is_video, pick_device
 
@@ -95,7 +95,7 @@ def run(chosen: argparse.Namespace) -> None:
 
 
 def _about(reference: str, path: Path, model: Any) -> dict[str, Any]:
-    from cutslots.launch.origin import origin
+    from cutslots.runs.provenance import origin
     from cutslots.train.export import weights_digest
     from cutslots.train.inputs import image_size
 
@@ -129,7 +129,7 @@ def _predict(
 ) -> None:
     """Read, predict and write some pictures."""
     from cutslots.cli._pictures import load
-    from cutslots.report.overlays import tile_side
+    from cutslots.report.figures import tile_side
     from cutslots.train import predict
     from cutslots.train.inputs import image_size
 

@@ -79,7 +79,7 @@ def _chosen_options(chosen: argparse.Namespace, settings: Any) -> Any:
 
 def _prepare_scenes(chosen: argparse.Namespace) -> None:
     from cutslots.data import sources
-    from cutslots.launch.prepare import prepare
+    from cutslots.sweep.prepare import prepare
 
     settings = _chosen_options(chosen, sources.load(chosen.source).Options())
     out = chosen.out or home() / "data" / _name(chosen.source, settings)

@@ -31,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Write the reports."""
     from cutslots.errors import InputError
-    from cutslots.launch.analysis import analysis
-    from cutslots.report.compare import write_comparison
+    from cutslots.report.importance import analysis
+    from cutslots.report.plots import write_comparison
+    from cutslots.report.sweep import sweep_names
     from cutslots.report.sweep_report import write_report
-    from cutslots.report.sweep_runs import sweep_names
 
     names = list(dict.fromkeys(chosen.sweeps or sweep_names()))
     # First, for what it refuses: reports of many runs take a while.

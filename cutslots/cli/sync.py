@@ -11,9 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Deliver; status 1 when something is left."""
-    from cutslots.launch.local import runs_dir
-    from cutslots.runlog import sync
-    from cutslots.runlog.journal import FILE
+    from cutslots.runs.lookup import runs_dir
+    from cutslots.tracking import sync
+    from cutslots.tracking.journal import FILE
 
     folder = Path(chosen.run_dir)
     left = sync(folder if (folder / FILE).exists() else runs_dir() / chosen.run_dir)

@@ -70,9 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Train, or go on with, one run; print where it is and how good."""
     from cutslots.data import Manifest, local
-    from cutslots.launch.local import finished, runs_dir, stored_run, train_here
-    from cutslots.launch.origin import ABOUT
-    from cutslots.train.config import preset, signature
+    from cutslots.runs.lookup import finished, runs_dir, stored_run
+    from cutslots.runs.provenance import ABOUT
+    from cutslots.runs.train import train_run
+    from cutslots.train.config import preset, run_hash
 
     if chosen.resume:
         run_dir, config, about = stored_run(chosen.resume)
@@ -103,7 +104,7 @@ def run(chosen: argparse.Namespace) -> None:
             )
         name = (
             chosen.name
-            or f"{chosen.source}-{chosen.preset or 'small'}-{signature(config, manifest.digest)}"
+            or f"{chosen.source}-{chosen.preset or 'small'}-{run_hash(config, manifest.digest)}"
         )
         run_dir = runs_dir() / name
     best = finished(run_dir, config, manifest.digest)
@@ -114,7 +115,7 @@ def run(chosen: argparse.Namespace) -> None:
     else:
         resume = chosen.resume is not None
         try:
-            best = train_here(
+            best = train_run(
                 config,
                 data,
                 run_dir,
@@ -142,7 +143,7 @@ def _short(path: str, value: int | None) -> list[str]:
 
 def _data(chosen: argparse.Namespace) -> Path | str:
     from cutslots.data import sources
-    from cutslots.launch.prepare import prepare
+    from cutslots.sweep.prepare import prepare
 
     if chosen.data:
         return place(chosen.data)

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Serve until Ctrl-C, or say where the server is."""
-    from cutslots.runlog import database_of, default_uri, experiments, ready, without_password
+    from cutslots.tracking import database_of, default_uri, experiments, ready, without_password
 
     uri = default_uri()
     if uri.startswith("http"):

@@ -20,7 +20,7 @@ from cutslots.cora.protocol import Candidate, Run
 from cutslots.errors import InputError
 from cutslots.report import published
 from cutslots.report.tables import Table
-from cutslots.runlog import RunLog, git_commit
+from cutslots.tracking import RunLog
 
 MEANING = {
     "program": "ours: program without inequalities; sides swapped by a coin; tuned",
@@ -75,7 +75,7 @@ def run(
     console = Console(stderr=True)
     runs = list(track(results, "runs", total, console=console, transient=True))
     command = shlex.join(["python", *sys.argv])
-    commit = git_commit(Path(__file__).parent) or "unknown"
+    commit = files.git_commit(Path(__file__).parent) or "unknown"
     table = markdown(runs, caption(instances, runs, command, commit))
     files.write_text(out / "table.md", table)
     files.write_text(out / "runs.csv", runs_csv(runs))

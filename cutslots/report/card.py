@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cutslots.report.scores import TITLES, number
+from cutslots.report.evaluation import TITLES, number
 from cutslots.train.config import RunConfig
 
 FACTS = {
@@ -29,7 +29,7 @@ def model_card(
     """The card as markdown.
 
     Args:
-        known: what `cutslots.launch.origin` says of the model, `weights` and `version`; what is missing is left out.
+        known: what `cutslots.runs.provenance` says of the model, `weights` and `version`; what is missing is left out.
         program: whether a call of the program may have any number of images, or has one; None without a program.
     """
     size = config.model.image_size

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cutslots.errors import InputError, nearest
+from cutslots.metrics.registry import higher_is_better
+from cutslots.report.evaluation import TITLES, number
 from cutslots.report.published import Row, differences, rows
-from cutslots.report.scores import TITLES, number
-from cutslots.runlog import FoundRun, find_runs
-from cutslots.train.fit import SMALLER_IS_BETTER
+from cutslots.tracking import FoundRun, find_runs
 
 VALIDATION = "val"
 BESIDES = ("ari_fg", "ari", "miou", "mse", "cut_ari_fg", "video_ari_fg", "video_ari")
@@ -116,11 +116,6 @@ def leaderboards(
     return sorted(boards, key=lambda board: (-board.num_runs, board.dataset))
 
 
-def smaller_is_better(metric: str) -> bool:
-    """Whether a score is an error."""
-    return metric.removesuffix("_mean") in SMALLER_IS_BETTER
-
-
 def scores_of(run: FoundRun, split: str) -> dict[str, dict[str, float]]:
     """A run's scores on a split, by set and then by our names; see `leaderboards` for what "val" means."""
     found: dict[str, dict[str, float]] = {}
@@ -186,7 +181,7 @@ def _board(
     found: Sequence[tuple[FoundRun, dict[str, float]]],
     limit: int,
 ) -> Board:
-    sign = -1 if smaller_is_better(metric) else 1
+    sign = 1 if higher_is_better(metric) else -1
     scored = [(run, scores) for run, scores in found if metric in scores]
     ranked = [(run, scores) for run, scores in scored if math.isfinite(scores[metric])]
     ranked.sort(

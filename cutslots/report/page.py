@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from cutslots.report.analysis import Analysis
-from cutslots.report.sweep_runs import SweepRuns
-from cutslots.report.sweep_tables import IMPORTANCE, Table, summary, tables
+from cutslots.report.importance import Analysis
+from cutslots.report.sweep import IMPORTANCE, SweepRuns, Table, summary, tables
 
 _STYLE = """
 :root { color-scheme: light dark;

@@ -7,7 +7,7 @@ image in [0, 1] of 128 x 128.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cutslots.runlog import Record
+from cutslots.tracking import Record
 
 SIZE = 128  # of the images in all tables, in pixels
 # CLEVR's and ClevrTex's own test sets have 15,000 and 5,000 images; the other two sets have thousands.

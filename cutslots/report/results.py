@@ -15,7 +15,7 @@ from typing import Any
 from cutslots.errors import InputError
 from cutslots.exit_status import exit_status
 from cutslots.files import write_text
-from cutslots.report.scores import markdown_table, number
+from cutslots.report.evaluation import markdown_table, number
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 SCORES = {

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from cutslots.errors import InputError
 from cutslots.files import write_text
-from cutslots.report.analysis import Analysis
-from cutslots.report.curves import curves_figure, scenes_figure, slices_figure
+from cutslots.report.importance import Analysis
 from cutslots.report.page import html
-from cutslots.report.sweep_runs import SweepRuns, sweep_runs
-from cutslots.report.sweep_tables import markdown, runs_csv
+from cutslots.report.plots import curves_figure, scenes_figure, slices_figure
+from cutslots.report.sweep import SweepRuns, markdown, runs_csv, sweep_runs
 
 PAGE, TABLE, RUNS = "index.html", "table.md", "runs.csv"
 

@@ -236,7 +236,7 @@ def from_json(text: str) -> RunConfig:
     return options.restore(RunConfig(model=models.load(name).Config()), values)
 
 
-def signature(config: RunConfig, data_digest: str) -> str:
+def run_hash(config: RunConfig, data_digest: str) -> str:
     """A run's identity: twelve hexadecimal digits of its configuration and its data, hardware excluded.
 
     How often a run logs, evaluates and saves does not change its numbers, so it does not count.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from cutslots.data.batches import Batch, Batches
 from cutslots.errors import InputError
+from cutslots.train.callbacks import Sample
 from cutslots.train.inputs import check_data, image_size, masks_to_model, to_model
-from cutslots.train.observer import Sample
 from cutslots.train.ranks import Ranks
 from cutslots.train.scoring import (
     Scored,
@@ -20,7 +20,7 @@ from cutslots.train.scoring import (
     image_scores,
     means,
 )
-from cutslots.train.track import evaluate_clips, sample_clips
+from cutslots.train.video import evaluate_clips, sample_clips
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cutslots.data.batches import Batches
+from cutslots.train.callbacks import Examples
 from cutslots.train.evaluate import sample_of
-from cutslots.train.observer import Examples
 from cutslots.train.ranks import Ranks
 
 

@@ -19,7 +19,7 @@ from cutslots.train import checkpoint
 from cutslots.train.config import RunConfig, from_json, to_json
 from cutslots.train.inputs import image_size, is_video, reduction, to_model
 from cutslots.train.scoring import label_maps
-from cutslots.train.track import first_frames, renamed
+from cutslots.train.video import first_frames, renamed
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 ABOUT = "cutslots"  # the entry in the head of the weights' file

@@ -15,21 +15,20 @@ from cutslots import options
 from cutslots.data.batches import Batch, Batches
 from cutslots.errors import InputError, NonFiniteLossError
 from cutslots.files import write_text
+from cutslots.metrics.registry import higher_is_better
 from cutslots.nn import shares
 from cutslots.train import checkpoint
-from cutslots.train.config import RunConfig, signature, to_json
+from cutslots.train.callbacks import Callback, Examples, Sample, Start
+from cutslots.train.checkpoint import CHECKPOINTS as CHECKPOINTS
+from cutslots.train.checkpoint import CONFIG as CONFIG
+from cutslots.train.checkpoint import exclusive, stored
+from cutslots.train.config import RunConfig, run_hash, to_json
 from cutslots.train.evaluate import evaluate
 from cutslots.train.examples import ItemScores
-from cutslots.train.folder import CHECKPOINTS as CHECKPOINTS
-from cutslots.train.folder import CONFIG as CONFIG
-from cutslots.train.folder import exclusive, stored
 from cutslots.train.inputs import pick_device, reduction, to_model
 from cutslots.train.memory import keep_freed_memory
 from cutslots.train.meter import Meter
-from cutslots.train.observer import Examples, Observer, Sample, Start
 from cutslots.train.ranks import Ranks
-
-SMALLER_IS_BETTER = ("mse",)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def fit(
     config: RunConfig,
     data_dir: Path,
     run_dir: Path,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
     *,
     device: str | torch.device | None = None,
     resume: bool = False,
@@ -70,8 +69,8 @@ def fit(
         config: the run; see `cutslots.train.config`.
         data_dir: a prepared dataset with the splits `train` and `val`.
         run_dir: gets `config.json` and `checkpoints/`. It must not hold another run. Only rank 0 looks at it.
-        observer: is told of progress, scores and checkpoints: on every rank the same, but for the sample, which is of its share.
-            All ranks are told at the same time, so that an observer may wait for those of the others.
+        callback: is told of progress, scores and checkpoints: on every rank the same, but for the sample, which is of its share.
+            All ranks are told at the same time, so that an callback may wait for those of the others.
         device: "cpu", "cuda", "cuda:1"...; default: the current GPU, else the CPU.
         resume: continue from the newest checkpoint of `run_dir`, if there is one. On a CPU the weights come out bit for bit as if
             never interrupted, with one rank or two; with more, sums over the ranks may be taken in another order.
@@ -92,7 +91,7 @@ def fit(
             config,
             Path(data_dir),
             Path(run_dir),
-            observer or Observer(),
+            callback or Callback(),
             device,
             resume,
             debug,
@@ -115,7 +114,7 @@ class _Loss(nn.Module):
 
 class _Run:
     def __init__(
-        self, config, data_dir, run_dir, observer, device, resume, debug, ranks, stop
+        self, config, data_dir, run_dir, callback, device, resume, debug, ranks, stop
     ) -> None:
         options.check(config)
         self.config, self.data_dir, self.run_dir, self.resume, self.debug = (
@@ -126,7 +125,7 @@ class _Run:
             debug,
         )
         self.ranks, self.stop = ranks, stop
-        self.observer = observer
+        self.callback = callback
         self.device = pick_device(device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -202,7 +201,7 @@ class _Run:
                 )
 
         def look() -> dict[str, Any] | None:
-            held.enter_context(exclusive(self.run_dir, self.observer.said))
+            held.enter_context(exclusive(self.run_dir, self.callback.on_message))
             return stored(self.run_dir, self.config, self.resume)
 
         state = self.ranks.from_first(look)
@@ -217,7 +216,7 @@ class _Run:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         precision = str(self.precision).removeprefix("torch.")
         with self.ranks.agreed():
-            self.observer.started(
+            self.callback.on_start(
                 Start(
                     self.step, train.steps, parameters, str(self.device), precision, self.ranks.size
                 )
@@ -233,7 +232,7 @@ class _Run:
                     if self.saved_at
                     else "there is no checkpoint yet"
                 )
-                self.observer.said(f"interrupted after step {self.step}; {newest}.")
+                self.callback.on_message(f"interrupted after step {self.step}; {newest}.")
                 raise
         return Result(self.step, self.best, self.model, self._seconds())
 
@@ -266,7 +265,7 @@ class _Run:
                         "epoch": self.step / self.batches.steps_per_epoch,
                     }
                     with self.ranks.agreed():
-                        self.observer.progress(self.step, values)
+                        self.callback.on_log(self.step, values)
                 if saving:
                     with meter.paused():
                         self._save(evaluating)
@@ -285,7 +284,7 @@ class _Run:
             self._check_finite(self.meter)
             self._save(evaluating=False)
         with self.ranks.agreed():
-            self.observer.said(
+            self.callback.on_message(
                 f"stopped as asked after step {self.step} of {self.config.train.steps}; resuming goes on from there."
             )
         return True
@@ -332,11 +331,11 @@ class _Run:
     def _evaluate(self) -> tuple[dict[str, float], Sample, bool, Examples | None]:
         """Scores of the validation split, a sample of it, whether they are the best so far, and if so its telling scenes."""
         metric, limit = self.config.train.best_metric, self.config.train.eval_images
-        items = ItemScores(metric, metric in SMALLER_IS_BETTER)
+        items = ItemScores(metric, not higher_is_better(metric))
         scores, sample = evaluate(
             self.model, self.validation, self.device, limit, ranks=self.ranks, scored=items
         )
-        sign = -1 if metric in SMALLER_IS_BETTER else 1
+        sign = -1 if not higher_is_better(metric) else 1
         better = not self.best or sign * scores[metric] > sign * self.best[metric]
         if not better:
             return scores, sample, False, None
@@ -357,18 +356,18 @@ class _Run:
             if self.ranks.is_first:
                 self._write(path, best)
         self.saved_at = self.step
-        # Apart from the above: an observer that waits for the other ranks would wait for ever for one that could not write.
+        # Apart from the above: an callback that waits for the other ranks would wait for ever for one that could not write.
         with self.ranks.agreed():
             if evaluated:
-                self.observer.evaluated(self.step, *evaluated[:2])
+                self.callback.on_evaluate(self.step, *evaluated[:2])
                 if evaluated[3]:
-                    self.observer.improved(self.step, evaluated[3])
-            self.observer.saved(self.step, path, best)
+                    self.callback.on_improve(self.step, evaluated[3])
+            self.callback.on_save(self.step, path, best)
 
     def _write(self, path: Path, best: bool) -> None:
         state = {
             "config": to_json(self.config),
-            "signature": signature(self.config, self.batches.manifest.digest),
+            "signature": run_hash(self.config, self.batches.manifest.digest),
             "data_digest": self.batches.manifest.digest,
             "step": self.step,
             "model": self.model.state_dict(),

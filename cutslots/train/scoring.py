@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cutslots.data.batches import Batch, Batches
 from cutslots.metrics import mse, segmentation
-from cutslots.train.observer import Sample
+from cutslots.train.callbacks import Sample
 from cutslots.train.ranks import Ranks
 
 SAMPLE_IMAGES = 8

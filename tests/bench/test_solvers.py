@@ -10,7 +10,7 @@ from cutslots.bench import peers, solvers, timing
 from cutslots.bench.solvers import METHODS
 from cutslots.cli import main
 from cutslots.qp.solvers import BACK_ENDS
-from cutslots.report.benchmarks import solvers_figure
+from cutslots.report.plots import solvers_figure
 
 CPU = torch.device("cpu")
 

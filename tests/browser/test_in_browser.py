@@ -17,9 +17,9 @@ from typing import Literal
 import pytest
 
 from cutslots.data import prepare, sources
-from cutslots.report.sweep_runs import sweep_runs
-from cutslots.runlog import children, find_runs
-from cutslots.runlog.found import FoundRun
+from cutslots.report.sweep import sweep_runs
+from cutslots.tracking import children, find_runs
+from cutslots.tracking.queries import FoundRun
 
 pytest.importorskip("playwright", reason="no Playwright: pip install playwright")
 

@@ -6,7 +6,7 @@ import pytest
 
 from cutslots.cli import main
 from cutslots.report.published import records, rows
-from cutslots.runlog import Record, find_runs, import_records
+from cutslots.tracking import Record, find_runs, import_records
 
 
 def everything() -> dict[str, tuple]:
@@ -20,7 +20,7 @@ def everything() -> dict[str, tuple]:
 def test_importing_twice_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     from mlflow import MlflowClient
 
-    from cutslots.runlog import default_uri
+    from cutslots.tracking import default_uri
 
     assert main(["baselines", "import"]) == 0
     count = len(records())
@@ -54,7 +54,7 @@ def test_importing_twice_changes_nothing(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_figure_that_was_mended_is_the_newest() -> None:
     from mlflow import MlflowClient
 
-    from cutslots.runlog import default_uri
+    from cutslots.tracking import default_uri
 
     old = Record("key", "a method's", {"source": "a table"}, {"x": 1.0, "y": 2.0})
     assert import_records("published", [old]) == (1, 0, 0)

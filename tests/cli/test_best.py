@@ -10,7 +10,7 @@ import pytest
 
 from cutslots.cli import main
 from cutslots.report.published import rows
-from cutslots.runlog import RunLog, find_runs
+from cutslots.tracking import RunLog, find_runs
 
 SMALLEST = [
     "--set", "encoder.channels=8", "--set", "weights.hidden=8", "--set", "slots.size=8", "--set", "slots.hidden=16",

@@ -13,12 +13,11 @@ from cutslots import options
 from cutslots.cli import main
 from cutslots.data import Batches, Scene, prepare, shards, sources
 from cutslots.files import home, write_text
-from cutslots.launch.local import Tracking
+from cutslots.runs.mlflow_callback import MLflowCallback
 from cutslots.train import checkpoint, evaluate, load_model
+from cutslots.train.callbacks import ProgressBar, Start
 from cutslots.train.config import RunConfig, preset, to_json
 from cutslots.train.export import save_model
-from cutslots.train.observer import Start
-from cutslots.train.terminal import Terminal
 from cutslots.train.tiles import tiles_scores
 
 TINY = (
@@ -106,7 +105,7 @@ def test_several_sets_in_one_table(
     """A run scored on a folder, on a set known by its name, and on one of twice the model's size; all of it in MLflow too."""
     from mlflow import MlflowClient
 
-    from cutslots.runlog import default_uri
+    from cutslots.tracking import default_uri
 
     config, state = built()
     run = home() / "runs" / "tiny"
@@ -206,12 +205,17 @@ def test_a_run_knows_the_set_it_was_trained_on(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trained and scored on one variant, while the published row's model was trained on the full set."""
-    monkeypatch.setattr("cutslots.launch.local.DELIVERY_SECONDS", 0)
+    monkeypatch.setattr("cutslots.runs.mlflow_callback.DELIVERY_SECONDS", 0)
     config, state = built()
-    tracking = Tracking(
-        config, made / "outd", tmp_path / "run", "sets", Terminal(live=False), system_metrics=False
+    tracking = MLflowCallback(
+        config,
+        made / "outd",
+        tmp_path / "run",
+        "sets",
+        ProgressBar(live=False),
+        system_metrics=False,
     )
-    tracking.started(Start(0, 1, 1, "cpu", "float32"))
+    tracking.on_start(Start(0, 1, 1, "cpu", "float32"))
     tracking.close("KILLED")
     stored = {
         "config": to_json(config),

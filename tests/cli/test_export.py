@@ -13,8 +13,8 @@ from PIL import Image
 
 from cutslots.cli import export, main
 from cutslots.files import home
-from cutslots.launch.origin import origin
-from cutslots.runlog import find_runs, register
+from cutslots.runs.provenance import origin
+from cutslots.tracking import find_runs, register
 from cutslots.train import load_model, predict
 from cutslots.train.export import weights_digest
 

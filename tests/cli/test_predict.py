@@ -17,7 +17,7 @@ from cutslots import options
 from cutslots.cli import _pictures, main
 from cutslots.cli._predictions import Predictions
 from cutslots.errors import InputError
-from cutslots.report.overlays import tile_side
+from cutslots.report.figures import tile_side
 from cutslots.train import load_model, predict
 from cutslots.train.config import preset
 from cutslots.train.export import save_model

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cutslots.cli import main
-from cutslots.runlog import RunLog
+from cutslots.tracking import RunLog
 
 
 def sweep(folder: Path, name: str) -> None:

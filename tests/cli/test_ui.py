@@ -14,7 +14,7 @@ import pytest
 
 from cutslots.cli import main
 from cutslots.files import home
-from cutslots.runlog import ready
+from cutslots.tracking import ready
 
 
 def free_port() -> int:

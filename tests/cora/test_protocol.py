@@ -134,7 +134,7 @@ def test_runs_become_a_table(prepared):
 def test_every_method_becomes_a_run_in_mlflow(prepared, tmp_path):
     from mlflow import MlflowClient
 
-    from cutslots.runlog import default_uri
+    from cutslots.tracking import default_uri
 
     instances = cora.load(prepared)
     runs = list(protocol.run_all(instances, protocol.splits(len(instances), 2), TINY, 1))

@@ -15,10 +15,10 @@ from cutslots.cli import main
 from cutslots.cli._texts import options_table
 from cutslots.data import Batches, prepare, sources
 from cutslots.report.figures import GAP, GROUPINGS, sample_figure
-from cutslots.train import Observer, checkpoint, evaluate, fit, load_model, predict
+from cutslots.train import Callback, checkpoint, evaluate, fit, load_model, predict
+from cutslots.train.callbacks import ProgressBar
 from cutslots.train.config import PRESETS, RunConfig, from_json, preset, to_json
 from cutslots.train.export import save_model
-from cutslots.train.terminal import Terminal
 
 SMALL = [name for name in PRESETS if preset(name).model.image_size <= 32]
 SHORT = (
@@ -146,8 +146,8 @@ def test_configurations_survive_json_and_take_options(config):
 
 
 def test_interrupted_and_resumed_a_run_ends_with_the_same_bits(config, scenes, tmp_path):
-    class Stop(Observer):
-        def saved(self, step, path, best):
+    class Stop(Callback):
+        def on_save(self, step, path, best):
             if step == 4:
                 raise KeyboardInterrupt
 
@@ -162,10 +162,10 @@ def test_interrupted_and_resumed_a_run_ends_with_the_same_bits(config, scenes, t
 
 
 def test_trained_scored_drawn_exported_and_used(config, scenes, tmp_path, capsys):
-    class Keep(Observer):
-        def evaluated(self, step, scores, sample):
+    class Keep(Callback):
+        def on_evaluate(self, step, scores, sample):
             self.scores, self.sample = scores, sample
-            Terminal(live=False).evaluated(step, scores, sample)
+            ProgressBar(live=False).on_evaluate(step, scores, sample)
 
     keep = Keep()
     model = fit(config, scenes, tmp_path / "run", keep, device="cpu").model

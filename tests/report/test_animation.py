@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from cutslots.report.animation import clip_animation
-from cutslots.report.figures import GAP, HEADER, PALETTE
-from cutslots.train.track import Clips
+from cutslots.report.figures import GAP, HEADER, PALETTE, clip_animation
+from cutslots.train.video import Clips
 
 TILE = 32
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from cutslots.__main__ import main
 from cutslots.errors import InputError
-from cutslots.report.compare import write_comparison
-from cutslots.runlog import RunLog
+from cutslots.report.plots import write_comparison
+from cutslots.tracking import RunLog
 
 REACH = "model.cut.reach"
 

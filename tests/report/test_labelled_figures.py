@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from cutslots.report.animation import clip_animation
-from cutslots.report.figures import GAP, HEADER, example_labels, sample_figure
-from cutslots.train.observer import Examples, Sample
-from cutslots.train.track import Clips
+from cutslots.report.figures import GAP, HEADER, clip_animation, example_labels, sample_figure
+from cutslots.train.callbacks import Examples, Sample
+from cutslots.train.video import Clips
 
 TILE = 32
 LABELS = ["best: plain_000003, ARI-FG 0.9000", "worst: plain_000001, ARI-FG 0.1000"]

@@ -9,7 +9,7 @@ import pytest
 from cutslots.errors import InputError
 from cutslots.report.leaderboard import cells, leaderboards, notes
 from cutslots.report.published import records
-from cutslots.runlog import RunLog, import_records, tag_runs
+from cutslots.tracking import RunLog, import_records, tag_runs
 
 SIZE = {"model.image_size": 128}
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cutslots.report.figures import GAP, PALETTE
-from cutslots.report.overlays import LINE, mask_image, overlay, slots, tile_side
+from cutslots.report.figures import GAP, LINE, PALETTE, mask_image, overlay, slots, tile_side
 
 
 def test_a_mask_file_holds_the_labels_themselves():

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cutslots.data import Manifest
-from cutslots.report.scores import published, scores_table, set_name
+from cutslots.report.evaluation import published, scores_table, set_name
 
 BENCHMARK = {"size": 128, "crop": 0.8, "protocol": "benchmark", "max_objects": None}
 

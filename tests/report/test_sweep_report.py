@@ -11,15 +11,13 @@ import pytest
 from PIL import Image
 
 from cutslots.errors import InputError
-from cutslots.launch.analysis import analysis
 from cutslots.report import page
-from cutslots.report.analysis import Analysis
-from cutslots.report.curves import caption, chosen
+from cutslots.report.importance import Analysis, analysis
+from cutslots.report.plots import caption, chosen
 from cutslots.report.published import records
+from cutslots.report.sweep import runs_csv, sweep_names, sweep_runs, tables
 from cutslots.report.sweep_report import write_report
-from cutslots.report.sweep_runs import sweep_names, sweep_runs
-from cutslots.report.sweep_tables import runs_csv, tables
-from cutslots.runlog import RunLog, find_runs, import_records, last_artifact, metric_histories
+from cutslots.tracking import RunLog, find_runs, import_records, last_artifact, metric_histories
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VAL, CAMO = ("clevrtex", "val"), ("clevrtex_camo", "test")

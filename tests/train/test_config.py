@@ -2,7 +2,7 @@
 
 import pytest
 
-from cutslots.train.config import PRESETS, preset, signature
+from cutslots.train.config import PRESETS, preset, run_hash
 
 
 @pytest.mark.parametrize(
@@ -14,8 +14,8 @@ from cutslots.train.config import PRESETS, preset, signature
     ],
 )
 def test_signatures_stay(name, expected):
-    assert signature(preset(name), "data") == expected
+    assert run_hash(preset(name), "data") == expected
 
 
 def test_every_preset_is_another_run():
-    assert len({signature(preset(name), "data") for name in PRESETS}) == len(PRESETS)
+    assert len({run_hash(preset(name), "data") for name in PRESETS}) == len(PRESETS)

@@ -6,10 +6,10 @@ import torch
 
 from cutslots import options
 from cutslots.data import Batches
-from cutslots.train import Observer, Ranks, evaluate, fit
+from cutslots.train import Callback, Ranks, evaluate, fit
 from cutslots.train.examples import ItemScores
 from cutslots.train.scoring import label_maps
-from cutslots.train.track import Clips, track
+from cutslots.train.video import Clips, track
 
 CPU, ALONE = torch.device("cpu"), Ranks()
 
@@ -85,14 +85,14 @@ def test_of_clips_whole_clips(video_config, clips_dir):
     assert label_maps(tracked.outputs, 32).keys() == tracked.maps.keys()
 
 
-class Keep(Observer):
+class Keep(Callback):
     def __init__(self) -> None:
         self.scores, self.examples = [], []
 
-    def evaluated(self, step, scores, sample):
+    def on_evaluate(self, step, scores, sample):
         self.scores.append((step, dict(scores)))
 
-    def improved(self, step, examples):
+    def on_improve(self, step, examples):
         self.examples.append((step, examples))
 
 

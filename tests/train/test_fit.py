@@ -12,25 +12,25 @@ import torch
 from cutslots import options
 from cutslots.data import prepare, sources
 from cutslots.errors import InputError
-from cutslots.train import NonFiniteLossError, Observer, checkpoint, fit, load_model
+from cutslots.train import Callback, NonFiniteLossError, checkpoint, fit, load_model
 from cutslots.train.config import OptimConfig, to_json
 
 
-class Recorder(Observer):
+class Recorder(Callback):
     def __init__(self):
         self.values, self.scores, self.paths = [], [], []
 
-    def started(self, start):
+    def on_start(self, start):
         self.start = start
 
-    def progress(self, step, values):
+    def on_log(self, step, values):
         self.values.append((step, dict(values)))
 
-    def evaluated(self, step, scores, sample):
+    def on_evaluate(self, step, scores, sample):
         self.scores.append((step, dict(scores)))
         self.sample = sample
 
-    def saved(self, step, path, best):
+    def on_save(self, step, path, best):
         self.paths.append((step, path.name, best))
 
 
@@ -92,11 +92,11 @@ def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_weights(config, data
         """
         import sys, time
         from pathlib import Path
-        from cutslots.train import Observer, fit
+        from cutslots.train import Callback, fit
         from cutslots.train.config import from_json
         config, data, run = map(Path, sys.argv[1:4])
-        class Wait(Observer):
-            def progress(self, step, values):
+        class Wait(Callback):
+            def on_log(self, step, values):
                 print(step, flush=True)
                 if str(step) == sys.argv[4]: time.sleep(600)
         fit(from_json(config.read_text()), data, run, Wait(), resume=True)
@@ -131,11 +131,11 @@ def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_weights(config, data
 
 
 def test_random_numbers_go_on_where_the_checkpoint_was_taken(config, data_dir, tmp_path):
-    class Draws(Observer):
-        def started(self, start):
+    class Draws(Callback):
+        def on_start(self, start):
             self.at_start = torch.get_rng_state()
 
-        def progress(self, step, values):
+        def on_log(self, step, values):
             torch.rand(
                 step
             )  # the model draws nothing after its first weights; a state that never changes would prove nothing
@@ -170,8 +170,8 @@ def test_killed_before_the_best_got_its_name(config, data_dir, tmp_path, monkeyp
 
 
 def test_a_listener_that_fails_costs_no_checkpoint(config, data_dir, tmp_path):
-    class NoFigure(Observer):
-        def evaluated(self, step, scores, sample):
+    class NoFigure(Callback):
+        def on_evaluate(self, step, scores, sample):
             raise OSError("no room for a figure")
 
     with pytest.raises(OSError, match="no room for a figure"):
@@ -204,8 +204,8 @@ def test_a_run_without_checkpoint_gives_way_to_another(config, data_dir, tmp_pat
 
 
 def test_one_process_at_a_time_trains_in_a_folder(config, data_dir, tmp_path):
-    class Second(Observer):
-        def started(self, start):
+    class Second(Callback):
+        def on_start(self, start):
             with pytest.raises(InputError, match="another process is training in .*run"):
                 fit(config, data_dir, tmp_path / "run", resume=True)
             raise KeyError("first")
@@ -218,8 +218,8 @@ def test_one_process_at_a_time_trains_in_a_folder(config, data_dir, tmp_path):
 def test_resuming_at_or_behind_the_last_step(config, data_dir, tmp_path):
     config = options.override(config, "train.eval_every=100")
 
-    class Stop(Observer):
-        def saved(self, step, path, best):
+    class Stop(Callback):
+        def on_save(self, step, path, best):
             if step == 10:
                 raise KeyboardInterrupt
 
@@ -256,30 +256,30 @@ def test_resuming_at_or_behind_the_last_step(config, data_dir, tmp_path):
 
 
 def test_an_interrupt_leaves_a_whole_checkpoint(config, data_dir, tmp_path):
-    class Interrupt(Observer):
+    class Interrupt(Callback):
         said_lines: tuple[str, ...] = ()
 
-        def progress(self, step, values):
+        def on_log(self, step, values):
             if step == 9:
                 raise KeyboardInterrupt
 
-        def said(self, message):
+        def on_message(self, message):
             self.said_lines = (*self.said_lines, message)
 
-    observer = Interrupt()
+    callback = Interrupt()
     with pytest.raises(KeyboardInterrupt):
-        fit(config, data_dir, tmp_path / "run", observer)
-    assert observer.said_lines == ("interrupted after step 9; the newest checkpoint is of step 8.",)
+        fit(config, data_dir, tmp_path / "run", callback)
+    assert callback.said_lines == ("interrupted after step 9; the newest checkpoint is of step 8.",)
     assert fit(config, data_dir, tmp_path / "run", resume=True).step == 12
     with pytest.raises(KeyboardInterrupt):
-        fit(options.override(config, "checkpoint_every=10"), data_dir, tmp_path / "none", observer)
+        fit(options.override(config, "checkpoint_every=10"), data_dir, tmp_path / "none", callback)
     assert (
-        observer.said_lines[-1] == "interrupted after step 9; the newest checkpoint is of step 6."
+        callback.said_lines[-1] == "interrupted after step 9; the newest checkpoint is of step 6."
     )
     late = options.override(options.override(config, "checkpoint_every=10"), "eval_every=10")
     with pytest.raises(KeyboardInterrupt):
-        fit(late, data_dir, tmp_path / "nothing", observer)
-    assert observer.said_lines[-1] == "interrupted after step 9; there is no checkpoint yet."
+        fit(late, data_dir, tmp_path / "nothing", callback)
+    assert callback.said_lines[-1] == "interrupted after step 9; there is no checkpoint yet."
 
 
 @pytest.mark.parametrize("at", [6, 7])
@@ -289,7 +289,7 @@ def test_stopped_when_asked_and_resumed_with_the_same_weights(config, data_dir, 
     class Said(Recorder):
         lines = ()
 
-        def said(self, message):
+        def on_message(self, message):
             self.lines = (*self.lines, message)
 
     asked, recorder = [], Said()
@@ -415,11 +415,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(config, data_dir, tmp_path):
         """
         import resource, signal, sys
         from pathlib import Path
-        from cutslots.train import Observer, fit
+        from cutslots.train import Callback, fit
         from cutslots.train.config import from_json
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        class Fill(Observer):
-            def saved(self, step, path, best):
+        class Fill(Callback):
+            def on_save(self, step, path, best):
                 if step == 4: resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, resource.RLIM_INFINITY))
         config, data, run = map(Path, sys.argv[1:])
         fit(from_json(config.read_text()), data, run, Fill())

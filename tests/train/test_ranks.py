@@ -289,7 +289,7 @@ class Wait(Recorder):
         super().__init__()
         self.step, self.here = step, here
 
-    def progress(self, step, values):
+    def on_log(self, step, values):
         if step == self.step:
             self.here.touch()
             time.sleep(600)
@@ -372,7 +372,7 @@ def test_a_non_finite_loss_of_one_rank_ends_all(two, config, data_dir, tmp_path,
 class Fill(Recorder):
     """The file-size limit of a process stands in for a disk that fills up while a checkpoint is written."""
 
-    def saved(self, step, path, best):
+    def on_save(self, step, path, best):
         if step == 4 and self.rank == 0:
             resource.setrlimit(
                 resource.RLIMIT_FSIZE, (path.stat().st_size // 2, resource.RLIM_INFINITY)
@@ -387,7 +387,7 @@ def train_and_fill(ranks: Ranks, *arguments: Any) -> dict[str, Any]:
 
 
 class NoFigure(Recorder):
-    def evaluated(self, step, scores, sample):
+    def on_evaluate(self, step, scores, sample):
         if self.rank == 0:
             raise OSError("no room for a figure")
 

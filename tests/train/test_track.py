@@ -14,13 +14,13 @@ from cutslots import options
 from cutslots.cli import main
 from cutslots.data import Batches
 from cutslots.errors import InputError
-from cutslots.launch.local import train_here
-from cutslots.runlog import default_uri
-from cutslots.train import Observer, evaluate, fit, load_model, predict
+from cutslots.runs.train import train_run
+from cutslots.tracking import default_uri
+from cutslots.train import Callback, evaluate, fit, load_model, predict
 from cutslots.train.breakdown import Breakdown
 from cutslots.train.inputs import masks_to_model, to_model
 from cutslots.train.scoring import label_maps
-from cutslots.train.track import Clips, chain, track
+from cutslots.train.video import Clips, chain, track
 
 CPU = torch.device("cpu")
 
@@ -218,8 +218,8 @@ def test_pairs_train_at_the_distance_asked_for(video_config, clips_dir, tmp_path
         ):
             config = options.override(config, assignment)
 
-        class Epochs(Observer):
-            def progress(self, step, values):
+        class Epochs(Callback):
+            def on_log(self, step, values):
                 self.values = values
 
         seen = Epochs()
@@ -230,14 +230,14 @@ def test_pairs_train_at_the_distance_asked_for(video_config, clips_dir, tmp_path
 
 
 def test_it_learns_and_resumes_with_the_same_bits(any_config, clips_dir, tmp_path):
-    class Keep(Observer):
+    class Keep(Callback):
         def __init__(self, stop_at=None):
             self.losses, self.stop_at = [], stop_at
 
-        def progress(self, step, values):
+        def on_log(self, step, values):
             self.losses.append(values["loss"])
 
-        def saved(self, step, path, best):
+        def on_save(self, step, path, best):
             if step == self.stop_at:
                 raise KeyboardInterrupt
 
@@ -277,7 +277,7 @@ def test_the_run_log_has_animations_and_a_model_that_tracks(
     import mlflow
     from mlflow import MlflowClient
 
-    train_here(
+    train_run(
         options.override(video_config, "train.steps=6"),
         clips_dir,
         tmp_path,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cutslots.train import Observer, Ranks, RunConfig, fit
+from cutslots.train import Callback, Ranks, RunConfig, fit
 
 TIMEOUT = 120.0
 
@@ -63,7 +63,7 @@ class TwoRanks:
             process.join()
 
 
-class Recorder(Observer):
+class Recorder(Callback):
     """Keeps what `fit` says. Its rank is known once it trains."""
 
     rank = 0
@@ -71,22 +71,22 @@ class Recorder(Observer):
     def __init__(self) -> None:
         self.values, self.scores, self.examples, self.paths, self.lines = [], [], [], [], []
 
-    def started(self, start):
+    def on_start(self, start):
         self.start = start
 
-    def progress(self, step, values):
+    def on_log(self, step, values):
         self.values.append((step, dict(values)))
 
-    def evaluated(self, step, scores, sample):
+    def on_evaluate(self, step, scores, sample):
         self.scores.append((step, dict(scores)))
 
-    def improved(self, step, examples):
+    def on_improve(self, step, examples):
         self.examples.append((step, examples.roles))
 
-    def saved(self, step, path, best):
+    def on_save(self, step, path, best):
         self.paths.append((step, path.name, best))
 
-    def said(self, message):
+    def on_message(self, message):
         self.lines.append(message)
 
 

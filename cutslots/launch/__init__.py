@@ -1,1 +1,0 @@
-"""Starting runs: in this process, or on Ray."""

@@ -1,0 +1,1 @@
+"""Single runs: training in this process with its log, finding runs, where a model comes from."""

@@ -1,0 +1,175 @@
+"""The callback that logs a training to MLflow."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cutslots
+from cutslots import options
+from cutslots.data import Manifest, local
+from cutslots.data.places import is_uri
+from cutslots.data.shards import MANIFEST
+from cutslots.files import git_commit, write_text
+from cutslots.report.evaluation import set_name
+from cutslots.report.figures import EXAMPLES, clip_animation, example_labels, sample_figure
+from cutslots.runs.provenance import ABOUT, origin
+from cutslots.tracking import (
+    RunLog,
+    SystemMetrics,
+    package_model,
+)
+from cutslots.tracking.queries import SECONDS
+from cutslots.tracking.run_log import Status
+from cutslots.train import Callback, Result, RunConfig
+from cutslots.train.callbacks import Examples, ProgressBar, Sample, Start
+from cutslots.train.config import RESUMABLE, run_hash
+from cutslots.train.export import find_checkpoint, load_weights, save_model
+from cutslots.train.fit import CHECKPOINTS, CONFIG
+from cutslots.train.video import Clips
+
+DELIVERY_SECONDS = 30.0  # how long a finished run waits for an absent tracking store
+
+
+class MLflowCallback(Callback):
+    """Keeps a run's log: opened when `fit` has accepted the run, so that a refused one leaves no trace."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: Path | str,
+        run_dir: Path,
+        experiment: str,
+        terminal: ProgressBar,
+        system_metrics: bool = True,
+        parent_run_id: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config, self.data, self.run_dir = (
+            config,
+            data if is_uri(data) else Path(data).absolute(),
+            run_dir,
+        )
+        self.experiment, self.terminal, self.system_metrics = experiment, terminal, system_metrics
+        self.parent_run_id, self.tags = parent_run_id, dict(tags or {})
+        self.log: RunLog | None = None
+        self.system: SystemMetrics | None = None
+
+    def on_start(self, start: Start) -> None:
+        self.terminal.say(f"run {self.run_dir.name} in {self.run_dir}")
+        data_dir = local(self.data)
+        manifest = Manifest.load(data_dir)
+        about = {
+            "source": manifest.source,
+            "set": set_name(manifest),
+            "data": str(self.data),
+            "experiment": self.experiment,
+        }
+        write_text(self.run_dir / ABOUT, json.dumps(about, indent=2) + "\n")
+        log = self._open()
+        values = options.flat(self.config)
+        # MLflow refuses a changed parameter, and these change when a run is extended.
+        changeable = {path: values.pop(path) for path in RESUMABLE}
+        log.params({**values, "num_parameters": start.num_parameters})
+        log.tags(
+            {
+                **changeable,
+                "dataset": manifest.source,
+                "set": about["set"],
+                "data_digest": manifest.digest,
+                "model": self.config.model_name,
+                "signature": run_hash(self.config, manifest.digest),
+                "commit": git_commit(Path(cutslots.__file__).parent) or "none",
+                "cutslots.version": cutslots.__version__,
+                "cutslots.device": start.device,
+                "cutslots.precision": start.precision,
+                "checkpoints": self.run_dir / CHECKPOINTS,
+                "state": "running",
+                **self.tags,
+            }
+        )
+        schema = {"image": f"uint8 {manifest.frame_shape}", "mask": "uint8 instance ids"}
+        log.dataset(manifest.source, manifest.digest, str(self.data), schema, manifest.to_json())
+        log.artifact(data_dir / MANIFEST)
+        log.artifact(self.run_dir / CONFIG)
+        self.log, self.system = log, SystemMetrics(log) if self.system_metrics else None
+
+    def _open(self) -> RunLog:
+        return RunLog(
+            self.run_dir,
+            experiment=self.experiment,
+            run_name=self.run_dir.name,
+            parent_run_id=self.parent_run_id,
+            say=self.terminal.say,
+        )
+
+    def on_log(self, step: int, values: Mapping[str, float]) -> None:
+        if self.log:
+            self.log.metrics(step, {f"train/{name}": value for name, value in values.items()})
+
+    def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
+        if self.log:
+            self.log.metrics(step, {f"val/{name}": value for name, value in scores.items()})
+            self.log.artifact(
+                _drawn(sample, self.run_dir / "figures" / f"step-{step:08d}"), "figures"
+            )
+
+    def on_improve(self, step: int, examples: Examples) -> None:
+        if self.log:
+            older = list((self.run_dir / EXAMPLES).glob("step-*"))
+            path = _drawn(
+                examples.sample,
+                self.run_dir / EXAMPLES / f"step-{step:08d}",
+                example_labels(examples),
+            )
+            for each in older:
+                if each != path:
+                    each.unlink(missing_ok=True)
+
+    def finished(self, result: Result) -> None:
+        """Log the best scores, the best model and its telling scenes."""
+        if self.log:
+            self.log.tags({"state": "finished"})
+            self.log.metrics(
+                result.step,
+                {f"best/{name}": value for name, value in result.best.items()}
+                | {SECONDS: result.seconds},
+            )
+            self.log.artifact(self._packaged_model(), "model")
+            # By its step: of an older run, or one that was extended, there may be the picture of another evaluation, or none.
+            for path in (self.run_dir / EXAMPLES).glob(f"step-{result.best['step']:08.0f}.*"):
+                self.log.artifact(path, EXAMPLES)
+
+    def ended(self, state: str, cause: str | None = None) -> None:
+        """Log why a run ends that takes no more steps; of a sweep's trial also when it took none."""
+        if self.log is None and self.parent_run_id:
+            self.log = self._open()
+            self.log.tags(self.tags)
+        if self.log:
+            self.log.tags({"state": state, **({"cause": cause} if cause else {})})
+
+    def close(self, status: Status) -> None:
+        """End the log; nothing happens when it was never opened."""
+        if self.system:
+            self.system.close()
+        if self.log:
+            self.log.close(status, DELIVERY_SECONDS)
+
+    def _packaged_model(self) -> Path:
+        config, state = load_weights(self.run_dir)
+        export, packaged = self.run_dir / "model", self.run_dir / "mlflow-model"
+        save_model(state, config, export, origin(find_checkpoint(self.run_dir)))
+        shutil.rmtree(packaged, ignore_errors=True)
+        return package_model(export, packaged, config.model.image_size)
+
+
+def _drawn(sample: Sample, path: Path, labels: Sequence[str] = ()) -> Path:
+    """Draw a sample as what it is; returns the file, `path` with its ending."""
+    if isinstance(sample, Clips):
+        path = path.with_suffix(".gif")
+        clip_animation(sample, path, labels=labels)
+    else:
+        path = path.with_suffix(".png")
+        sample_figure(sample, path, labels=labels)
+    return path

@@ -1,0 +1,98 @@
+"""What runs leave on disk, for tests that look at it while they run and after they were killed."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutslots.tracking.journal import events, latest
+from cutslots.train import checkpoint, fit
+from cutslots.train.config import from_json
+
+
+def status(run: Path) -> str | None:
+    """How a run has ended; None while it goes on, or was killed."""
+    found = latest(run)
+    return found and found.status
+
+
+def stretches(run: Path) -> list[list[int]]:
+    """The steps that each process that has trained in `run`, one after the other, has logged."""
+    found: list[list[int]] = []
+    for event in events(run):
+        if event["kind"] == "open":
+            found.append([])
+        elif event["kind"] == "metrics" and "train/loss" in event["values"]:
+            found[-1].append(event["step"])
+    return found
+
+
+def last_step(run: Path) -> int:
+    """The last step that a run has logged."""
+    return next((stretch[-1] for stretch in reversed(stretches(run)) if stretch), 0)
+
+
+def newest_step(run: Path) -> int:
+    """The step of a run's newest checkpoint, 0 without one."""
+    found = checkpoint.steps(run / "checkpoints")
+    return int(found[-1].stem.partition("-")[2]) if found else 0
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The weights and the optimiser's state of a run's last checkpoint, by name."""
+    state = checkpoint.newest(run / "checkpoints")
+    assert state is not None
+    return dict(_tensors(state["model"], "model")) | dict(_tensors(state["optimizer"], "optimizer"))
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _tensors(each, f"{name}.{key}")
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different, f"{len(different)} of {len(left)} tensors differ: {different[:5]}"
+
+
+def undisturbed(run: Path, data: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """The last weights of the same run in this process, from its start to its end without a stop."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fit(from_json((run / "config.json").read_text()), data, folder, device="cpu")
+    finally:
+        torch.set_num_threads(threads)
+    return weights(folder)
+
+
+def written(run: Path) -> dict[str, int]:
+    """When each checkpoint was written, and how often the run was opened."""
+    return {path.name: path.stat().st_mtime_ns for path in run.glob("checkpoints/*")} | {
+        "opened": len(stretches(run))
+    }
+
+
+def assert_resumed(run: Path, *after: int, end: int = 200) -> None:
+    """It was begun again after each of these steps or a later one, and has logged every step to its end."""
+    found = stretches(run)
+    assert len(found) == len(after) + 1, found
+    assert all(stretch[0] > step for stretch, step in zip(found[1:], after, strict=True)), (
+        f"begun anew: {found}"
+    )
+    assert sorted(set(itertools.chain(*found))) == list(range(5, end + 1, 5))
+
+
+def logged(run: Path, name: str) -> dict[int, float]:
+    """One of a run's metrics by step."""
+    found = [
+        event for event in events(run) if event["kind"] == "metrics" and name in event["values"]
+    ]
+    return {event["step"]: float(event["values"][name]) for event in found}
