@@ -280,8 +280,8 @@ HERE: list[
     (r"python sweeps/\w+\.py --debug-trial", f"--smoke {SMALLEST}", is_debugged),
     (r"python sweeps/cora\.py --peer", "--smoke --workers 1", has_table),
     (r"python sweeps/cora\.py", "--splits 1 --workers 1", has_table),
-    ("cutslots bench prepare", "--splits train=0:4", says("images/s")),
-    ("cutslots bench batches", "--count 320 --epochs 1", says("images/s")),
+    ("cutslots bench prepare", "--splits train=0:4", says("images_per_second")),
+    ("cutslots bench batches", "--count 320 --epochs 1", says("images_per_second")),
 ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 
 from cutslots import options
-from cutslots.bench.timing import provenance
+from cutslots.bench.timing import provenance, show
 from cutslots.data import Batches, Scene, sources
 from cutslots.data.shards import Info, write
 from cutslots.sweep.prepare import prepare as prepare_dataset
@@ -40,13 +40,11 @@ def prepare(
     images = frames * sum(split.count for split in manifest.splits.values())
     results = {"workers": workers, "images": images, "seconds": seconds}
     results["images_per_second"] = images / seconds
-    print(f"{images} images of {source} by {workers} processes: {images / seconds:.0f} images/s")
     if workers == 1:  # other work on this machine does not change processor time
         results["images_per_processor_second"] = images / cpu_seconds
-        print(f"per second of processor time: {images / cpu_seconds:.0f} images")
     if source in PUBLISHED:
-        hours = results["hours_published_set"] = PUBLISHED[source] * seconds / images / 3600
-        print(f"the {PUBLISHED[source]:,} published images take {hours:.2f} hours")
+        results["hours_published_set"] = PUBLISHED[source] * seconds / images / 3600
+    show([results], *results)
     return provenance() | results
 
 
@@ -89,10 +87,7 @@ def _read(directory: Path, epochs: int) -> dict[str, float]:
             if step % 32 == 0:
                 peak = max(peak, process.memory_info().rss / 1e6)
     rate = images / (time.perf_counter() - start)
-    print(f"{size / 1e9:.2f} GB: {rate:,.0f} images/s, {before:.0f} MB before, {peak:.0f} MB peak")
-    return {
-        "set_bytes": size,
-        "images_per_second": rate,
-        "resident_before_megabytes": before,
-        "resident_peak_megabytes": peak,
-    }
+    results = {"set_bytes": size, "images_per_second": rate}
+    results |= {"resident_before_megabytes": before, "resident_peak_megabytes": peak}
+    show([results], *results)
+    return results

@@ -39,6 +39,8 @@ class Method:
 class AutogradSolver:
     """A solver whose derivative is autograd's: `potentials` of weights that require it."""
 
+    potentials: Callable[[Tensor], Tensor]
+
     def forward(self, weights: Tensor) -> Tensor:
         self.weights = weights.detach().requires_grad_()
         self.solution = self.potentials(self.weights)
@@ -49,18 +51,13 @@ class AutogradSolver:
         del self.weights, self.solution
         return gradient
 
-    def potentials(self, weights: Tensor) -> Tensor:
-        raise NotImplementedError
-
 
 class BackEnd(AutogradSolver):
     """A back end of our layer."""
 
     def __init__(self, name: str, size: int, device: torch.device) -> None:
-        self.cut = MinCut(size, size, GAMMA, beta=BETA, solver=name)
-
-    def potentials(self, weights: Tensor) -> Tensor:
-        return self.cut(weights).potentials
+        cut = MinCut(size, size, GAMMA, beta=BETA, solver=name)
+        self.potentials = lambda weights: cut(weights).potentials
 
 
 class KktCholmod:
@@ -137,19 +134,19 @@ class Qpth(AutogradSolver):
     def __init__(self, size: int, device: torch.device) -> None:
         from qpth.qp import QPFunction
 
-        self.grid, self.program = Grid(size, size), _program(size)
-        self.slot = torch.from_numpy(self.grid.edges().slot).to(device)
-        A = torch.from_numpy(self.program.A.toarray()).to(device)
-        Q = torch.diag(torch.from_numpy(self.program.G)).to(device)
-        G, h = A.new_zeros(1, A.shape[1]), A.new_ones(1)
-        self.constants = G, h, A, torch.from_numpy(self.program.b).to(device)
-        self.Q, self.layer = Q, QPFunction(verbose=-1)
+        grid, program = Grid(size, size), _program(size)
+        slot = torch.from_numpy(grid.edges().slot).to(device)
+        A = torch.from_numpy(program.A.toarray()).to(device)
+        Q, b = (torch.from_numpy(values).to(device) for values in (np.diag(program.G), program.b))
+        G, h, layer = A.new_zeros(1, len(Q)), A.new_ones(1), QPFunction(verbose=-1)
 
-    def potentials(self, weights: Tensor) -> Tensor:
-        costs = weights.flatten(1)[:, self.slot].double()
-        costs = functional.pad(costs, (0, len(self.Q) - costs.shape[1]))
-        p = self.layer(self.Q, costs, *self.constants)[:, self.program.blocks["p"]][:, :-2]
-        return p.reshape(len(weights), *self.grid.shape).to(weights.dtype)
+        def potentials(weights: Tensor) -> Tensor:
+            costs = weights.flatten(1)[:, slot].double()
+            z = layer(Q, functional.pad(costs, (0, len(Q) - costs.shape[1])), G, h, A, b)
+            p = z[:, program.blocks["p"]][:, :-2]
+            return p.reshape(len(weights), *grid.shape).to(weights.dtype)
+
+        self.potentials = potentials
 
 
 CHOLMOD, CHOLESPY = "pip install 'cutslots[cholmod]'", "pip install 'cutslots[peers]'"

@@ -126,14 +126,13 @@ def tracking(
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         ready()
         with RunLog(Path(home, "sweep"), experiment="bench", run_name="sweep") as parent:
-            call = measure(lambda: parent.metrics(0, values))
-            tail = measure(lambda: latest(parent.run_dir))
+            call = measure(lambda: parent.metrics(0, values), 0.02)
+            tail = measure(lambda: latest(parent.run_dir), 0.02)
         start = time.perf_counter()
         for number in range(trials):
-            name, about = f"trial-{number}", {"experiment": "bench", "gather": 0.0}
-            with RunLog(
-                Path(home, name), run_name=name, parent_run_id=parent.run_id, **about
-            ) as log:
+            name, above = f"trial-{number}", parent.run_id
+            log = RunLog(Path(home, name), experiment="bench", run_name=name, parent_run_id=above)
+            with log:
                 log.params(params)
                 log.tags({"sweep": "bench", "sweep.bench": str(number), "state": "finished"})
                 for step in range(READINGS):

@@ -96,7 +96,7 @@ def show(rows: Sequence[dict[str, Any]], *columns: str) -> None:
     console.print(Table(columns, cells, columns[1:]).rich())
     for row in rows:
         if "reason" in row:
-            print(", ".join(f"{value}" for value in row.values()))
+            print(*row.values(), sep=", ")
 
 
 def provenance() -> dict[str, Any]:

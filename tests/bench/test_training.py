@@ -1,4 +1,4 @@
-"""`cutslots bench model`, and the benchmarks that make the benchmarks' command."""
+"""`cutslots bench model` and the smaller benchmarks."""
 
 import json
 import re
@@ -90,6 +90,9 @@ def test_every_variant_of_a_gpu(name):
 @pytest.mark.parametrize(
     ("benchmark", "option", "value"),
     [
+        ("solvers", "--methods", "dtc"),
+        ("solvers", "--sizes", "0"),
+        ("solvers", "--batches", "8,0"),
         ("model", "--preset", "small-video"),
         ("model", "--variants", "quick"),
         ("model", "--batch", "0"),

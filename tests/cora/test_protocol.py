@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 TINY = {"program": Settings(Decision(), hidden=4, epochs=1)}
 
 
-def rows_of(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
+def rows_of(text):
+    return list(csv.DictReader(text.splitlines()))
 
 
 def test_no_split_holds_out_a_tuning_instance():
@@ -63,7 +63,9 @@ def test_the_settings_in_use_won_the_tuning(method):
     settings = {**protocol.TUNED, **protocol.PEER}[method]
     objectives, stops = protocol.GRID[method]
     candidates = len(objectives) * len(protocol.SIZES) * len(protocol.RATES) * len(stops)
-    rows = [r for r in rows_of(ROOT / "results/cora/tuning.csv") if r["method"] == method]
+    rows = [
+        r for r in rows_of((ROOT / "results/cora/tuning.csv").read_text()) if r["method"] == method
+    ]
     assert len(rows) == candidates == 64
     best = max(rows, key=lambda row: float(row["value"]))
     for name in ("objective", "hidden", "learning_rate", "epochs", "swap"):
@@ -78,11 +80,7 @@ def test_tuning_scores_every_candidate(prepared, monkeypatch):
     candidates = protocol.tune(cora.load(prepared), TINY, 1)
     assert len(candidates) == 4
     assert [c.value for c in candidates] == sorted((c.value for c in candidates), reverse=True)
-    assert len(rows_of_text(experiment.tuning_csv(candidates))) == 4
-
-
-def rows_of_text(text):
-    return list(csv.DictReader(text.splitlines()))
+    assert len(rows_of(experiment.tuning_csv(candidates))) == 4
 
 
 def test_the_bootstrapped_interval_covers_its_share():
@@ -125,7 +123,7 @@ def test_runs_become_a_table(prepared):
     assert f"| program | {mean:.2f} |" in text
     assert "| published: NN2-Decision | 6.15 | 5.77 to 6.53 |" in text
     assert instances.digest in text
-    rows = rows_of_text(experiment.runs_csv(runs))
+    rows = rows_of(experiment.runs_csv(runs))
     assert len(rows) == len(runs)
     assert float(rows[0]["value"]) == pytest.approx(runs[0].value, abs=1e-4)
 
@@ -166,7 +164,7 @@ def test_the_script_runs(prepared, tmp_path):
     done = script("--data", str(prepared), "--peer", "--workers", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert (out / "table.md").read_text() in done.stdout + "\n"
-    methods = {row["method"] for row in rows_of(out / "runs.csv")}
+    methods = {row["method"] for row in rows_of((out / "runs.csv").read_text())}
     assert methods == {*protocol.TUNED, *protocol.PLAIN, *protocol.PEER, *protocol.REFERENCES}
     missing = script()
     assert missing.returncode == 2
