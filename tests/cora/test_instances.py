@@ -10,7 +10,7 @@ import pytest
 from cutslots import cora
 from cutslots.cli import main
 from cutslots.cora.graph import read
-from cutslots.cora.instances import balanced_max_cut, even_parts, make, matched
+from cutslots.cora.instances import balanced_max_cut, even_parts, make
 from cutslots.errors import InputError
 from tests.cora.conftest import SMALL, graph, write_arrays
 
@@ -71,15 +71,6 @@ def test_max_cut_finds_the_best_half():
         assert half.sum() == 4
         assert half[0]
         assert adjacency[half][:, ~half].sum() == best
-
-
-def test_matched_is_the_best_of_all_matchings():
-    generator = np.random.default_rng(0)
-    for _ in range(10):
-        weights, edges = generator.normal(size=(4, 4)), generator.random((4, 4)) < 0.4
-        orders = itertools.permutations(range(4))
-        best = max(orders, key=lambda order: sum(weights[range(4), order]))
-        assert matched(weights, edges) == edges[range(4), best].sum()
 
 
 @pytest.mark.parametrize(
