@@ -1,6 +1,6 @@
-"""The image model written plainly, after the paper: the measure of what the package's own way of computing it is worth.
+"""The image model written a second time, plainly, after the paper: one operation after the other.
 
-Batched, float32, NCHW, one operation after the other. Its parameters have the model's names, so it takes the model's weights.
+Its parameters have the names of the package's model, so it takes that model's weights.
 """
 
 import torch
@@ -15,7 +15,7 @@ from cutslots.nn.weights import WeightsConfig
 
 
 class PlainSlots(nn.Module):
-    """Algorithms 1 and 2 with the background slot of section 4. The cuts are those of `config.cut`, whichever its `solver`."""
+    """Algorithms 1 and 2 with the background slot of section 4; the cuts are the package's."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PlainSlots(nn.Module):
         self.decoder = Decoder(config.decoder, config.slots.size, config.image_size)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images `(batch, 3, H, W)` in [-1, 1] to `masks`, `alpha` and `reconstruction` as the model's."""
+        """`masks`, `alpha` and `reconstruction` of images `(batch, 3, H, W)` in [-1, 1]."""
         config, temperature = self.config, self.config.temperature
         batch, grid = len(images), config.image_size // 2
         content = self.encoder(images)
@@ -54,22 +54,18 @@ class PlainSlots(nn.Module):
         )
 
         slots = self.slot_heads(features, masks)
-        painted = self.decoder(slots.reshape(batch * config.num_slots, -1))
-        painted = painted.reshape(batch, config.num_slots, 4, config.image_size, config.image_size)
-        pictures, alpha = torch.tanh(painted[:, :, :3]), torch.softmax(painted[:, :, 3:], dim=1)
+        decoded = self.decoder(slots.reshape(batch * config.num_slots, -1))
+        decoded = decoded.reshape(batch, config.num_slots, 4, config.image_size, config.image_size)
+        colors, alpha = torch.tanh(decoded[:, :, :3]), torch.softmax(decoded[:, :, 3:], dim=1)
         return {
             "masks": masks,
             "alpha": alpha[:, :, 0],
-            "reconstruction": (alpha * pictures).sum(dim=1),
+            "reconstruction": (alpha * colors).sum(dim=1),
         }
-
-    @staticmethod
-    def loss(outputs: dict[str, Tensor], images: Tensor) -> Tensor:
-        return nn.functional.mse_loss(outputs["reconstruction"], images)
 
 
 def build(config: Config) -> PlainSlots:
-    """The plain model with the very weights of a new model of `config`."""
+    """The plain model with the weights of a new model of `config`."""
     weights = min_cut_slots.MinCutSlots(config).state_dict()
     model = PlainSlots(config)
     model.load_state_dict(weights)
@@ -166,7 +162,7 @@ class Heads(nn.Module):
         )
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """Every pixel through an MLP a head, the mean over pixels under each mask, an MLP; the first head's means are added."""
+        """Per head an MLP on pixels, means under the masks, an MLP; plus the first head's means."""
         x = self.norm(features.flatten(2).transpose(1, 2))
         hidden = torch.relu(self.before(x)).chunk(len(self.project), dim=-1)
         masks = masks.flatten(2)
