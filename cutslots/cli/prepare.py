@@ -34,7 +34,8 @@ OUT = click.Argument(["out"], metavar="[OUT]", required=False)
 
 
 def _source(name: str) -> click.Command:
-    from cutslots.data import prepare, sources
+    from cutslots.data import sources
+    from cutslots.sweep.prepare import prepare
 
     source = sources.load(name)
     where = f"OUT is the folder to write (default: CUTSLOTS_HOME/data/{name}"

@@ -131,7 +131,8 @@ def command(
 
 
 def _default_data(source: str) -> Path:
-    from cutslots.data import prepare, sources
+    from cutslots.data import sources
+    from cutslots.sweep.prepare import prepare
 
     path = home() / "data" / source
     if not sources.load(source).NEEDS_RAW and not (path / "manifest.json").exists():
