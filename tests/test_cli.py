@@ -16,9 +16,23 @@ from cutslots.cli.doctor import tracking_store
 from cutslots.files import home
 
 SMALLEST = [
-    "--set", "encoder.channels=8", "--set", "weights.hidden=8", "--set", "slots.size=8", "--set", "slots.hidden=16",
-    "--set", "decoder.channels=8", "--set", "optim.batch_size=8", "--set", "eval_every=5", "--set", "log_every=2",
-]  # fmt: skip
+    "--set",
+    "encoder.channels=8",
+    "--set",
+    "weights.hidden=8",
+    "--set",
+    "slots.size=8",
+    "--set",
+    "slots.hidden=16",
+    "--set",
+    "decoder.channels=8",
+    "--set",
+    "optim.batch_size=8",
+    "--set",
+    "eval_every=5",
+    "--set",
+    "log_every=2",
+]
 
 
 def prepared(size: int) -> Path:
@@ -134,7 +148,7 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     # The run's folder, the exported folder and MLflow hold the same model.
     for path in (home() / "runs" / "first", home() / "runs" / "first" / "model"):
         np.testing.assert_array_equal(predict(load_model(path), images)["masks"], masks)
-    # The run can also be asked for by its MLflow id; scores of a part of a split are not logged as those of the split.
+    # By MLflow id too; scores on part of a split are not logged.
     again = ["evaluate", run.info.run_id, "--data", str(scenes), "--split", "val"]
     assert main([*again, "--images", "2"]) == 0
     assert "scenes/val/ari_fg" not in logged("scenes").data.metrics
@@ -176,13 +190,15 @@ def test_debug_stays_in_one_process_and_thread(scenes):
         "from cutslots.models.min_cut_slots import MinCutSlots\n"
         "real = MinCutSlots.loss\n"
         "def loss(outputs, images):\n"
-        "    assert threading.current_thread() is threading.main_thread() and 'ray' not in sys.modules\n"
+        "    assert threading.current_thread() is threading.main_thread()\n"
+        "    assert 'ray' not in sys.modules\n"
         "    assert torch.is_anomaly_enabled()\n"
         "    assert 'system metrics' not in [thread.name for thread in threading.enumerate()]\n"
         "    breakpoint()\n"
         "    return real(outputs, images)\n"
         "MinCutSlots.loss = staticmethod(loss)\n"
-        f"sys.exit(main(['train', 'scenes', '--data', {str(scenes)!r}, '--debug', '--steps', '1', *{SMALLEST!r}]))\n"
+        f"words = ['--data', {str(scenes)!r}, '--debug', '--steps', '1', *{SMALLEST!r}]\n"
+        "sys.exit(main(['train', 'scenes', *words]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],

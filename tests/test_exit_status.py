@@ -10,6 +10,11 @@ import pytest
 from cutslots.errors import InputError, NonFiniteLossError
 from cutslots.exit_status import exit_status
 
+PROGRAM = (
+    "from cutslots.exit_status import exit_status; "
+    "raise SystemExit(exit_status(lambda: print('{}')))"
+)
+
 
 def failing(error: BaseException):
     def work() -> None:
@@ -48,7 +53,7 @@ def test_status_and_message_of_errors(error, status, message, capsys):
 
 
 def test_without_standard_output():
-    code = "from cutslots.exit_status import exit_status; raise SystemExit(exit_status(lambda: print('lost')))"
+    code = PROGRAM.format("lost")
     done = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" -c "{code}" >&-'], capture_output=True, check=False
     )
@@ -65,7 +70,7 @@ def test_faults_of_cutslots_raise():
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["when it flushes", "while it prints"])
 def test_closed_pipe_is_not_an_error(unbuffered):
-    code = "from cutslots.exit_status import exit_status; raise SystemExit(exit_status(lambda: print('line')))"
+    code = PROGRAM.format("line")
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
