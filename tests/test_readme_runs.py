@@ -1,7 +1,7 @@
 """The commands of the README, in its order and in a new folder, as a new user types them.
 
-They run in this process, made cheap by the words in CHEAP. ELSEWHERE names the test of every command
-that cannot run here.
+They run in this process, made cheap by the words in CHEAP. ELSEWHERE names the test of every
+command that cannot run here.
 """
 
 import json
@@ -36,15 +36,15 @@ STEPS = "train.steps=4 train.eval_every=2 checkpoint_every=2 log_every=2 eval_im
 SIZES = "image_size=32 encoder.channels=8 decoder.channels=8"
 SMALLEST = " ".join(f"--set {assignment}" for assignment in f"{STEPS} {SIZES}".split())
 
+SUBMIT = "tests/cluster/test_submit.py::test_ray_submit_over_ssh"
 ELSEWHERE = {  # commands that take Ray, a server or minutes -> the test that runs them or a like
     r"make ": "tests/test_readme.py::test_make_targets_exist",
     r"cutslots ui": "tests/cli/test_ui.py::test_serves_until_a_signal",
     r"cutslots (best|report) .*clevrtex": "tests/cli/test_report.py::test_all_or_named_sweeps",
     r"cutslots report reach": "tests/report/test_compare.py::test_the_command_writes_it",
     r"cutslots bench": "tests/bench/test_bench_solvers.py::test_the_quick_benchmark",
-    r"ray submit|python sweeps/(demo|reach)": "tests/cluster/test_submit.py::test_ray_submit_over_ssh",
-    r"python sweeps/clevrtex.py( --smoke| --resume)?$": "tests/cluster/test_submit.py::test_ray_submit_over_ssh",
-    r"aws|kubectl|sbatch|ray (up|down|attach|dashboard|status|exec)": "tests/cluster/test_submit.py::test_ray_submit_over_ssh",
+    r"ray submit|python sweeps/(demo|reach)": SUBMIT,
+    r"python sweeps/clevrtex.py( --smoke| --resume)?$": SUBMIT,
 }
 
 
@@ -184,7 +184,7 @@ CHEAP: list[tuple[str, str, Callable[[Done], None]]] = [  # pattern, words that 
 
 @dataclass
 class Walk:
-    """A new folder in which someone follows the README; `position` is the number of commands done."""
+    """A new folder in which someone follows the README, with the number of commands done."""
 
     folder: Path
     position: int = 0
