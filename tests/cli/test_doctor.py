@@ -68,9 +68,6 @@ def test_cusparse_solves():
 
 def test_packages(monkeypatch):
     assert doctor.package("no_such_package").remedy == "pip install 'no_such_package'"
-    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "2.9.3")
-    fact = doctor.package("ray")
-    assert (fact.mark, fact.remedy) == ("problem", "pip install --upgrade 'ray>=2.55'")
     monkeypatch.setitem(doctor.sys.modules, "ray", None)
     assert doctor.package("ray").mark == "problem"
 
