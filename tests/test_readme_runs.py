@@ -193,7 +193,8 @@ class Walk:
     def words(self, command: str) -> list[str]:
         """The words of a command, with values for its placeholders."""
         words = shlex.split(command)
-        values = dict.fromkeys(("RUN", "NAME"), self.runs[-1] if self.runs else "none")
+        last = self.runs[-1] if self.runs else "none"
+        values: dict[str, str] = {"RUN": last, "NAME": last}
         if "raw" in words:
             source = words[words.index("raw") - 1]
             variant = words[words.index("--variant") + 1] if "--variant" in words else ""

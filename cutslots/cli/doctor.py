@@ -69,9 +69,10 @@ def package(name: str, module: str = "") -> Fact:
     """Whether a package is installed and importable, with its version."""
     try:
         version = importlib.metadata.version(name)
-        importlib.import_module(module or name)
     except importlib.metadata.PackageNotFoundError:
         return Fact("problem", name, "not installed", f"pip install '{name}'")
+    try:
+        importlib.import_module(module or name)
     except Exception as error:  # a broken package raises anything
         fix = f"pip install --force-reinstall '{name}=={version}'"
         return Fact("problem", name, f"{version}, import failed: {error}", fix)
