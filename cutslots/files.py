@@ -62,12 +62,12 @@ def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
     A file system without locks (NFS without lockd, some FUSE mounts) costs a warning, and True.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(path)
+    file_lock = FileLock(path)
+    acquired = True
     try:
-        held.acquire(timeout=timeout)
+        file_lock.acquire(timeout=timeout)
     except Timeout:
-        yield False
-        return
+        acquired = False
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
             raise
@@ -75,12 +75,10 @@ def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
             f"{path.parent} is on a file system without locks; do not run two processes on it.",
             stacklevel=3,
         )
-        yield True
-        return
     try:
-        yield True
+        yield acquired
     finally:
-        held.release()
+        file_lock.release()  # does nothing if it was not acquired
 
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)

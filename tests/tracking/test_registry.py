@@ -102,13 +102,13 @@ def test_a_run_has_one_version_and_the_better_one_is_champion(
 
 
 def test_smaller_is_better(with_model: Callable[..., str]) -> None:
-    assert register(NAME, with_model("first"), "mse", 10.0, smaller_is_better=True) == Registered(
+    assert register(NAME, with_model("first"), "mse", 10.0) == Registered(
         1, True
     )
-    assert register(NAME, with_model("worse"), "mse", 11.0, smaller_is_better=True) == Registered(
+    assert register(NAME, with_model("worse"), "mse", 11.0) == Registered(
         2, False
     )
-    assert register(NAME, with_model("better"), "mse", 9.0, smaller_is_better=True) == Registered(
+    assert register(NAME, with_model("better"), "mse", 9.0) == Registered(
         3, True
     )
 

@@ -12,7 +12,7 @@ import pytest
 from stores import FAST, local
 
 from cutslots.errors import InputError
-from cutslots.tracking import RunLog, end_run, events, sync, undelivered
+from cutslots.tracking import RunLog, events, sync, undelivered
 
 DYING = """
 import os, signal, sys, time
