@@ -12,7 +12,7 @@ search field of `cutslots ui`:
     tags.rank = '1' and tags.dataset = 'clevr'                  the best trials of sweeps
     tags.signature = '...'                                      runs of one configuration and data
     params.`optim.learning_rate` = '0.0004'                     parameters are texts
-    attributes.status = 'FAILED' and tags.cause LIKE '%memory%' what went wrong
+    attributes.status = 'FAILED' and tags.cause LIKE '%memory%'  what went wrong
 
 Order by `metrics."best/ari_fg" DESC`, or click on the head of that column.
 """
