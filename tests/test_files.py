@@ -12,7 +12,7 @@ from cutslots.files import atomic, git_commit, lock, sha256, write_text
 def test_atomic_writes_all_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     write_text(path, "first")
-    with pytest.raises(RuntimeError), atomic(path) as temporary:
+    with pytest.raises(RuntimeError), atomic(path) as temporary:  # noqa: PT012
         temporary.write_text("second")
         raise RuntimeError
     assert path.read_text() == "first"
