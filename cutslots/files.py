@@ -13,15 +13,18 @@ from filelock import FileLock, Timeout
 
 
 def home() -> Path:
-    """The folder of runs, tracking store and built-in data: `CUTSLOTS_HOME`, else `./cutslots-home` (absolute)."""
+    """The folder of runs, tracking store and built-in data, absolute: `CUTSLOTS_HOME`.
+
+    The default is `./cutslots-home`.
+    """
     return Path(os.environ.get("CUTSLOTS_HOME") or "cutslots-home").absolute()
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it.
+    """Yield a temporary path; on success sync it and rename it to `path`, on failure remove it.
 
-    A reader finds the old file or the new one, never a part, even when the machine loses power in between.
+    A reader sees the old file or the new one, never a part, even after a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -49,6 +52,9 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -81,11 +87,8 @@ def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
         file_lock.release()  # does nothing if it was not acquired
 
 
-_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
-
-
 def git_commit(folder: Path) -> str | None:
-    """The commit checked out at `folder`, with "-dirty" if tracked files differ; None without git."""
+    """The commit at `folder`, with "-dirty" if tracked files differ; None without git."""
     try:
         commit, status = (
             subprocess.run(
