@@ -129,8 +129,9 @@ class Store:
             logging.getLogger(name).setLevel(logging.ERROR)
         # MLflow creates a database on first use; processes that do so together break it.
         with self.alone():
-            if self.database == home() / "mlflow.db" and self.database.exists():
-                self._upgrade(self.database)
+            ours = home() / "mlflow.db"
+            if self.database == ours and ours.exists():
+                self._upgrade(ours)
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
         return client
