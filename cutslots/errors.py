@@ -1,31 +1,32 @@
-"""Errors whose message is all that a person needs."""
+"""Errors whose message is all that a user needs."""
+
+import difflib
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
-    """What came in cannot be used; the message names it, says what came, and what to do.
+    """An input is unusable; the message names it, its value, and what to do.
 
-    The command line prints the message alone and exits with status 2. Other exceptions are faults of cutslots and keep
-    their traceback.
+    The command line prints only the message and exits with status 2. Other exceptions are bugs and
+    keep their traceback.
     """
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or the gradient stopped being a number; printed as an `InputError` is."""
+    """The loss or the gradient is NaN or infinite; printed like an `InputError`."""
 
 
 class BusyError(InputError):
-    """Another process holds what is asked for; it may be free in a moment."""
+    """Another process holds a folder; it may be free in a moment."""
 
 
-def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """A sentence that offers the known name closest to `name`, or lists them all when none is close."""
-    import difflib
-
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A sentence that suggests the known name closest to `name`, or lists all if none is close."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
 
 
-def listed(names: "list[str] | tuple[str, ...]", most: int = 3) -> str:
-    """The first names of a list, and how many more there are: "a, b, c and 2 more"."""
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are: "a, b, c and 2 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -13,15 +13,18 @@ from filelock import FileLock, Timeout
 
 
 def home() -> Path:
-    """The folder of runs, tracking store and built-in data: `CUTSLOTS_HOME`, else `./cutslots-home` (absolute)."""
+    """The folder of runs, tracking store and built-in data, absolute: `CUTSLOTS_HOME`.
+
+    The default is `./cutslots-home`.
+    """
     return Path(os.environ.get("CUTSLOTS_HOME") or "cutslots-home").absolute()
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it.
+    """Yield a temporary path; on success sync it and rename it to `path`, on failure remove it.
 
-    A reader finds the old file or the new one, never a part, even when the machine loses power in between.
+    A reader sees the old file or the new one, never a part, even after a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -51,6 +54,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
 @contextmanager
 def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
     """Hold the lock file `path` and yield True; yield False if another process holds it.
@@ -62,12 +68,12 @@ def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
     A file system without locks (NFS without lockd, some FUSE mounts) costs a warning, and True.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(path)
+    file_lock = FileLock(path)
+    acquired = True
     try:
-        held.acquire(timeout=timeout)
+        file_lock.acquire(timeout=timeout)
     except Timeout:
-        yield False
-        return
+        acquired = False
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
             raise
@@ -75,19 +81,14 @@ def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
             f"{path.parent} is on a file system without locks; do not run two processes on it.",
             stacklevel=3,
         )
-        yield True
-        return
     try:
-        yield True
+        yield acquired
     finally:
-        held.release()
-
-
-_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+        file_lock.release()  # does nothing if it was not acquired
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit checked out at `folder`, with "-dirty" if tracked files differ; None without git."""
+    """The commit at `folder`, with "-dirty" if tracked files differ; None without git."""
     try:
         commit, status = (
             subprocess.run(

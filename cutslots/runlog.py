@@ -1,3 +1,3 @@
-"""The former name of `cutslots.tracking`: models that were logged to MLflow under it name it as their loader."""
+"""Former name of `cutslots.tracking`: the loader of models that earlier versions logged."""
 
 from cutslots.tracking.models import _load_pyfunc as _load_pyfunc

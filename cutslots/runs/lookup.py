@@ -1,17 +1,20 @@
-"""Runs and models by the names that people give them: a path, a name, an MLflow run id, a model URI."""
+"""Runs and models by the names that people give them.
+
+A reference is a path, the name of a run in `CUTSLOTS_HOME/runs`, the id of an MLflow run, or the
+URI of a model in MLflow: `models:/NAME@champion`, `models:/NAME/VERSION` or `runs:/ID`. The first
+of these that has what is asked for is taken.
+"""
 
 import contextlib
 import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cutslots.errors import InputError
 from cutslots.files import home
 from cutslots.runs.provenance import ABOUT
-from cutslots.tracking import (
-    fetch_model,
-    find_run,
-    is_model_uri,
-)
+from cutslots.tracking import fetch_model, find_run
 from cutslots.train import RunConfig, checkpoint
 from cutslots.train.config import differences, from_json
 from cutslots.train.export import WEIGHTS, find_checkpoint
@@ -19,93 +22,86 @@ from cutslots.train.fit import CHECKPOINTS, CONFIG
 
 
 def runs_dir() -> Path:
-    """Where runs lie that were not given a folder."""
+    """The folder of runs that were given no other folder."""
     return home() / "runs"
+
+
+def _candidates(reference: str) -> Iterator[Path]:
+    """The paths that a reference may mean, in order; what is only in MLflow is downloaded last."""
+    if reference.startswith(("models:/", "runs:/")):
+        yield fetch_model(reference)
+        return
+    yield from (Path(reference), runs_dir() / reference)
+    run = find_run(reference) if re.fullmatch("[0-9a-f]{32}", reference) else None
+    if run:
+        if run.run_dir:
+            yield run.run_dir
+        yield fetch_model(f"runs:/{run.run_id}")
+
+
+def _resolve(reference: str, accept: Callable[[Path], Path | None], wanted: str) -> Path:
+    for path in _candidates(reference):
+        if result := accept(path):
+            return result
+    raise InputError(
+        f"{reference!r} must be {wanted}: a path, a name in {runs_dir()}, the id of an MLflow run, "
+        "or a URI such as models:/NAME@champion. There is none."
+    )
+
+
+def find_model(reference: str) -> Path:
+    """The checkpoint file, or the exported or downloaded model folder, that a reference means.
+
+    Raises:
+        InputError: nothing with weights.
+    """
+
+    def with_weights(path: Path) -> Path | None:
+        if (path / WEIGHTS).exists():
+            return path
+        with contextlib.suppress(InputError):
+            return find_checkpoint(path)
+        return None
+
+    return _resolve(reference, with_weights, "a run, checkpoint or model")
+
+
+def find_run_dir(reference: str) -> Path:
+    """The folder with a run's configuration that a reference means.
+
+    Raises:
+        InputError: nothing with a configuration.
+    """
+    return _resolve(reference, lambda path: path if (path / CONFIG).is_file() else None, "a run")
+
+
+def stored_run(reference: str) -> tuple[Path, RunConfig, dict[str, str]]:
+    """The folder, configuration and dataset (`run.json`) of a run that was trained here.
+
+    Raises:
+        InputError: no such run.
+    """
+
+    def trained_here(path: Path) -> Path | None:
+        return path if (path / CONFIG).is_file() and (path / ABOUT).is_file() else None
+
+    path = _resolve(reference, trained_here, "a run on this machine")
+    about = json.loads((path / ABOUT).read_text())
+    return path, from_json((path / CONFIG).read_text()), about
 
 
 def finished(
     run_dir: Path, config: RunConfig, data_digest: str | None = None
 ) -> dict[str, float] | None:
-    """The best scores of a run that has already taken all its steps with this very configuration and data; None when there is none.
+    """Best scores of a completed run with this configuration and data, or None.
 
     Args:
-        data_digest: the data's `Manifest.digest`; None leaves the data unchecked.
+        data_digest: `Manifest.digest` of the data; None accepts any.
     """
-    if not (run_dir / CONFIG).is_file() or differences(
-        from_json((run_dir / CONFIG).read_text()), config
-    ):
+    path = run_dir / CONFIG
+    if not path.is_file() or differences(from_json(path.read_text()), config):
         return None
-    stored = checkpoint.newest(run_dir / CHECKPOINTS)
-    if (
-        not stored
-        or stored["step"] < config.train.steps
-        or data_digest not in (None, stored["data_digest"])
-    ):
+    state = checkpoint.newest(run_dir / CHECKPOINTS)
+    if not state or state["step"] < config.train.steps:
         return None
-    return stored["best"]
-
-
-def find_model(reference: str) -> Path:
-    """What a person calls a run, as a path that holds weights.
-
-    Args:
-        reference: a path (checkpoint, run folder, exported model), a run's name under the home folder, an MLflow run id, or a
-            model's address in MLflow, such as `models:/cutslots-clevr@champion`. What is in MLflow alone is fetched.
-
-    Raises:
-        InputError: nothing of that name.
-    """
-    if is_model_uri(reference):
-        return fetch_model(reference)
-    there = [path for path in (Path(reference), runs_dir() / reference) if path.exists()]
-    for path in there:
-        if (path / WEIGHTS).exists():
-            return path
-        with contextlib.suppress(InputError):  # a folder of pictures may have the name of a run
-            return find_checkpoint(path)
-    if there:
-        return find_checkpoint(there[0])  # which says what is missing
-    found = find_run(reference) if len(reference) == 32 else None
-    if found and found.run_dir and any((found.run_dir / CHECKPOINTS).glob("*.pt")):
-        return find_checkpoint(found.run_dir)
-    if found:
-        return fetch_model(f"runs:/{found.run_id}")
-    raise InputError(
-        f"no run, checkpoint or model {reference!r}: not a path, not a name in {runs_dir()}, not the id of an MLflow run, "
-        "not a model's address in MLflow such as models:/NAME@champion."
-    )
-
-
-def find_run_dir(reference: str) -> Path:
-    """The folder of a run by path, name or MLflow id.
-
-    Raises:
-        InputError: there is none on this machine.
-    """
-    for path in (Path(reference), runs_dir() / reference):
-        if (path / CONFIG).is_file():
-            return path
-    found = find_run(reference) if len(reference) == 32 else None
-    if found and found.run_dir and (found.run_dir / CONFIG).is_file():
-        return found.run_dir
-    raise InputError(
-        f"no run {reference!r}: neither a folder with {CONFIG}, nor a name in {runs_dir()}, nor an MLflow run on this machine."
-    )
-
-
-def stored_run(reference: str) -> tuple[Path, RunConfig, dict[str, str]]:
-    """A run's folder, configuration and what it was trained on, by path or name.
-
-    Raises:
-        InputError: no such run.
-    """
-    for path in (Path(reference), runs_dir() / reference):
-        if (path / CONFIG).is_file() and (path / ABOUT).is_file():
-            return (
-                path,
-                from_json((path / CONFIG).read_text()),
-                json.loads((path / ABOUT).read_text()),
-            )
-    raise InputError(
-        f"no run {reference!r}: neither a folder with {CONFIG} nor a name in {runs_dir()}."
-    )
+    return state["best"] if data_digest in (None, state["data_digest"]) else None

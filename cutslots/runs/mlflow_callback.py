@@ -14,11 +14,7 @@ from cutslots.data.manifest import MANIFEST
 from cutslots.files import git_commit, write_text
 from cutslots.report.figures import EXAMPLES, clip_animation, example_labels, sample_figure
 from cutslots.runs.provenance import ABOUT, origin
-from cutslots.tracking import (
-    RunLog,
-    SystemMetrics,
-    package_model,
-)
+from cutslots.tracking import RunLog, SystemMetrics, package_model
 from cutslots.tracking.queries import SECONDS
 from cutslots.tracking.run_log import Status
 from cutslots.train import Callback, Result, RunConfig
@@ -28,11 +24,16 @@ from cutslots.train.export import find_checkpoint, load_weights, save_model
 from cutslots.train.fit import CHECKPOINTS, CONFIG
 from cutslots.train.video import Clips
 
-DELIVERY_SECONDS = 30.0  # how long a finished run waits for an absent tracking store
+DELIVERY_SECONDS = 30.0  # a finished run waits so long for an unreachable tracking store
 
 
 class MLflowCallback(Callback):
-    """Keeps a run's log: opened when `fit` has accepted the run, so that a refused one leaves no trace."""
+    """Logs parameters, metrics, data, figures and the best model.
+
+    `fit` starts it after it has checked its input, so a rejected run leaves no log. The owner calls
+    `finished` or `ended`, then `close`. Options that a resumed run may change (`RESUMABLE`) are
+    tags in MLflow, the others are parameters.
+    """
 
     def __init__(
         self,
@@ -45,12 +46,9 @@ class MLflowCallback(Callback):
         parent_run_id: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config, self.data, self.run_dir = (
-            config,
-            data if is_uri(data) else Path(data).absolute(),
-            run_dir,
-        )
-        self.experiment, self.terminal, self.system_metrics = experiment, terminal, system_metrics
+        self.config, self.run_dir, self.experiment = config, run_dir, experiment
+        self.data = data if is_uri(data) else Path(data).absolute()
+        self.terminal, self.system_metrics = terminal, system_metrics
         self.parent_run_id, self.tags = parent_run_id, dict(tags or {})
         self.log: RunLog | None = None
         self.system: SystemMetrics | None = None
@@ -59,21 +57,16 @@ class MLflowCallback(Callback):
         self.terminal.say(f"run {self.run_dir.name} in {self.run_dir}")
         data_dir = local(self.data)
         manifest = Manifest.load(data_dir)
-        about = {
-            "source": manifest.source,
-            "set": dataset_name(manifest),
-            "data": str(self.data),
-            "experiment": self.experiment,
-        }
+        about = {"source": manifest.source, "set": dataset_name(manifest)}
+        about |= {"data": str(self.data), "experiment": self.experiment}
         write_text(self.run_dir / ABOUT, json.dumps(about, indent=2) + "\n")
         log = self._open()
         values = options.flat(self.config)
-        # MLflow refuses a changed parameter, and these change when a run is extended.
-        changeable = {path: values.pop(path) for path in RESUMABLE}
+        resumable = {path: values.pop(path) for path in RESUMABLE}
         log.params({**values, "num_parameters": start.num_parameters})
         log.tags(
             {
-                **changeable,
+                **resumable,
                 "dataset": manifest.source,
                 "set": about["set"],
                 "data_digest": manifest.digest,
@@ -110,38 +103,33 @@ class MLflowCallback(Callback):
     def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         if self.log:
             self.log.metrics(step, {f"val/{name}": value for name, value in scores.items()})
-            self.log.artifact(
-                _drawn(sample, self.run_dir / "figures" / f"step-{step:08d}"), "figures"
-            )
+            path = self.run_dir / "figures" / f"step-{step:08d}"
+            self.log.artifact(_draw(sample, path), "figures")
 
     def on_improve(self, step: int, examples: Examples) -> None:
         if self.log:
-            older = list((self.run_dir / EXAMPLES).glob("step-*"))
-            path = _drawn(
-                examples.sample,
-                self.run_dir / EXAMPLES / f"step-{step:08d}",
-                example_labels(examples),
-            )
-            for each in older:
-                if each != path:
-                    each.unlink(missing_ok=True)
+            older = set((self.run_dir / EXAMPLES).glob("step-*"))
+            path = self.run_dir / EXAMPLES / f"step-{step:08d}"
+            for old in older - {_draw(examples.sample, path, example_labels(examples))}:
+                old.unlink(missing_ok=True)
 
     def finished(self, result: Result) -> None:
-        """Log the best scores, the best model and its telling scenes."""
+        """Log the best scores, the best model, and the best, median and worst scenes."""
         if self.log:
             self.log.tags({"state": "finished"})
-            self.log.metrics(
-                result.step,
-                {f"best/{name}": value for name, value in result.best.items()}
-                | {SECONDS: result.seconds},
-            )
-            self.log.artifact(self._packaged_model(), "model")
-            # By its step: of an older run, or one that was extended, there may be the picture of another evaluation, or none.
+            best = {f"best/{name}": value for name, value in result.best.items()}
+            self.log.metrics(result.step, best | {SECONDS: result.seconds})
+            config, state = load_weights(self.run_dir)
+            export, packaged = self.run_dir / "model", self.run_dir / "mlflow-model"
+            save_model(state, config, export, origin(find_checkpoint(self.run_dir)))
+            shutil.rmtree(packaged, ignore_errors=True)
+            self.log.artifact(package_model(export, packaged, config.model.image_size), "model")
+            # By its step: a resumed run may have scenes of another evaluation, or none.
             for path in (self.run_dir / EXAMPLES).glob(f"step-{result.best['step']:08.0f}.*"):
                 self.log.artifact(path, EXAMPLES)
 
     def ended(self, state: str, cause: str | None = None) -> None:
-        """Log why a run ends that takes no more steps; of a sweep's trial also when it took none."""
+        """Log why a run ends early; a trial of a sweep is logged even if it took no step."""
         if self.log is None and self.parent_run_id:
             self.log = self._open()
             self.log.tags(self.tags)
@@ -149,22 +137,15 @@ class MLflowCallback(Callback):
             self.log.tags({"state": state, **({"cause": cause} if cause else {})})
 
     def close(self, status: Status) -> None:
-        """End the log; nothing happens when it was never opened."""
+        """End the log, if it was opened."""
         if self.system:
             self.system.close()
         if self.log:
             self.log.close(status, DELIVERY_SECONDS)
 
-    def _packaged_model(self) -> Path:
-        config, state = load_weights(self.run_dir)
-        export, packaged = self.run_dir / "model", self.run_dir / "mlflow-model"
-        save_model(state, config, export, origin(find_checkpoint(self.run_dir)))
-        shutil.rmtree(packaged, ignore_errors=True)
-        return package_model(export, packaged, config.model.image_size)
 
-
-def _drawn(sample: Sample, path: Path, labels: Sequence[str] = ()) -> Path:
-    """Draw a sample as what it is; returns the file, `path` with its ending."""
+def _draw(sample: Sample, path: Path, labels: Sequence[str] = ()) -> Path:
+    """Draw images as PNG, clips as GIF; the path of the file."""
     if isinstance(sample, Clips):
         path = path.with_suffix(".gif")
         clip_animation(sample, path, labels=labels)

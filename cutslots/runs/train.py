@@ -1,4 +1,4 @@
-"""One training in this process with its log: no Ray, so breakpoints work."""
+"""A training in this process with its log. It does not use Ray, so breakpoints work."""
 
 import contextlib
 import signal
@@ -24,32 +24,25 @@ def train_run(
     debug: bool = False,
     terminal: ProgressBar | None = None,
 ) -> Result:
-    """Run `fit` with progress at the terminal and everything in MLflow: parameters, metrics, data, figures and the best model.
+    """Run `fit` with a progress bar and a log in MLflow.
 
-    The first Ctrl-C ends it after the step that it is at, with a checkpoint; a second one, or with `debug` the first, interrupts.
+    The first Ctrl-C ends it after the current step, with a checkpoint; the second one at once.
 
-    What a resumed run may change (`RESUMABLE`) is in MLflow's tags, the other options are its parameters. With `debug` nothing
-    draws over a debugger's prompt and no thread samples the machine. The run remembers `data` as it is given, a prepared
-    folder or the URI of one: the copy of what a URI names may be gone when the run is resumed.
+    Args:
+        data: a prepared folder or the URI of one; the run remembers it as given.
+        debug: no progress bar over a debugger's prompt, no thread that samples the machine, and
+            the first Ctrl-C interrupts.
 
-    Raises: what `fit` raises; the run is then marked FAILED (KILLED when interrupted) and stays resumable.
+    Raises: what `fit` raises. The run is marked FAILED (KILLED if interrupted); it can be resumed.
     """
     terminal = terminal or ProgressBar(live=not debug)
     tracking = MLflowCallback(config, data, run_dir, experiment, terminal, system_metrics=not debug)
+    callbacks = CallbackList([tracking, terminal])
     status: Status = "FAILED"
+    options = {"device": device, "resume": resume, "debug": debug}
     try:
-        callbacks = CallbackList([tracking, terminal])
-        with terminal, _stop_sign(terminal, debug) as stop:
-            result = fit(
-                config,
-                local(data),
-                run_dir,
-                callbacks,
-                device=device,
-                resume=resume,
-                debug=debug,
-                stop=stop,
-            )
+        with terminal, _ctrl_c(terminal, debug) as stop:
+            result = fit(config, local(data), run_dir, callbacks, stop=stop, **options)
         if stop() and result.step < config.train.steps:
             raise KeyboardInterrupt
         tracking.finished(result)
@@ -67,25 +60,26 @@ def train_run(
 
 
 @contextlib.contextmanager
-def _stop_sign(terminal: ProgressBar, debug: bool) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed; a second one is a KeyboardInterrupt. Left alone where a debugger or a host program hears it."""
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
+def _ctrl_c(terminal: ProgressBar, debug: bool) -> Iterator[Callable[[], bool]]:
+    """A function that returns whether Ctrl-C was pressed. The second time it interrupts.
+
+    Signals that a debugger or a host program handles are left to it.
+    """
     pressed = threading.Event()
-    if debug or not ours:
+    default = signal.default_int_handler
+    in_main = threading.current_thread() is threading.main_thread()
+    if debug or not in_main or signal.getsignal(signal.SIGINT) is not default:
         yield pressed.is_set
         return
 
-    def stop(*_: object) -> None:
+    def press(*_: object) -> None:
         if pressed.is_set():
             raise KeyboardInterrupt
         pressed.set()
-        terminal.say("Ctrl-C: ends after this step, with a checkpoint; once more ends it now")
+        terminal.say("Ctrl-C: ends after this step, with a checkpoint. Again: ends now.")
 
-    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGINT, press)
     try:
         yield pressed.is_set
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, default)

@@ -21,7 +21,7 @@ from rich.console import Console
 import cutslots
 from cutslots import data, tracking
 from cutslots.errors import BusyError, InputError
-from cutslots.files import git_commit, write_text
+from cutslots.files import git_commit, lock, write_text
 from cutslots.metrics.registry import higher_is_better
 from cutslots.runs.lookup import finished, runs_dir
 from cutslots.sweep.cluster import Resources, check_here, connected
@@ -31,7 +31,6 @@ from cutslots.sweep.study import Planned, Study
 from cutslots.sweep.table import markdown, records
 from cutslots.sweep.trial import ALL, LOG, Ending, Task
 from cutslots.tracking import RunLog
-from cutslots.tracking.client import locked
 from cutslots.tracking.journal import latest
 from cutslots.tracking.run_log import Status
 from cutslots.train.checkpoint import held
@@ -382,7 +381,6 @@ class Driver:
             ids[best.number],
             objective,
             best.values[0],
-            smaller_is_better=not higher_is_better(objective),
         )
         role = (
             "champion" if registered.is_champion else "not the champion: another version is better"
@@ -409,9 +407,8 @@ def end_log(run_dir: Path, state: str, cause: str | None, say: Callable[[str], N
     """
     logged = None if held(run_dir) else latest(run_dir)
     if logged and logged.status != STATUS[state]:
-        tracking.end_run(
-            run_dir, STATUS[state], {"state": state, **({"cause": cause} if cause else {})}, say=say
-        )
+        tags = {"state": state, **({"cause": cause} if cause else {})}
+        tracking.sync(run_dir, status=STATUS[state], tags=tags, say=say, timeout=10.0)
 
 
 STORE_SECONDS = 90.0  # for a fresh database to be made, or a server to answer
@@ -486,7 +483,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the sweep's folder against a second driver."""
-    with locked(folder / ".lock") as mine:
+    with lock(folder / ".lock") as mine:
         if not mine:
             raise BusyError(
                 f"sweep {folder.name!r} is being run by another process. Wait for it, or give another --name."

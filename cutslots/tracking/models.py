@@ -1,12 +1,13 @@
-"""A trained model as a folder that MLflow loads and serves."""
+"""Trained models in MLflow: packaged with a run, fetched by URI, registered with a champion."""
 
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
 import warnings
-from importlib.metadata import version
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,50 +15,49 @@ import numpy as np
 
 from cutslots.errors import InputError
 from cutslots.files import home, write_text
-from cutslots.tracking.client import RefusedError, default_uri, without_password
-from cutslots.tracking.queries import ask
+from cutslots.tracking.client import (
+    EXISTS,
+    MISSING,
+    RefusedError,
+    Store,
+    ask,
+    default_uri,
+    ignoring,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from cutslots.tracking.client import OutageError, Store
-from cutslots.tracking.queries import unreachable
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 
 REQUIREMENTS = ("cutslots", "mlflow", "numpy", "safetensors", "scipy", "torch")
+FOLDER = "model"  # among a run's artifacts
+CONFIG, WEIGHTS, FETCHED = "config.json", "weights.safetensors", "fetched.json"
+CHAMPION = "champion"
+FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID"
+_URI = re.compile(
+    r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))"
+    rf"|runs:/(?P<run_id>[0-9a-f]{{32}})(/{FOLDER})?/?"
+)
 
 
 def package_model(export_dir: Path, out_dir: Path, size: int) -> Path:
-    """Write an MLflow model folder around an exported model; after `log.artifact(out_dir, "model")`,
-    `mlflow.pyfunc.load_model("runs:/<run id>/model")` loads it.
+    """Write an MLflow model folder around an exported model.
 
-    It holds JSON, safetensors and YAML, nothing pickled; loading it runs the installed cutslots and no code from the
-    folder.
+    After `log.artifact(out_dir, "model")`, `mlflow.pyfunc.load_model("runs:/<run id>/model")`
+    loads it. It holds JSON, safetensors and YAML, nothing pickled; loading runs the installed
+    cutslots and no code from the folder.
 
     Args:
         export_dir: folder with `config.json` and `weights.safetensors`.
-        out_dir: the folder to write; must not exist or be empty.
-        size: side of the model's label maps, in pixels. The images' own side is left open: the model takes whole multiples of it.
+        out_dir: the folder to write; it must be missing or empty.
+        size: side of the model's label maps in pixels. Images may be whole multiples of it.
 
     Raises:
-        FileNotFoundError: the export is not complete.
+        FileNotFoundError: the export is incomplete.
     """
-    missing = [
-        name
-        for name in ("config.json", "weights.safetensors")
-        if not (Path(export_dir) / name).is_file()
-    ]
-    if missing:
-        raise FileNotFoundError(
-            f"{export_dir} is not an exported model: it has no {' and no '.join(missing)}"
-        )
+    for name in (CONFIG, WEIGHTS):
+        if not (Path(export_dir) / name).is_file():
+            raise FileNotFoundError(f"{export_dir} must be an exported model, but has no {name}")
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -65,23 +65,21 @@ def package_model(export_dir: Path, out_dir: Path, size: int) -> Path:
     images = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))
     masks = TensorSpec(np.dtype(np.uint8), (-1, size, size))
     with warnings.catch_warnings():
-        # An example would be run through the model, in the training's last minute, for what the signature says already.
+        # MLflow would run an example through the model; the signature is known already.
         warnings.filterwarnings("ignore", message=".*input example was not provided")
         mlflow.pyfunc.save_model(
             str(out_dir),
-            loader_module="cutslots.tracking",
+            loader_module="cutslots.tracking",  # its `_load_pyfunc`
             data_path=str(export_dir),
             signature=ModelSignature(inputs=Schema([images]), outputs=Schema([masks])),
-            # Without a list MLflow loads the model in a fresh process to find out what it imports: 5-12 s.
-            pip_requirements=[
-                f"{name}=={re.sub(r'[+].*', '', version(name))}" for name in REQUIREMENTS
-            ],
+            # Without a list MLflow loads the model in a new process to find its imports: 5-12 s.
+            pip_requirements=[f"{n}=={installed(n).partition('+')[0]}" for n in REQUIREMENTS],
         )
     return Path(out_dir)
 
 
 class _Segmenter:
-    """What `mlflow.pyfunc` calls: images in, label maps out."""
+    """The object that `mlflow.pyfunc.load_model` wraps."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -99,228 +97,159 @@ def _load_pyfunc(path: str) -> _Segmenter:
     return _Segmenter(load_model(Path(path)))
 
 
-FOLDER = "model"  # among a run's artifacts
-CONFIG, WEIGHTS, FETCHED = "config.json", "weights.safetensors", "fetched.json"
-FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID"
-_REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
-_OF_RUN = re.compile(rf"runs:/(?P<run_id>[0-9a-f]{{32}})(/{FOLDER})?/?")
-
-
-class _Origin(NamedTuple):
-    """Where a model's files are, and what is known of it."""
-
-    uri: str
-    known: dict[str, Any]
-
-
-def is_model_uri(reference: str) -> bool:
-    """Whether this is a model's address in MLflow, `models:/...` or `runs:/...`."""
-    return reference.startswith(("models:/", "runs:/"))
-
-
 def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
-    """Bring a model that MLflow keeps to this machine, anew with every call: a registered name may mean another one tomorrow.
+    """Download a model from MLflow, each time: tomorrow its name may refer to another version.
 
-    Nothing of the model's folder is taken but a configuration in JSON and weights in safetensors; no code of it runs.
+    Only a configuration in JSON and weights in safetensors are taken; no code of the model runs.
 
     Args:
-        reference: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `runs:/ID`, a run's own model.
+        reference: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `runs:/ID` for a run's model.
 
     Returns:
-        A folder under the home's cache with `config.json`, `weights.safetensors`, and in `fetched.json` what MLflow knows of it:
-        `reference`, `name` and `version` where it is registered, and `run_id`, `run`, `tags`, `metrics` of its run.
+        A folder in the cache with `config.json`, `weights.safetensors`, and in `fetched.json`
+        what MLflow knows of it: `reference`, `name` and `version` if registered, and `run_id`,
+        `run`, `tags`, `metrics` of its run.
 
     Raises:
-        InputError: another form of address, the store cannot be reached, or it has no such model.
+        InputError: another form of URI, the store is unreachable, or it has no such model.
     """
-    if not (_REGISTERED.fullmatch(reference) or _OF_RUN.fullmatch(reference)):
-        raise InputError(f"{reference!r} is no address of a model in MLflow. Give {FORMS}.")
+    match = _URI.fullmatch(reference)
+    if match is None:
+        raise InputError(f"model URI must be {FORMS}, got {reference!r}.")
     uri = tracking_uri or default_uri()
 
     def fetch(client: "MlflowClient") -> Path:
-        origin = _origin(client, reference)
-        name = hashlib.sha256(f"{without_password(uri)} {origin.uri}".encode()).hexdigest()[:16]
-        folder = home() / "cache" / "models" / name
+        from mlflow.artifacts import download_artifacts
+
+        about: dict[str, Any] = {"reference": reference}
+        name, version, run_id = match["name"], match["version"], match["run_id"]
+        source = f"runs:/{run_id}/{FOLDER}"
+        if name:
+            version = version or client.get_model_version_by_alias(name, match["alias"]).version
+            about |= {"name": name, "version": int(version)}
+            run_id = client.get_model_version(name, str(version)).run_id
+            source = client.get_model_version_download_uri(name, str(version))
+        if run := _get_run(client, run_id):
+            tags = {tag: text for tag, text in run.data.tags.items() if tag[:7] != "mlflow."}
+            about |= {"run_id": run_id, "run": run.info.run_name, "tags": tags}
+            about["metrics"] = dict(run.data.metrics)
+        digest = hashlib.sha256(f"{without_password(uri)} {source}".encode()).hexdigest()
+        folder = home() / "cache" / "models" / digest[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            _download(origin.uri, uri, Path(temporary), folder)
-        write_text(
-            folder / FETCHED, json.dumps({"reference": reference, **origin.known}, indent=1) + "\n"
-        )
+            download = Path(download_artifacts(source, dst_path=temporary, tracking_uri=uri))
+            weights = [p for p in download.rglob(WEIGHTS) if p.with_name(CONFIG).is_file()]
+            if not weights:
+                raise RefusedError(f"{source} has no {CONFIG} and {WEIGHTS}: not a cutslots model")
+            for name in (CONFIG, WEIGHTS):
+                os.replace(weights[0].with_name(name), folder / name)
+        write_text(folder / FETCHED, json.dumps(about, indent=1) + "\n")
         return folder
 
     try:
-        found = ask(fetch, uri)
+        folder = ask(fetch, uri)
     except RefusedError as refused:
         raise InputError(f"MLflow has no model {reference}: {refused}") from refused
-    if found is None:
+    if folder is None:
         raise InputError(
-            f"MLflow has no model {reference}: there is no tracking store at {without_password(uri)} yet."
+            f"MLflow has no model {reference}: {without_password(uri)} does not exist yet."
         )
-    return found
+    return folder
 
 
-def _origin(client: "MlflowClient", reference: str) -> _Origin:
-    run = _OF_RUN.fullmatch(reference)
-    if run:
-        return _Origin(f"runs:/{run['run_id']}/{FOLDER}", _known(client, run["run_id"]))
-    registered = _REGISTERED.fullmatch(reference)
-    assert registered
-    name, version = registered["name"], registered["version"]
-    if version is None:
-        version = str(client.get_model_version_by_alias(name, registered["alias"]).version)
-    of_run = client.get_model_version(name, version).run_id
-    known = {"name": name, "version": int(version), **(_known(client, of_run) if of_run else {})}
-    return _Origin(client.get_model_version_download_uri(name, version), known)
+def _get_run(client: "MlflowClient", run_id: str | None) -> Any:
+    """A run, also a deleted one; None if it does not exist."""
+    with ignoring(MISSING):
+        return client.get_run(run_id) if run_id else None
 
 
-def _known(client: "MlflowClient", run_id: str) -> dict[str, Any]:
-    try:
-        run = client.get_run(run_id)
-    except Exception as error:
-        if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
-    tags = {name: text for name, text in run.data.tags.items() if not name.startswith("mlflow.")}
-    return {
-        "run_id": run_id,
-        "run": run.info.run_name,
-        "tags": tags,
-        "metrics": dict(run.data.metrics),
-    }
-
-
-def _download(artifact_uri: str, tracking_uri: str, temporary: Path, folder: Path) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    there = Path(
-        download_artifacts(
-            artifact_uri=artifact_uri, dst_path=str(temporary), tracking_uri=tracking_uri
-        )
-    )
-    for weights in there.rglob(WEIGHTS):
-        if (weights.parent / CONFIG).is_file():
-            for name in (CONFIG, WEIGHTS):  # the copy is on the cache's own disk
-                os.replace(weights.parent / name, folder / name)
-            return
-    raise RefusedError(
-        f"{artifact_uri} has no {CONFIG} beside {WEIGHTS}: it is not a model of cutslots"
-    )
-
-
-CHAMPION = "champion"
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A version of a registered model; the champion is the one that `models:/NAME@champion` loads."""
+class Registered(NamedTuple):
+    """A version of a registered model; `models:/NAME@champion` loads the champion."""
 
     version: int
     is_champion: bool
 
 
 def register(
-    name: str,
-    run_id: str,
-    metric: str,
-    value: float,
-    smaller_is_better: bool = False,
-    tracking_uri: str | None = None,
+    name: str, run_id: str, metric: str, value: float, tracking_uri: str | None = None
 ) -> Registered:
-    """Make a run's model a version of the registered model `name`, and the champion when it is better than the present one.
+    """Register a run's model as a version of `name`, as champion if it is better than the present.
 
-    A run has one version, however often it is registered. The present champion is asked for its own `metric`: what it was
-    registered with, else the `best/` score of its run. It gives way when it has no such number, when its run was deleted, and
-    when its files are gone; not to an equal.
+    A run has one version, however often it is registered. The champion is compared by `metric`:
+    the value it was registered with, else the `best/` score of its run. It is replaced if it has
+    no such number, its run is deleted, or its files are gone, and kept if it is equal.
 
     Args:
-        name: `cutslots-<dataset>`; made when missing.
-        metric, value: what the model is judged by, on the dataset of that name; tags of the version, with the run and its
-            signature.
+        name: `cutslots-<dataset>`; created if missing.
+        metric, value: the score on the dataset of that name; stored as tags of the version.
 
     Raises:
-        InputError: the tracking store cannot be reached, the run has no model there, or `value` is not finite.
+        InputError: the store is unreachable, the run has no model there, or `value` is not finite.
     """
     if not math.isfinite(value):
-        raise InputError(
-            f"value is {value} for model {name!r}; only a finite {metric} can be compared. Register another run."
-        )
-    store = Store(tracking_uri or default_uri())
-    try:
-        with store.calling() as client, store.alone():
-            version = _version(
-                client, name, run_id, {"metric": metric, "value": repr(float(value))}
-            )
-            present = client.get_registered_model(name).aliases.get(CHAMPION)
-            if present is not None and int(present) != version:
-                sign = -1 if smaller_is_better else 1
-                rival = _value(client, name, str(present), metric)
-                if rival is not None and sign * value <= sign * rival:
+        raise InputError(f"{metric} must be finite to register model {name!r}, got {value}.")
+    from cutslots.metrics.registry import better  # imports torch, which takes seconds
+
+    store = Store(tracking_uri)
+
+    def request(client: "MlflowClient") -> Registered:
+        with store.alone():
+            version = _version(client, name, run_id, metric, value)
+            champion = client.get_registered_model(name).aliases.get(CHAMPION)
+            if champion is not None and int(champion) != version:
+                score = _score(client, name, str(champion), metric)
+                if score is not None and not better(metric, value, score):
                     return Registered(version, False)
             client.set_registered_model_alias(name, CHAMPION, str(version))
             return Registered(version, True)
-    except OutageError as outage:
-        raise unreachable(store, outage) from outage
+
+    try:
+        with store.required():
+            return store.call(request)
     except RefusedError as refused:
-        raise InputError(
-            f"run {run_id} cannot be registered as model {name!r}: {refused}"
-        ) from refused
+        raise InputError(f"cannot register run {run_id} as model {name!r}: {refused}") from refused
 
 
-def _version(client: "MlflowClient", name: str, run_id: str, judged: dict[str, str]) -> int:
-    """The run's version, made when it has none, tagged with what it is judged by."""
+def _version(client: "MlflowClient", name: str, run_id: str, metric: str, value: float) -> int:
+    """The run's version, created if missing, with its tags."""
     run = client.get_run(run_id)
-    if not _loads(client, run):
-        raise RefusedError(
-            "it has no model in MLflow. If its folder has one, deliver that first: cutslots sync RUN"
-        )
+    if not _has_model(client, run):
+        raise RefusedError("it has no model in MLflow. If its folder has one: cutslots sync RUN")
     tags = {
-        **judged,
+        "metric": metric,
+        "value": repr(float(value)),
         "run": run.info.run_name or run_id,
         "signature": run.data.tags.get("signature", "none"),
     }
-    try:
+    with ignoring(EXISTS):
         client.create_registered_model(name)
-    except Exception as error:
-        if getattr(error, "error_code", None) != "RESOURCE_ALREADY_EXISTS":
-            raise
-    for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+    for existing in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
         for tag, text in tags.items():
-            client.set_model_version_tag(name, str(known.version), tag, text)
-        return int(known.version)
-    made = client.create_model_version(
-        name, f"{run.info.artifact_uri}/{FOLDER}", run_id, tags, await_creation_for=0
-    )
-    return int(made.version)
-
-
-def _loads(client: "MlflowClient", run: Any) -> bool:
-    if run.info.lifecycle_stage == "deleted":
-        return False
-    return any(
-        file.path == f"{FOLDER}/MLmodel" for file in client.list_artifacts(run.info.run_id, FOLDER)
+            client.set_model_version_tag(name, str(existing.version), tag, text)
+        return int(existing.version)
+    source = f"{run.info.artifact_uri}/{FOLDER}"
+    return int(
+        client.create_model_version(name, source, run_id, tags, await_creation_for=0).version
     )
 
 
-def _value(client: "MlflowClient", name: str, version: str, metric: str) -> float | None:
-    """How good a version is; None when it cannot be said, or is no longer of use."""
-    try:
+def _has_model(client: "MlflowClient", run: Any) -> bool:
+    files = client.list_artifacts(run.info.run_id, FOLDER)
+    return run.info.lifecycle_stage != "deleted" and f"{FOLDER}/MLmodel" in [f.path for f in files]
+
+
+def _score(client: "MlflowClient", name: str, version: str, metric: str) -> float | None:
+    """The score of a registered version; None if it has none or is no longer usable."""
+    champion = None
+    with ignoring(MISSING):
         champion = client.get_model_version(name, version)
-        run = client.get_run(champion.run_id or "")
-    except Exception as error:
-        if getattr(error, "error_code", None) in (
-            "RESOURCE_DOES_NOT_EXIST",
-            "INVALID_PARAMETER_VALUE",
-        ):
-            return None  # the version or its run is gone, or somebody registered it without a run
-        raise
-    if not _loads(client, run):
+    run = champion and _get_run(client, champion.run_id)
+    if not (champion and run and _has_model(client, run)):
         return None
-    tagged = champion.tags.get("value") if champion.tags.get("metric") == metric else None
+    score: Any = run.data.metrics.get(f"best/{metric}", math.nan)
+    if champion.tags.get("metric") == metric:
+        score = champion.tags.get("value", score)
     try:
-        value = float(
-            tagged if tagged is not None else run.data.metrics.get(f"best/{metric}", math.nan)
-        )
+        return float(score) if math.isfinite(float(score)) else None
     except ValueError:
         return None
-    return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The log of one run."""
+"""The log of a run: a local journal, delivered to MLflow by a thread."""
 
 import atexit
 import getpass
@@ -12,15 +12,13 @@ from typing import Any, Literal, Self
 
 from cutslots.errors import InputError
 from cutslots.tracking.client import absolute, default_uri, without_password
-from cutslots.tracking.journal import FILE, Journal, events, number, opening
-from cutslots.tracking.uploader import Delivery, Say
+from cutslots.tracking.journal import FILE, Journal, events, number, opening, read
+from cutslots.tracking.uploader import Delivered, Say, Uploader
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-CLOSE_SECONDS, ANNOTATE_SECONDS = (
-    30.0,
-    10.0,
-)  # the second has to hold the import of MLflow; an absent store is given up sooner
+CLOSE_SECONDS = 30.0
+ANNOTATE_SECONDS = 10.0  # includes the import of MLflow
 
 
 def to_stderr(text: str) -> None:
@@ -28,22 +26,23 @@ def to_stderr(text: str) -> None:
 
 
 class RunLog:
-    """The log of one training run; opening a folder that has a journal continues it, and the same MLflow run.
+    """The log of a training run. A folder that has a journal continues it, and its MLflow run.
 
-    No method but `close` waits for anything but the local disk, and none fails for the tracking store's sake. Logging
-    after `close` is a ValueError.
+    Only `close` waits for anything but the local disk, and no method fails because of the tracking
+    store. Logging after `close` is a ValueError.
 
     Args:
-        run_dir: the run's folder; the journal lies in it.
-        experiment: name of the MLflow experiment, made when missing.
+        run_dir: the run folder, for the journal.
+        experiment: name of the MLflow experiment, created if missing.
         run_name: name of the run in MLflow.
         tracking_uri: the tracking store; None takes `default_uri()`.
         parent_run_id: MLflow id of the run under which this one is shown (a sweep).
-        say: takes one line of text for the user; called from the delivery thread. Default: standard error.
-        pause: seconds between attempts at a store that is away, first and longest.
+        say: takes one line of text for the user; called from the delivery thread.
+        pause: seconds between attempts at an absent store, first and longest.
         gather: seconds for which lines are collected into one call.
-        annotate: add to a run without being its training, which may have ended in any way or still be going on in another process:
-            the run's state stays as it is, and `close` waits little. A folder without a journal is opened as usual.
+        annotate: add to a run without training it. The run may have ended or may be training in
+            another process: its status stays, and `close` waits only 10 s. Without a journal the
+            folder is opened as usual.
     """
 
     def __init__(
@@ -64,10 +63,8 @@ class RunLog:
         self._journal = Journal(self.run_dir / FILE, shared=annotate)
         earlier = opening(self.run_dir)
         self._annotates = annotate and earlier is not None
-        self._delivery = Delivery(
-            self.run_dir, uri, say, pause, gather, patient=not self._annotates
-        )
-        self._closed = self._disk_said = False
+        self._uploader = Uploader(self.run_dir, uri, say, pause, gather, not self._annotates)
+        self._closed = self._disk_reported = False
         if not self._annotates:
             self._append(
                 "open",
@@ -80,9 +77,9 @@ class RunLog:
                 user=user(),
             )
         self.started: float = earlier["time"] / 1000 if earlier else time.time()
-        self._delivery.start()
-        # A training that ends without `close` loses nothing; this keeps the thread from speaking into a dying process.
-        atexit.register(self._delivery.finish, 2.0)
+        self._uploader.start()
+        # A process that ends without `close` loses nothing; this stops the thread in time.
+        atexit.register(self._uploader.finish, 2.0)
 
     def __enter__(self) -> Self:
         return self
@@ -94,29 +91,21 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         if not self._closed:
-            self.close(
-                "FINISHED"
-                if kind is None
-                else "FAILED"
-                if issubclass(kind, Exception)
-                else "KILLED"
-            )
+            failed: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            self.close("FINISHED" if error is None else failed)
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Log parameters, written with `str`; MLflow refuses a later change of one."""
+        """Log parameters, written with `str`; MLflow rejects a later change of one."""
         self._append("params", values={name: str(value) for name, value in values.items()})
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        """Log tags, written with `str`; a later value replaces the earlier."""
+        """Log tags, written with `str`; a later value replaces an earlier one."""
         self._append("tags", values={name: str(value) for name, value in values.items()})
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Log numbers (anything `float` takes; NaN and infinities too) at `step`, with the present time."""
-        self._append(
-            "metrics",
-            step=int(step),
-            values={name: number(value) for name, value in values.items()},
-        )
+        """Log numbers (anything `float` takes, NaN and infinities too) at `step`."""
+        numbers = {name: number(value) for name, value in values.items()}
+        self._append("metrics", step=int(step), values=numbers)
 
     def dataset(
         self,
@@ -130,8 +119,8 @@ class RunLog:
         """Log a dataset as input of the run.
 
         Args:
-            digest: names the dataset's exact content; MLflow keeps its first 36 characters.
-            source: folder or address of the data.
+            digest: identifies the exact content; MLflow keeps its first 36 characters.
+            source: folder or URI of the data.
             schema: column name -> type.
             profile: anything JSON can hold: number of records, seeds, checksums.
             context: "training", "validation" or "test".
@@ -140,79 +129,82 @@ class RunLog:
         self._append("dataset", **fields, schema=dict(schema), profile=dict(profile))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Log a file, or all that is in a folder, under `folder` among the run's artifacts.
+        """Log a file, or all files of a folder, into `folder` of the run's artifacts.
 
-        What lies at `path` when it is delivered is stored: leave it there, unchanged, until `close` has returned 0.
+        It is read when it is delivered: leave it unchanged until `close` has returned 0.
         """
         path = Path(path).absolute()
-        inside = path.is_relative_to(self.run_dir)  # a moved run folder can still be delivered
-        self._append(
-            "artifact", path=str(path.relative_to(self.run_dir) if inside else path), folder=folder
-        )
+        if path.is_relative_to(self.run_dir):  # so that a moved run folder can be delivered
+            path = path.relative_to(self.run_dir)
+        self._append("artifact", path=str(path), folder=folder)
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run id, None while the tracking store has not made the run."""
-        return self._delivery.state.run_id
+        """The MLflow run id; None until the tracking store has created the run."""
+        return self._uploader.state.run_id
 
     def url(self) -> str | None:
-        """The run's page on the tracking server; None for a database, and while the run is not made."""
-        state = self._delivery.state
+        """The run's page on the tracking server; None for a database, and before it exists."""
+        state = self._uploader.state
         if state.run_id is None or not state.tracking_uri.startswith("http"):
             return None
-        return f"{state.tracking_uri.rstrip('/')}/#/experiments/{state.experiment_id}/runs/{state.run_id}"
+        server = state.tracking_uri.rstrip("/")
+        return f"{server}/#/experiments/{state.experiment_id}/runs/{state.run_id}"
+
+    def pending(self) -> int:
+        """The number of events that the tracking store does not have yet."""
+        return self._uploader.pending()
 
     def close(self, status: Status = "FINISHED", timeout: float | None = None) -> int:
-        """Log the run's end (not when annotating) and deliver what is left, for at most `timeout` seconds, 30 unless given.
+        """Log how the run ended (not when annotating) and deliver what is left.
 
-        Returns: the number of events that the tracking store does not have; `sync` delivers them later.
+        Args:
+            timeout: seconds to wait for the store; None waits 30, or 10 when annotating.
+
+        Returns: the number of events that the store does not have; `sync` delivers them later.
         """
         if self._closed:
-            return self._delivery.pending()
+            return self.pending()
         if not self._annotates:
             self._append("status", status=status)
         self._closed = True
-        atexit.unregister(self._delivery.finish)
+        atexit.unregister(self._uploader.finish)
         default = ANNOTATE_SECONDS if self._annotates else CLOSE_SECONDS
-        self._delivery.finish(default if timeout is None else timeout)
+        self._uploader.finish(default if timeout is None else timeout)
         self._journal.close()
-        return _said_at_end(self._delivery)
+        return _report_rest(self._uploader)
 
     def _append(self, kind: str, **fields: Any) -> None:
         if self._closed:
-            raise ValueError(
-                f"{kind} logged after close. Log it before, or open RunLog({str(self.run_dir)!r}) again."
-            )
+            raise ValueError(f"{kind} logged after close of the log in {self.run_dir}.")
         try:
             self._journal.append(kind, fields)
         except OSError as error:
-            if not self._disk_said:
-                self._disk_said = True
-                self._delivery.say(
-                    f"journal {self._journal.path} cannot be written: {error}; training goes on, unlogged"
-                )
-        self._delivery.wake()
+            if not self._disk_reported:
+                self._disk_reported = True
+                path = self._journal.path
+                self._uploader.say(f"cannot write {path}: {error}; training continues without log")
+        self._uploader.wake()
 
 
 def user() -> str:
+    """The name of the user who runs this process."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
         return "unknown"
 
 
-def _said_at_end(delivery: Delivery) -> int:
-    left = delivery.pending()
-    if left and not delivery.left_to_another:
-        delivery.say(
-            f"{left} events of this run are not in the tracking store {delivery.state.tracking_uri}; they are in "
-            f"{delivery.run_dir / FILE}. To deliver them: cutslots sync {delivery.run_dir}"
+def _report_rest(uploader: Uploader) -> int:
+    state, rest = uploader.state, uploader.pending()
+    if rest and not uploader.left_to_another:
+        uploader.say(
+            f"{rest} events of this run are not in {state.tracking_uri}, but in "
+            f"{uploader.run_dir / FILE}. Deliver them with: cutslots sync {uploader.run_dir}"
         )
-    if delivery.state.refused:
-        delivery.say(
-            f"{delivery.state.refused} events were refused by the tracking store and are in the journal only"
-        )
-    return left
+    if state.refused:
+        uploader.say(f"MLflow rejected {state.refused} events; they are in the journal only")
+    return rest
 
 
 def sync(
@@ -224,29 +216,24 @@ def sync(
     say: Say = to_stderr,
     timeout: float = 300.0,
 ) -> int:
-    """Deliver what the tracking store has not got of a run that is no longer going on.
+    """Deliver what the tracking store lacks of a run that has ended.
 
     Args:
-        tracking_uri: None takes the store the run was logged to; another one gets the whole run.
-        status: how the run ended, for a run whose process died without `close`.
-        tags: what else is to be known of such a run.
-        timeout: seconds after which an absent store is given up.
+        tracking_uri: None takes the store that the run was logged to; another one gets all of it.
+        status: how the run ended, if its process died without `close`.
+        tags: more tags for such a run, for example `state` and `cause`.
+        timeout: seconds to wait for an absent store.
 
-    Returns: the number of events still undelivered.
+    Returns: the number of events that are still missing.
 
     Raises:
         InputError: `run_dir` has no journal.
     """
     run_dir = Path(run_dir).absolute()
-    opened = (
-        [event for event in events(run_dir) if event["kind"] == "open"]
-        if (run_dir / FILE).exists()
-        else []
-    )
-    if not opened:
-        raise InputError(
-            f"{run_dir} has no run log: no {FILE} with an entry. Give the folder of a run."
-        )
+    exists = (run_dir / FILE).exists()
+    openings = [event for event in events(run_dir) if event["kind"] == "open"] if exists else []
+    if not openings:
+        raise InputError(f"{run_dir} has no run log ({FILE}). Give the folder of a run.")
     if status is not None or tags:
         journal = Journal(run_dir / FILE)
         if tags:
@@ -254,10 +241,25 @@ def sync(
         if status is not None:
             journal.append("status", {"status": status})
         journal.close()
-    uri = tracking_uri or opened[-1]["tracking_uri"]
+    uri = tracking_uri or openings[-1]["tracking_uri"]
     if without_password(default_uri()) == uri:
-        uri = default_uri()  # with the password that the journal does not keep
-    delivery = Delivery(run_dir, absolute(uri), say, pause=(1.0, 5.0), gather=0.0)
-    delivery.start()
-    delivery.finish(timeout)
-    return _said_at_end(delivery)
+        uri = default_uri()  # the journal does not keep passwords
+    uploader = Uploader(run_dir, absolute(uri), say, pause=(1.0, 5.0), gather=0.0)
+    uploader.start()
+    uploader.finish(timeout)
+    return _report_rest(uploader)
+
+
+def undelivered(folder: Path) -> list[Path]:
+    """The run folders in or below `folder` whose tracking store lacks events, for `sync`.
+
+    Contacts no store. A run that is training may be listed for a moment.
+    """
+    return sorted(path.parent for path in folder.rglob(FILE) if _is_behind(path.parent))
+
+
+def _is_behind(run_dir: Path) -> bool:
+    position = Delivered.load(run_dir).position
+    if next(read(run_dir / FILE, position), None) is None:
+        return False
+    return position > 0 or opening(run_dir) is not None

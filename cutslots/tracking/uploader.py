@@ -1,58 +1,57 @@
-"""The thread that brings a journal's lines to a tracking store, and its note of how far it came."""
+"""The thread that delivers a journal to a tracking store, and its record of how far it got."""
 
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cutslots.files import lock
 from cutslots.tracking.client import (
     METRICS_PER_CALL,
     OutageError,
     RefusedError,
     Store,
-    locked,
     without_password,
 )
 from cutslots.tracking.journal import FILE, opening, read
 
 Say = Callable[[str], None]
 
-STATE = "mlflow.json"
-REFUSALS_SAID = 10
+STATE, LOCK = "mlflow.json", "mlflow.lock"
+REFUSALS_SHOWN = 10
 
 
 @dataclass
 class Delivered:
-    """`run_dir/mlflow.json`: how far a tracking store has the journal; when lost, everything is delivered again."""
+    """`run_dir/mlflow.json`: what the store has. Without it, everything is delivered again."""
 
     tracking_uri: str
     run_id: str | None = None
     experiment_id: str | None = None
     position: int = 0  # bytes of the journal
-    refused: int = 0  # events the store will never take
+    refused: int = 0  # events that the store rejected permanently
 
     @classmethod
-    def noted(cls, run_dir: Path) -> "Delivered | None":
-        """What the file says, whatever store that is; None when it says nothing."""
+    def load(cls, run_dir: Path, uri: str | None = None) -> "Delivered":
+        """The content of the file; position 0 if there is none, or it is about another store."""
         try:
-            return cls(**json.loads((run_dir / STATE).read_text(encoding="utf-8")))
+            state = cls(**json.loads((run_dir / STATE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            return None
-
-    @classmethod
-    def load(cls, run_dir: Path, uri: str) -> "Delivered":
-        """What the store at `uri` has; another store has nothing of this journal yet."""
-        found = cls.noted(run_dir)
-        return found if found and found.tracking_uri == uri else cls(uri)
+            return cls(uri or "")
+        return state if uri in (None, state.tracking_uri) else cls(uri or "")
 
 
-class Delivery(threading.Thread):
-    """Delivers a journal's lines in order until told to finish.
+class Uploader(threading.Thread):
+    """Delivers the lines of a journal in order until `finish`.
 
-    One that is not `patient` leaves its lines to the process that is delivering already, and an absent store to a later `sync`.
+    Args:
+        pause: seconds between attempts at an absent store, first and longest.
+        gather: seconds for which lines are collected into one call.
+        patient: False leaves the lines to a process that is already delivering this journal, and
+            gives up on an absent store after two attempts.
     """
 
     def __init__(
@@ -65,20 +64,16 @@ class Delivery(threading.Thread):
         patient: bool = True,
     ) -> None:
         super().__init__(name=f"run log of {run_dir.name}", daemon=True)
-        self.run_dir, self.uri, self._say = run_dir, uri, say
-        self.state = Delivered.load(run_dir, without_password(uri))
-        self._store = Store(uri)
-        self._first_pause, self._longest_pause = pause
+        self.run_dir, self._say, self._pause = run_dir, say, pause
         self._gather, self._patient = gather, patient
-        self.left_to_another = False
-        self._new, self._finishing, self._abandoned = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
-        self._connected = self._out = False
+        self.state = Delivered.load(run_dir, without_password(uri))
+        self.left_to_another = False  # another process delivers this journal
+        self._store = Store(uri)
+        self._new, self._finishing, self._abandoned = (threading.Event() for _ in range(3))
+        self._connected = self._waiting = False
 
     def wake(self) -> None:
+        """There is a new line."""
         self._new.set()
 
     def finish(self, timeout: float) -> None:
@@ -89,125 +84,112 @@ class Delivery(threading.Thread):
         self._abandoned.set()
 
     def pending(self) -> int:
-        """Whole lines of the journal that the store neither has nor has refused."""
-        # From the file: while another process delivers this run, its position is the true one.
-        known = Delivered.load(self.run_dir, self.state.tracking_uri)
-        return sum(1 for _ in read(self.run_dir / FILE, known.position))
+        """Complete lines of the journal that the store neither has nor has rejected."""
+        # From the file: it is right while another process delivers, too.
+        position = Delivered.load(self.run_dir, self.state.tracking_uri).position
+        return sum(1 for _ in read(self.run_dir / FILE, position))
 
     def say(self, text: str) -> None:
         try:
             self._say(text)
-        except Exception:  # a closed terminal is no reason to stop delivering
+        except Exception:  # a closed terminal must not end the delivery
             return
 
     def run(self) -> None:
-        # A second process on the same folder (a sync beside a living training) waits for its turn.
         while not self._abandoned.is_set():
-            with locked(self.run_dir / "mlflow.lock") as mine:
-                if mine:
-                    self._out = False
+            with lock(self.run_dir / LOCK) as held:
+                if held:
+                    self._waiting = False
                     self.state = Delivered.load(self.run_dir, self.state.tracking_uri)
                     self._deliver()
                     return
+            busy = f"another process is delivering {self.run_dir}"
             if not self._patient:
                 self.left_to_another = True
-                self.say(f"another process is delivering {self.run_dir}, and will deliver this too")
+                self.say(f"{busy} and will deliver this too")
                 return
-            if not self._out:
-                self._out = True
-                self.say(
-                    f"another process is delivering {self.run_dir}; this one waits for it, the journal keeps everything"
-                )
+            if not self._waiting:
+                self._waiting = True
+                self.say(f"{busy}; this one waits for it, the journal keeps everything")
             self._abandoned.wait(1.0)
 
     def _deliver(self) -> None:
         failures = 0
         while not self._abandoned.is_set():
             try:
-                busy = self._step()
-                failures = 0
-            except (
-                Exception
-            ) as error:  # an outage, or a fault of ours: neither may end the delivery
+                progress = self._step()
+            except Exception as error:  # an outage, another server, a bug: none ends the delivery
                 failures += 1
                 self._connected = False
                 self._wait_out(error, failures)
                 continue
-            if self._out and self._connected:
-                self._out = False
-                self.say(
-                    f"tracking store {self.state.tracking_uri} is back; what it missed is being delivered"
-                )
-            if not busy:
+            failures = 0
+            if self._waiting:
+                self._waiting = False
+                uri = self.state.tracking_uri
+                self.say(f"tracking store {uri} is back; delivering what it missed")
+            if not progress:
                 if self._finishing.is_set():
                     return
                 self._new.wait()
                 self._new.clear()
-                self._finishing.wait(
-                    self._gather
-                )  # let lines come together: one call takes a thousand points
+                self._finishing.wait(self._gather)  # one call takes a thousand values
 
     def _wait_out(self, error: Exception, failures: int) -> None:
-        # A locked database or a dropped connection is over within a second; what lasts is said, once.
-        if failures > 1 and not self._patient:
-            self._abandoned.set()  # `close` says in one line what is left
+        if failures == 1:  # a locked database or a dropped connection takes less than a second
+            pause = min(1.0, self._pause[1])
+        elif not self._patient:
+            self._abandoned.set()  # `close` reports what is left
             return
-        if failures > 1 and not self._out:
-            self._out = True
-            uri = self.state.tracking_uri
-            text = str(error) if isinstance(error, OutageError) else repr(error)
-            self.say(
-                f"tracking store {uri} unreachable: {text}; training goes on, the journal keeps everything"
-            )
-        pause = (
-            1.0
-            if failures == 1
-            else min(self._first_pause * 2.0 ** min(failures - 2, 30), self._longest_pause)
-        )
-        if not self._finishing.wait(min(pause, self._longest_pause)):
-            return
-        self._abandoned.wait(min(1.0, self._first_pause))
+        else:
+            pause = min(self._pause[0] * 2.0 ** min(failures - 2, 30), self._pause[1])
+            if not self._waiting:
+                self._waiting = True
+                cause = str(error) if isinstance(error, OutageError | RefusedError) else repr(error)
+                self.say(
+                    f"tracking store {self.state.tracking_uri} unreachable: {cause}; "
+                    "training continues, the journal keeps everything"
+                )
+        if self._finishing.wait(pause):
+            self._abandoned.wait(min(1.0, self._pause[0]))
 
     def _step(self) -> bool:
-        """Deliver one call's worth; False when nothing was left."""
-        try:
-            if not self._connected:
-                self._find_run()
-        except (
-            RefusedError
-        ) as refused:  # not an MLflow server, say: no ground for skipping an event
-            raise OutageError(str(refused)) from refused
-        batch = self._next()
+        """Deliver one call's worth; False if nothing was left."""
+        if not self._connected:
+            self._connect()
+        batch = self._next_batch()
         if not batch:
             return False
-        run_id = self.state.run_id
-        assert run_id is not None
         try:
-            self._store.send(run_id, [event for event, _ in batch], self.run_dir)
-            self._save(batch[-1][1])
+            self._store.send(self._run_id(), [event for event, _ in batch], self.run_dir)
         except RefusedError:
-            self._one_by_one(batch)
+            self._send_one_by_one(batch)
+        self._save(batch[-1][1])
         return True
 
-    def _find_run(self) -> None:
+    def _run_id(self) -> str:
+        assert self.state.run_id is not None
+        return self.state.run_id
+
+    def _connect(self) -> None:
         state = self.state
         if state.run_id is None or not self._store.has_run(state.run_id):
             opened = opening(self.run_dir)
             if opened is None:
-                raise OutageError(f"{self.run_dir / FILE} does not say which run it is of")
+                raise OutageError(f"{self.run_dir / FILE} has no entry that names the run")
             state.experiment_id, state.run_id = self._store.find_or_create(opened)
-            state.position = state.refused = 0  # a store that lost the run gets all of it again
-            self._save(0)
+            state.refused = 0
+            self._save(0)  # a store that lost the run gets all of it again
         self._connected = True
 
-    def _next(self) -> list[tuple[dict[str, Any], int]]:
-        """The next line, and when it holds metrics the lines of metrics after it, up to one call's worth."""
+    def _next_batch(self) -> list[tuple[dict[str, Any], int]]:
+        """The next event, or events of metrics up to one call's worth, with their ends."""
         batch, points = [], 0
         for event, end in read(self.run_dir / FILE, self.state.position):
             if event is None:
                 if batch:
                     break
-                self._refuse("a line", "it is not JSON (torn by a full disk?)")
+                self._refuse("a line", "it is not JSON (cut off by a full disk?)")
                 self._save(end)
                 continue
             points += len(event["values"]) if event["kind"] == "metrics" else METRICS_PER_CALL
@@ -216,56 +198,35 @@ class Delivery(threading.Thread):
             batch.append((event, end))
         return batch
 
-    def _one_by_one(self, batch: list[tuple[dict[str, Any], int]]) -> None:
-        """Deliver a refused batch in its smallest parts, and skip those that are refused alone."""
-        run_id = self.state.run_id
-        assert run_id is not None
-        try:
-            there = self._store.has_run(run_id)
-        except RefusedError as refused:
-            raise OutageError(str(refused)) from refused
-        if not there:
-            raise OutageError(f"run {run_id} is gone from it")
+    def _send_one_by_one(self, batch: list[tuple[dict[str, Any], int]]) -> None:
+        """Deliver a rejected batch value by value, and skip the values that are rejected alone."""
+        if not self._store.has_run(self._run_id()):
+            raise OutageError(f"it no longer has run {self.state.run_id}")
         for event, end in batch:
-            for part in _parts(event):
+            values = event.get("values") or {}
+            parts = [{**event, "values": {name: values[name]}} for name in values]
+            for part in parts or [event]:
                 try:
-                    self._store.send(run_id, [part], self.run_dir)
+                    self._store.send(self._run_id(), [part], self.run_dir)
                 except RefusedError as refused:
-                    self._refuse(_named(part), str(refused))
+                    names = [*part.get("values", ()), *map(event.get, ("name", "path", "status"))]
+                    name = next(filter(None, names), "")
+                    self._refuse(f"{event['kind']} {name!r}", str(refused))
             self._save(end)
 
-    def _refuse(self, what: str, why: str) -> None:
+    def _refuse(self, what: str, cause: str) -> None:
         self.state.refused += 1
-        if self.state.refused <= REFUSALS_SAID:
-            more = (
-                " (more of the kind is only counted)" if self.state.refused == REFUSALS_SAID else ""
-            )
-            self.say(
-                f"tracking store refused {what} for good, it stays in the journal only: {why}{more}"
-            )
+        if self.state.refused > REFUSALS_SHOWN:
+            return
+        more = " (further ones are only counted)" if self.state.refused == REFUSALS_SHOWN else ""
+        self.say(
+            f"MLflow rejected {what} permanently ({cause}); it is kept in the journal only{more}"
+        )
 
     def _save(self, position: int) -> None:
         self.state.position = position
-        # Renamed into place, not synced to the disk as `files.atomic` does: a position lost with the power costs a
-        # repeated delivery, and a sync every second stalls the training's own writes.
-        temporary = self.run_dir / ".mlflow.json.tmp"
+        # Not synced to the disk as `files.atomic` does, which every second would stall the
+        # training's own writes: a position lost with the power costs a repeated delivery.
+        temporary = self.run_dir / f".{STATE}.tmp"
         temporary.write_text(json.dumps(asdict(self.state), indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.run_dir / STATE)
-
-
-def _parts(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if "values" not in event:
-        yield event
-        return
-    for name, value in event["values"].items():
-        yield {**event, "values": {name: value}}
-
-
-def _named(event: dict[str, Any]) -> str:
-    name = (
-        event.get("name")
-        or event.get("path")
-        or event.get("status")
-        or next(iter(event.get("values", {})), "")
-    )
-    return f"{event['kind']} {name!r}"

@@ -1,107 +1,93 @@
-"""Delivery to a store: once, in spite of crashes, refusals and absence."""
+"""Delivery to a store: once, in spite of crashes, rejections and outages."""
 
 import math
-import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stores import FAST, local, points, wait_until
+from mlflow_stores import FAST, client, dead_server, points, runs_of, wait_until
 
 from cutslots.errors import InputError
-from cutslots.tracking import RunLog, find_run, sync
+from cutslots.tracking import RunLog, children, events, find_run, ready, sync, undelivered
 
 
 def test_repeated_delivery_leaves_no_duplicates(
-    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+    store: Any, tmp_path: Path, open_log: Callable[..., RunLog]
 ) -> None:
-    log = opened()
+    log = open_log()
     log.params({"lr": 0.1})
     for step in range(20):
         log.metrics(step, {"loss": step / 7, "nan": math.nan})
     log.dataset("d", "1", "/d", {}, {})
     assert log.close() == 0
-    (
-        tmp_path / "run" / "mlflow.json"
-    ).unlink()  # as if the machine died before any position was noted
+    (tmp_path / "run" / "mlflow.json").unlink()  # the machine died before it was written
     assert sync(tmp_path / "run") == 0
-
-    store = local(home)
-    (run,) = store.search_runs([store.get_experiment_by_name("e").experiment_id])
-    assert run.info.run_id == log.run_id
+    (run,) = runs_of(store)
+    assert (run.info.run_id, run.info.status) == (log.run_id, "FINISHED")
     assert points(store, log.run_id, "loss") == [(step, step / 7) for step in range(20)]
     assert len(store.get_metric_history(log.run_id, "nan")) == 20
     assert len(run.inputs.dataset_inputs) == 1
-    assert run.info.status == "FINISHED"
 
 
-def test_refused_events_block_nothing(
-    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+def test_rejected_events_block_nothing(
+    store: Any, tmp_path: Path, open_log: Callable[..., RunLog]
 ) -> None:
-    said: list[str] = []
-    log = opened(say=said.append)
+    messages: list[str] = []
+    log = open_log(say=messages.append)
     log.params({"lr": 0.1})
-    log.params(
-        {"lr": 0.2, "new": 1}
-    )  # a changed parameter; the other one in the same call must arrive
-    log.artifact(tmp_path / "run" / "vanished.png")
+    log.params({"lr": 0.2, "new": 1})  # a changed parameter; the other one must arrive
+    log.artifact(tmp_path / "run" / "missing.png")
     with open(tmp_path / "run" / "journal.jsonl", "a") as journal:
         journal.write("{torn\n")
     log.metrics(1, {"loss": 2.0})
     assert log.close() == 0
-    run = local(home).get_run(log.run_id)
+    run = store.get_run(log.run_id)
     assert run.data.params == {"lr": "0.1", "new": "1"}
     assert run.data.metrics == {"loss": 2.0}
     assert run.info.status == "FINISHED"
-    assert [line.split(" for good")[0] for line in said[:3]] == [
-        "tracking store refused params 'lr'",
-        "tracking store refused artifact 'vanished.png'",
-        "tracking store refused a line",
-    ]
-    assert said[3].startswith("3 events were refused")
-    assert len(said) == 4
+    rejected = ("params 'lr'", "artifact 'missing.png'", "a line", "3 events")
+    assert len(messages) == len(rejected)
+    assert all(part in text for part, text in zip(rejected, messages, strict=True)), messages
 
 
-def test_lost_store_gets_the_run_again(
-    home: Path, made_home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+def test_another_store_gets_the_whole_run(
+    copy_database: Callable[[Path], Path], tmp_path: Path, open_log: Callable[..., RunLog]
 ) -> None:
-    log = opened()
+    log = open_log()
     log.metrics(1, {"loss": 1.0})
     assert log.close() == 0
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copyfile(made_home / "mlflow.db", other / "mlflow.db")
-    assert sync(tmp_path / "run", tracking_uri=f"sqlite:///{other / 'mlflow.db'}") == 0
-    (run,) = local(other).search_runs([local(other).get_experiment_by_name("e").experiment_id])
+    other = copy_database(tmp_path / "other")
+    assert sync(tmp_path / "run", tracking_uri=f"sqlite:///{other}/mlflow.db") == 0
+    (run,) = runs_of(client(other))
     assert run.data.metrics == {"loss": 1.0}
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run")
 
 
 def test_sync_waits_for_the_process_that_delivers(
-    home: Path, tmp_path: Path, opened: Callable[..., RunLog]
+    tmp_path: Path, open_log: Callable[..., RunLog]
 ) -> None:
-    log = opened()
+    log = open_log()
     wait_until(lambda: log.run_id is not None)
-    said: list[str] = []
-    sync(tmp_path / "run", say=said.append, timeout=0.3)
-    assert "another process is delivering" in said[0]
+    messages: list[str] = []
+    sync(tmp_path / "run", say=messages.append, timeout=0.3)
+    assert "another process is delivering" in messages[0]
     assert log.close() == 0
-    with pytest.raises(InputError, match="has no run log"):
+    with pytest.raises(InputError, match="nothing"):
         sync(tmp_path / "nothing")
 
 
-def test_never_reachable(home: Path, tmp_path: Path, opened: Callable[..., RunLog]) -> None:
-    with socket.socket() as nobody:  # bound and not listening: connections are refused
-        nobody.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        said: list[str] = []
-        log = opened(tracking_uri=uri, say=said.append)
+def test_unreachable_store_costs_the_training_nothing(
+    home: Path, store: Any, tmp_path: Path, open_log: Callable[..., RunLog]
+) -> None:
+    messages: list[str] = []
+    with dead_server() as uri:
+        log = open_log(tracking_uri=uri, say=messages.append)
         worst = 0.0
         for step in range(200):
             start = time.perf_counter()
@@ -113,19 +99,20 @@ def test_never_reachable(home: Path, tmp_path: Path, opened: Callable[..., RunLo
         assert time.monotonic() - start < 3
         assert worst < 0.2
         assert log.run_id is None
-        wait_until(lambda: not log._delivery.is_alive(), 30)
-        assert len(said) == 2
-        why = "[Errno 111] Connection refused; training goes on, the journal keeps everything"
-        assert said[0] == f"tracking store {uri} unreachable: {why}"
-        assert said[1].endswith(f"To deliver them: cutslots sync {tmp_path / 'run'}")
+        wait_until(lambda: not log._uploader.is_alive(), 30)
+        assert len(messages) == 2
+        assert f"{uri} unreachable: [Errno 111] Connection refused" in messages[0]
+        assert f"cutslots sync {tmp_path / 'run'}" in messages[1]
         with pytest.raises(InputError, match="unreachable"):
             find_run("0" * 32, uri)
     assert sync(tmp_path / "run", tracking_uri=f"sqlite:///{home / 'mlflow.db'}") == 0
-    (run,) = local(home).search_runs([local(home).get_experiment_by_name("e").experiment_id])
-    assert len(points(local(home), run.info.run_id, "loss")) == 200
+    (run,) = runs_of(store)
+    assert len(points(store, run.info.run_id, "loss")) == 200
 
 
-def test_database_of_an_older_mlflow_is_migrated(home: Path, opened: Callable[..., RunLog]) -> None:
+def test_database_of_an_older_mlflow_is_upgraded(
+    home: Path, open_log: Callable[..., RunLog]
+) -> None:
     from alembic import command
     from mlflow.store.db import utils
 
@@ -142,54 +129,148 @@ def test_database_of_an_older_mlflow_is_migrated(home: Path, opened: Callable[..
     engine.dispose()
     older = version("mlflow.db")
     assert older != newest
-
-    assert opened().close() == 0
+    assert open_log().close(timeout=60) == 0
     assert version("mlflow.db") == newest
     assert version(f"mlflow.db.{older}") == older
 
 
-CRASHING = """
-import sys
-import time
+LOGGING = """
+import os, signal, sys, time
 from pathlib import Path
 from cutslots.tracking import RunLog
-log = RunLog(Path(sys.argv[1]), experiment="e", run_name="r", gather=0.05)
-step = 0
-while True:
+mode, run_dir, uri, parent = sys.argv[1:]
+log = RunLog(Path(run_dir), experiment="e", run_name=Path(run_dir).name, gather=0.05,
+             tracking_uri=uri or None, parent_run_id=parent or None)
+log.tags({"state": "running"})
+for step in range(100_000 if mode == "endless" else 50):
     log.metrics(step, {"loss": step / 3})
-    print(step, flush=True)
-    step += 1
+    if mode == "endless":
+        print(step, flush=True)
     time.sleep(0.002)
+if mode == "trial":
+    log.tags({"state": "finished"})
+    sys.exit(log.close(timeout=120))
+while not uri and log.pending():
+    time.sleep(0.05)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+def start_logging(
+    mode: str, run_dir: Path, uri: str = "", parent: str = ""
+) -> subprocess.Popen[str]:
+    """A process that logs 50 steps and then closes ("trial") or is killed, or logs "endless"."""
+    command = [sys.executable, "-c", LOGGING, mode, str(run_dir), uri, parent]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_process_loses_nothing(death: signal.Signals, home: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CRASHING, str(run_dir)], stdout=subprocess.PIPE, text=True
-    )
+def test_killed_process_loses_nothing(
+    death: signal.Signals, home: Path, store: Any, tmp_path: Path
+) -> None:
+    process = start_logging("endless", tmp_path / "run")
     assert process.stdout is not None
     printed = [process.stdout.readline()]
-    while not (run_dir / "mlflow.json").exists():  # until delivery is under way
+    while not (tmp_path / "run" / "mlflow.json").exists():  # until delivery is under way
         printed.append(process.stdout.readline())
     process.send_signal(death)
     printed += process.stdout.readlines()
     process.wait()
     last = int([line for line in printed if line.endswith("\n")][-1])
-
-    log = RunLog(run_dir, experiment="e", run_name="r", **FAST)
+    log = RunLog(tmp_path / "run", experiment="e", run_name="run", **FAST)
     log.metrics(0, {"resumed": 1.0})
     assert log.close(timeout=60) == 0
-    store = local(home)
-    (run,) = store.search_runs([store.get_experiment_by_name("e").experiment_id])
-    with sqlite3.connect(
-        home / "mlflow.db"
-    ) as database:  # faster than a history of this length through the client
-        rows = database.execute(
-            "SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step"
-        ).fetchall()
+    (run,) = runs_of(store)
+    with sqlite3.connect(home / "mlflow.db") as database:
+        query = "SELECT step, value FROM metrics WHERE key = 'loss' ORDER BY step"
+        rows = database.execute(query).fetchall()
     assert rows[: last + 1] == [(step, step / 3) for step in range(last + 1)]
     assert len(rows) <= last + 2  # the one written between its print and the signal
-    assert run.info.status == "FINISHED"
-    assert run.info.run_id == log.run_id
+    assert (run.info.run_id, run.info.status) == (log.run_id, "FINISHED")
+
+
+@pytest.mark.slow
+def test_status_of_a_dead_process_is_logged(home: Path, store: Any, tmp_path: Path) -> None:
+    assert start_logging("killed", tmp_path / "run").wait() == -signal.SIGKILL
+    (run,) = runs_of(store)
+    assert run.info.status == "RUNNING"
+    tags = {"state": "failed", "cause": "killed by signal 9"}
+    for _ in range(2):
+        assert sync(tmp_path / "run", status="FAILED", tags=tags) == 0
+        ended = store.get_run(run.info.run_id)
+        assert ended.info.status == "FAILED"
+        assert ended.data.tags.items() >= tags.items()
+        assert ended.data.metrics["loss"] == 49 / 3
+    log = RunLog(tmp_path / "run", experiment="e", run_name="run", **FAST)
+    assert log.close() == 0
+    assert (log.run_id, store.get_run(log.run_id).info.status) == (run.info.run_id, "FINISHED")
+
+
+def test_status_waits_in_the_journal_for_an_absent_store(
+    home: Path, store: Any, tmp_path: Path
+) -> None:
+    runs, run_dir = tmp_path / "runs", tmp_path / "runs" / "deep" / "run"
+    with dead_server() as uri:
+        assert start_logging("killed", run_dir, uri).wait() == -signal.SIGKILL
+        start = time.monotonic()
+        options: Any = {"status": "FAILED", "tags": {"cause": "killed"}, "timeout": 2}
+        assert sync(run_dir, say=lambda _: None, **options) == 54
+        assert time.monotonic() - start < 8
+        assert [event["kind"] for event in events(run_dir)][-2:] == ["tags", "status"]
+        assert undelivered(runs) == [run_dir]
+    assert sync(run_dir, tracking_uri=f"sqlite:///{home / 'mlflow.db'}") == 0
+    assert undelivered(runs) == []
+    (run,) = runs_of(store)
+    assert (run.info.status, run.data.tags["cause"]) == ("FAILED", "killed")
+    assert run.data.metrics["loss"] == 49 / 3
+
+
+def test_undelivered(tmp_path: Path, open_log: Callable[..., RunLog]) -> None:
+    for name in ("runs/a", "runs/b", "runs/sweep", "runs/sweep/c"):
+        log = open_log(name)
+        log.metrics(1, {"loss": 1.0})
+        assert log.close() == 0
+    runs = tmp_path / "runs"
+    (runs / "empty").mkdir()
+    (runs / "torn").mkdir()
+    (runs / "torn" / "journal.jsonl").write_text('{"time":1,"kind":"met\n{"time":2')
+    assert undelivered(runs) == []
+    with open(runs / "a" / "journal.jsonl", "a") as journal:
+        journal.write('{"time":1,"kind":"metrics","step":2,"values":{"los')
+    assert undelivered(runs) == []
+    (runs / "b" / "mlflow.json").unlink()
+    with open(runs / "sweep" / "journal.jsonl", "a") as journal:
+        journal.write('{"time":1,"kind":"metrics","step":2,"values":{"loss":2.0}}\n')
+    (runs / "sweep" / "c" / "mlflow.json").write_text("{")
+    assert undelivered(runs) == [runs / "b", runs / "sweep", runs / "sweep" / "c"]
+    assert undelivered(runs / "b") == [runs / "b"]
+    for folder in undelivered(runs):
+        assert sync(folder) == 0
+    assert undelivered(runs) == []
+    assert undelivered(tmp_path / "nowhere") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prepared", [False, True])
+def test_trials_share_a_new_database(
+    prepared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path / "home"))
+    parent = RunLog(tmp_path / "sweep", experiment="e", run_name="sweep", **FAST)
+    if prepared:
+        ready()
+        wait_until(lambda: parent.run_id, 60)
+    trials = [tmp_path / f"trial{number}" for number in range(4)]
+    processes = [start_logging("trial", trial, "", parent.run_id or "") for trial in trials]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    assert errors == [""] * 4
+    assert parent.close(timeout=60) == 0
+    store = client(tmp_path / "home")
+    runs = {run.info.run_name: run for run in runs_of(store) if run.info.run_name != "sweep"}
+    assert sorted(runs) == [trial.name for trial in trials]
+    for run in runs.values():
+        assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "finished")
+        assert points(store, run.info.run_id, "loss") == [(step, step / 3) for step in range(50)]
+    if prepared and parent.run_id:
+        assert sorted(run.name for run in children(parent.run_id)) == sorted(runs)
