@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> int:
     """Export; status 1 when a program was asked for and cannot be had."""
     import cutslots
-    from cutslots.report.card import PROGRAM, model_card
+    from cutslots.report.pages import PROGRAM, model_card
     from cutslots.runs.lookup import find_model
     from cutslots.runs.provenance import origin
     from cutslots.train import load_model

@@ -31,17 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> None:
     """Write the reports."""
     from cutslots.errors import InputError
-    from cutslots.report.importance import analysis
+    from cutslots.report.pages import write_report
     from cutslots.report.plots import write_comparison
     from cutslots.report.sweep import sweep_names
-    from cutslots.report.sweep_report import write_report
 
     names = list(dict.fromkeys(chosen.sweeps or sweep_names()))
     # First, for what it refuses: reports of many runs take a while.
     compared = write_comparison(names, chosen.compare, chosen.out) if chosen.compare else []
     for name in names:
         try:
-            print(write_report(name, chosen.out, analysis), flush=True)
+            print(write_report(name, chosen.out), flush=True)
         except InputError as error:
             if chosen.sweeps:
                 raise

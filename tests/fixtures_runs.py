@@ -1,0 +1,97 @@
+"""Runs in a tracking store: logged without training (`make_run`), or trained for a few steps."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cutslots.tracking import RunLog, ready
+
+TINY = (
+    "encoder.channels=8",
+    "weights.hidden=8",
+    "slots.size=8",
+    "slots.hidden=16",
+    "decoder.channels=8",
+    "optim.batch_size=8",
+)
+
+
+def log_run(
+    run_dir: Path,
+    *,
+    tags: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    step: int = 1,
+    history: Mapping[int, Mapping[str, float]] | None = None,
+    artifacts: Mapping[str, Path] | None = None,
+    parent: str | None = None,
+    status: Any = "FINISHED",
+    experiment: str = "e",
+    tracking_uri: str | None = None,
+) -> str:
+    """Log a run named after `run_dir` and return its MLflow id.
+
+    Args:
+        metrics: logged at `step`.
+        history: more metrics by step, logged first.
+        artifacts: artifact folder -> file or folder to log there.
+    """
+    log = RunLog(
+        run_dir,
+        experiment=experiment,
+        run_name=run_dir.name,
+        parent_run_id=parent,
+        tracking_uri=tracking_uri,
+        gather=0.02,
+    )
+    log.params(params or {})
+    log.tags(tags or {})
+    for at, values in {
+        **(history or {}),
+        step: {**(history or {}).get(step, {}), **(metrics or {})},
+    }.items():
+        log.metrics(at, values)
+    for folder, path in (artifacts or {}).items():
+        log.artifact(path, folder)
+    assert log.close(status, timeout=60) == 0
+    assert log.run_id is not None
+    return log.run_id
+
+
+def train_tiny_run(name: str, *options: str, data: str = "scenes", steps: int = 3) -> None:
+    """Train a run of a tiny model on prepared data with `cutslots train`."""
+    from cutslots.cli import main
+
+    overrides = [word for value in TINY for word in ("--set", value)]
+    command = ["train", data, "--name", name, "--steps", str(steps), *overrides, *options]
+    assert main(command) == 0
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., str]:
+    """`log_run` as a fixture."""
+    return log_run
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: creating one takes seconds, `copy_database` does not."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    ready(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def copy_database(mlflow_database: Path) -> Callable[[Path], Path]:
+    """A function that puts an empty MLflow database into a home folder and returns the folder."""
+
+    def copy(home: Path) -> Path:
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(mlflow_database, home / "mlflow.db")
+        return home
+
+    return copy
