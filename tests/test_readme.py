@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from cutslots.cli import parser
-from cutslots.report.results import main as draw
-from cutslots.report.results import put_table, results_table
 from cutslots.sweep.cli import parser as sweep_parser
 from cutslots.train.config import PRESETS
 
@@ -78,24 +76,6 @@ def test_make_targets_exist():
         | set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
         <= targets
     )
-
-
-def test_the_table_of_results_is_drawn_from_results():
-    assert put_table(README, results_table(ROOT / "results")) == README, (
-        "python -m cutslots.report.results README.md"
-    )
-
-
-def test_the_table_needs_a_text_with_its_marks(tmp_path, capsys):
-    bare = tmp_path / "README.md"
-    bare.write_text("no marks")
-    with pytest.raises(SystemExit):
-        draw([])
-    assert "usage: python -m cutslots.report.results" in capsys.readouterr().err
-    assert draw([str(bare)]) == 2
-    assert draw([str(tmp_path / "none.md")]) == 2
-    assert "Traceback" not in capsys.readouterr().err
-    assert bare.read_text() == "no marks"
 
 
 def test_the_tree_is_the_tree():

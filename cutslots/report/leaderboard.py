@@ -154,7 +154,7 @@ def _trained_runs(sweep: str | None, model: str | None) -> list[FoundRun]:
             raise InputError("MLflow has no runs yet. Train a model first: cutslots train scenes")
         parents = find_runs("tags.kind = 'sweep'")
         sweeps = sorted({run.tags["sweep"] for run in parents if "sweep" in run.tags})
-        hint = nearest(sweep, sweeps) if sweeps else "There are no sweeps yet."
+        hint = nearest(sweep, sweeps) if sweeps else "Run a sweep first: python sweeps/demo.py"
         raise InputError(f"--sweep {sweep} has no runs. {hint}")
     if model is None:
         return runs

@@ -198,6 +198,6 @@ def test_an_empty_store_is_not_created(monkeypatch, tmp_path):
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path))
     with pytest.raises(InputError, match="no runs yet"):
         leaderboards()
-    with pytest.raises(InputError, match="no sweeps yet"):
+    with pytest.raises(InputError, match="--sweep gammas has no runs"):
         leaderboards(sweep="gammas")
     assert not (tmp_path / "mlflow.db").exists()
