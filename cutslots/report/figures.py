@@ -84,7 +84,7 @@ def clip_animation(sample: Clips, path: Path, tile: int = 96, labels: Sequence[s
     quantised = flat.quantize(256 - len(PALETTE), dither=Image.Dither.NONE)
     colors = np.array(quantised.getpalette(), np.uint8).reshape(-1, 3)[: 256 - len(PALETTE)]
     palette = np.concatenate([PALETTE, colors])
-    columns = dict(
+    columns: dict[str, np.ndarray] = dict(
         zip(
             ("frame", "reconstruction"),
             (np.array(quantised) + len(PALETTE)).reshape(images.shape[:-1]),
@@ -215,29 +215,20 @@ def slots(labels: np.ndarray, box: Sequence[int]) -> list[dict[str, Any]]:
     return sorted(results, key=lambda result: -result["share"])
 
 
-def captioned_panels(
-    panels: Sequence[tuple[bytes, Sequence[str]]], max_width: int = 3000
-) -> Image.Image:
-    """Image files with captions above, side by side or, if that is too wide, below each other."""
-    gap, height = 16, 44
-    images = []
-    for content, lines in panels:
-        image = Image.open(io.BytesIO(content)).convert("RGB")  # an animation's first frame
-        canvas = Image.new("RGB", (image.width, image.height + height), "white")
-        draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-        for i, line in enumerate(lines):
-            while len(line) > 4 and draw.textlength(line, font=font) > image.width - 8:
+def captioned_panels(panels: Sequence[tuple[bytes, Sequence[str]]]) -> Image.Image:
+    """Image files below each other, each with its caption above it."""
+    line_height, font = 20, ImageFont.load_default(size=14)
+    images = [Image.open(io.BytesIO(content)).convert("RGB") for content, _ in panels]
+    heights = [im.height + line_height * len(p[1]) for im, p in zip(images, panels, strict=True)]
+    width = max(image.width for image in images)
+    canvas = Image.new("RGB", (width, sum(heights)), "white")
+    draw, top = ImageDraw.Draw(canvas), 0
+    for image, (_, lines) in zip(images, panels, strict=True):
+        for line in lines:
+            while len(line) > 4 and draw.textlength(line, font=font) > width - 8:
                 line = line.removesuffix("...")[:-1] + "..."
-            draw.text((4, 3 + 20 * i), line, fill="black", font=font)
-        canvas.paste(image, (0, height))
-        images.append(canvas)
-    beside = sum(image.width + gap for image in images) <= max_width
-    widths, heights = [image.width for image in images], [image.height for image in images]
-    gaps = gap * (len(images) - 1)
-    size = (sum(widths) + gaps, max(heights)) if beside else (max(widths), sum(heights) + gaps)
-    canvas = Image.new("RGB", size, "white")
-    left = top = 0
-    for image in images:
-        canvas.paste(image, (left, top))
-        left, top = (left + image.width + gap, 0) if beside else (0, top + image.height + gap)
+            draw.text((4, top), line, fill="black", font=font)
+            top += line_height
+        canvas.paste(image, (0, top))
+        top += image.height
     return canvas

@@ -24,16 +24,9 @@ Scored = tuple[FoundRun, dict[str, float]]  # a run and its scores on the split 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run on a board.
+    """A run on a board: its finite scores, and the settings in which the board's runs differ.
 
-    Attributes:
-        rank: from 1.
-        scores: all its finite scores, by name.
-        trained_on: dataset of its training data.
-        settings: parameters that differ between the board's runs, under short unambiguous names.
-        step: of the best checkpoint.
-        seconds: see `FoundRun`.
-        state: finished, running, pruned, failed or interrupted.
+    `step` is that of the best checkpoint; `seconds` and `state` as in `FoundRun` and `state_of`.
     """
 
     rank: int
@@ -53,13 +46,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Board:
-    """The runs that have a score on one split of one dataset, best first.
+    """The first of the `num_runs` runs with a score on a split, best first, and published rows.
 
-    Attributes:
-        num_runs: number of ranked runs; `entries` has the first of them.
-        num_unranked: runs whose score is not finite.
-        published: rows with the same score, best first.
-        differs: known differences of our runs from the published rows.
+    `num_unranked` runs have a score that is not finite; `differs` lists known differences of our
+    runs from the published rows.
     """
 
     dataset: str
@@ -101,17 +91,16 @@ def leaderboards(
         for (name, scored_split), scores in scores_of(run, trained_on(run)).items():
             if scored_split == split:
                 by_dataset.setdefault(name, []).append((run, scores))
-    if dataset is not None:
-        if dataset not in by_dataset:
-            raise InputError(
-                f"--dataset {dataset}: no run has scores on its split {split!r}. "
-                + _available("Scored datasets", by_dataset)
-            )
-        by_dataset = {dataset: by_dataset[dataset]}
-    boards = [_board(name, split, metric, runs, limit) for name, runs in by_dataset.items()]
+    if dataset is not None and dataset not in by_dataset:
+        raise InputError(
+            f"--dataset {dataset}: no run has scores on its split {split!r}. "
+            + _available("Scored datasets", by_dataset)
+        )
+    chosen = by_dataset if dataset is None else {dataset: by_dataset[dataset]}
+    boards = [_board(name, split, metric, runs, limit) for name, runs in chosen.items()]
     boards = [board for board in boards if board.num_runs + board.num_unranked]
     if not boards:
-        names = {name for runs in by_dataset.values() for _, scores in runs for name in scores}
+        names = {name for runs in chosen.values() for _, scores in runs for name in scores}
         raise InputError(
             f"metric {metric!r}: no run has it on split {split!r}. "
             + _available("Available scores", names)
@@ -281,43 +270,38 @@ def published_notes(published: Sequence[Row], differs: Sequence[str]) -> list[st
 
 
 def cells(board: Board) -> tuple[list[str], list[list[str]]]:
-    """A board as a header and lines, our runs first; columns that would be empty are left out."""
+    """A board as a header and lines, our runs first; empty columns are left out."""
     available = {name for entry in board.entries for name in entry.scores}
     others = [name for name in MORE_SCORES if name != board.metric and name in available]
     scores = [board.metric, *others]
-    header = ["rank", *map(title, scores), "model", "trained on", "sweep", "seed", "step", "time"]
-    header += ["state", "run", "settings", "id"]
     lines = [
-        [
-            str(entry.rank),
-            *(score_text(name, entry.scores.get(name)) for name in scores),
-            entry.model,
-            entry.trained_on,
-            entry.sweep or "",
-            entry.seed or "",
-            "" if entry.step is None else f"{entry.step:,}",
-            "" if entry.seconds is None else clock(entry.seconds),
-            entry.state,
-            entry.name,
-            settings_text(entry.settings),
-            entry.run_id,
-        ]
+        {
+            "rank": str(entry.rank),
+            **{title(name): score_text(name, entry.scores.get(name)) for name in scores},
+            "model": entry.model,
+            "trained on": entry.trained_on,
+            "sweep": entry.sweep or "",
+            "seed": entry.seed or "",
+            "step": "" if entry.step is None else f"{entry.step:,}",
+            "time": "" if entry.seconds is None else clock(entry.seconds),
+            "state": entry.state,
+            "run": entry.name,
+            "settings": settings_text(entry.settings),
+            "id": entry.run_id,
+        }
         for entry in board.entries
     ]
+    header = list(lines[0]) if lines else ["rank", *map(title, scores), "trained on", "run"]
     marks = publication_marks(board.published)
     for row in board.published:
-        numbers = [score_text(name, row.scores.get(name)) for name in scores]
         name = f"published: {row.method} [{marks[row.publication]}]"
-        lines.append(["-", *numbers, "", row.trained_on, "", "", "", "", "", name, "", ""])
-    # Columns that say the same in every line are left out.
+        numbers = {title(name): score_text(name, row.scores.get(name)) for name in scores}
+        lines.append({"rank": "-", **numbers, "trained on": row.trained_on, "run": name})
+    # Columns with the usual value in every line are left out too.
     usual = {"trained on": {board.dataset}, "state": {"finished", ""}}
-    columns = {name: {line[i] for line in lines} for i, name in enumerate(header)}
-    kept = [
-        i
-        for i, name in enumerate(header)
-        if any(columns[name]) and not columns[name] <= usual.get(name, set())
-    ]
-    return [header[i] for i in kept], [[line[i] for i in kept] for line in lines]
+    values = {name: {line.get(name, "") for line in lines} for name in header}
+    header = [n for n in header if any(values[n]) and not values[n] <= usual.get(n, set())]
+    return header, [[line.get(name, "") for name in header] for line in lines]
 
 
 def notes(board: Board) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cutslots.errors import InputError, nearest
 from cutslots.files import atomic, write_text
 from cutslots.metrics.registry import higher_is_better, title
@@ -55,63 +57,51 @@ def curves_figure(sweep: SweepRuns, path: Path) -> str | None:
     Returns: the figure's caption; None without points.
     """
     objective = sweep.objectives[0]
-    trials = [*(trial for trial in sweep.trials if trial.counts), *sweep.unfinished]
+    rest = [t for t in sweep.trials if t.counts and t not in sweep.ranked] + sweep.unfinished
+    trials = [*sweep.ranked, *rest]
     histories = metric_histories([trial.run.run_id for trial in trials], f"val/{objective}")
-    curves = {}
-    for trial in trials:
+    curves = []
+    for rank, trial in enumerate(trials):
         points = [point for point in histories[trial.run.run_id] if math.isfinite(point[1])]
-        if points:
-            curves[trial.run.run_id] = (trial, points)
+        color = BEST[rank] if rank < min(len(BEST), len(sweep.ranked)) else None
+        curves += [(trial, points, color)] if points else []
     if not curves:
         return None
-    best = [trial for trial in sweep.ranked[: len(BEST)] if trial.run.run_id in curves]
-    colors = {t.run.run_id: c for t, c in zip(sweep.ranked, BEST, strict=False)}
-    dashes = {"finished": "-", "pruned": "--"}
     thin = len(curves) > 30
+    labelled, origins = set(), []
     figure, axis = pyplot().subplots(figsize=(9, 5), layout="constrained")
-    # The best run is drawn last, over the others.
-    ordered = sorted(curves.values(), key=lambda c: best.index(c[0]) if c[0] in best else 99)
-    for trial, points in reversed(ordered):
-        color = colors.get(trial.run.run_id)
+    for i, (trial, points, color) in enumerate(curves):
+        state = state_of(trial.run)
+        label = "other runs" if state == "finished" else state
+        if color:
+            label = f"{describe(sweep, trial)}, seed {trial.seed}: {trial.name}"
+            label = label if len(label) <= LABEL_LENGTH else label[: LABEL_LENGTH - 3] + "..."
+            origin = f"run hash {trial.run_hash}, commit {trial.commit}"
+            origins.append(f"{describe(sweep, trial)}: {origin}")
         axis.plot(
             *zip(*points, strict=True),
+            label="_" if label in labelled else label,  # matplotlib's way to leave a line out
             color=color or GREY,
             linewidth=1.8 if color else 0.6 if thin else 1.0,
             alpha=1.0 if color else 0.4 if thin else 0.6,
-            linestyle=dashes.get(state_of(trial.run), ":"),
+            linestyle={"finished": "-", "pruned": "--"}.get(state, ":"),
             marker="o" if len(points) == 1 else None,
             markersize=2 if thin else 4,
+            zorder=3 - i / len(curves),  # the best run over the others
         )
+        labelled.add(label)
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylabel(f"{sweep.objective_title}, validation")
-    positive = all(value > 0 for _, points in curves.values() for _, value in points)
+    positive = all(value > 0 for _, points, _ in curves for _, value in points)
     if positive and not higher_is_better(objective):
         axis.set_yscale("log")  # or the first errors would hide the differences of the last ones
     _tidy(axis)
-    entries = []
-    for trial in best:
-        text = f"{describe(sweep, trial)}, seed {trial.seed}: {trial.name}"
-        text = text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 3] + "..."
-        entries.append((colors[trial.run.run_id], 1.8, "-", text))
-    others = {state_of(trial.run) for trial, _ in curves.values() if trial not in best}
-    entries += [
-        (GREY, 1.0, dashes.get(state, ":"), "other runs" if state == "finished" else state)
-        for state in sorted(others)
-    ]
-    handles = [
-        pyplot().Line2D([], [], color=color, linewidth=width, linestyle=dash, label=text)
-        for color, width, dash, text in entries
-    ]
-    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     _save(figure, path)
-    origins = "; ".join(
-        f"{describe(sweep, trial)}: run hash {trial.run_hash}, commit {trial.commit}"
-        for trial in best
-    )
     return (
         f"The objective on the validation split during training, {len(curves)} runs."
-        f" The best in colour: {origins or 'none yet'}."
+        f" The best in colour: {'; '.join(origins) or 'none yet'}."
     )
 
 
@@ -126,8 +116,8 @@ def slices_figure(sweep: SweepRuns, analysis: Analysis, path: Path) -> str | Non
 
     name = sweep.objective_title
     with quiet(), pyplot().rc_context():  # plot_slice changes matplotlib's style
-        axes = plot_slice(analysis.study, params=analysis.varied, target_name=name)
-        figure = (axes if len(analysis.varied) == 1 else axes.flat[0]).figure
+        axes: Any = plot_slice(analysis.study, params=analysis.varied, target_name=name)
+        figure: Any = np.ravel(axes)[0].figure
         figure.axes[-1].set_ylabel("rank - 1")  # the colour bar: trials are in order of rank
         _save(figure, path)
     return (
@@ -180,22 +170,6 @@ def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path
                 line.append(mean)
         parts.append(f"## {title(score)}\n")
         parts.append(Table([setting, *titles], list(cells.values()), titles).markdown())
-    runs = [
-        [
-            sweep.name,
-            label,
-            trial.seed,
-            *(score_text(s, trial.scores[sweep.validation].get(s)) or "-" for s in scores),
-            trial.run_hash,
-            trial.commit,
-        ]
-        for sweep, (points, others) in zip(sweeps, compared, strict=True)
-        for label, configuration in [*((f"{x:g}", c) for x, c in points.items()), *others.items()]
-        for trial in configuration.trials
-    ]
-    numeric = list(map(title, scores))
-    header = ["sweep", f"{setting} or model", "seed", *numeric, "run hash", "commit"]
-    parts += ["## Runs\n", Table(header, runs, ["seed", *numeric]).markdown()]
     table, image = out / f"compare-{setting}.md", out / f"compare-{setting}.png"
     write_text(table, "\n".join(parts))
 
@@ -265,11 +239,7 @@ def _number(text: str | None) -> float | None:
 
 
 def solvers_figure(results: dict[str, Any], path: Path) -> None:
-    """Draw time and memory against grid size, one column per batch.
-
-    Args:
-        results: JSON of `cutslots bench solvers`.
-    """
+    """Draw the JSON of `cutslots bench solvers`: time and memory by size, one column per batch."""
     cells = [cell for cell in results["cells"] if cell["status"] == "measured"]
     ticks = sorted({cell["size"] for cell in results["cells"]})
     sizes: dict[int, set[int]] = {}
@@ -277,39 +247,30 @@ def solvers_figure(results: dict[str, Any], path: Path) -> None:
         sizes.setdefault(cell["batch"], set()).add(cell["size"])
     # A batch that was measured at one size only would be a column of dots.
     batches = sorted(b for b in sizes if len(sizes[b]) > 1) or sorted(sizes)
+    shape, size = (2, len(batches)), (1 + 4 * len(batches), 7.5)
     figure, axes = pyplot().subplots(
-        2,
-        len(batches),
-        figsize=(1 + 4 * len(batches), 7.5),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
+        *shape, figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained"
     )
-    for column, batch in enumerate(batches):
-        for row, (key, unit) in enumerate((("seconds", 1e-3), ("memory_bytes", 1e6))):
-            axis = axes[row, column]
+    rows = ("seconds", 1e-3, "forward and backward, ms"), ("memory_bytes", 1e6, "memory, MB")
+    for row, (key, unit, label) in enumerate(rows):
+        axes[row, 0].set_ylabel(label)
+        for axis, batch in zip(axes[row], batches, strict=True):
+            axis.set_title(f"{batch} cut{'s' * (batch > 1)}")
             for i, (name, about) in enumerate(results["methods"].items()):
-                of = [
-                    c for c in cells if c["method"] == name and c["batch"] == batch and c[key] > 0
-                ]
-                points = sorted((c["size"], c[key] / unit) for c in of)
-                inexact = not about.get("exact", True)
+                of = [c for c in cells if c["method"] == name and c["batch"] == batch]
+                points = sorted((c["size"], c[key] / unit) for c in of if c[key] > 0)
                 axis.plot(
                     *(zip(*points, strict=True) if points else ([], [])),
                     color=COLORS[i % len(COLORS)],
                     marker=MARKERS[i % len(MARKERS)],
                     linestyle="--" if about.get("peer") or i >= len(COLORS) else "-",
-                    label=f"{name} (another problem, forward)" if inexact else name,
+                    label=name if about.get("exact", True) else f"{name} (another problem)",
                 )
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
-            axis.set_xticks(ticks, [str(size) for size in ticks])
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.set_xlabel("side of the grid, pixels")
             _tidy(axis)
-        axes[0, column].set_title(f"{batch} cut{'s' * (batch > 1)}")
-        axes[1, column].set_xlabel("side of the grid, pixels")
-    axes[0, 0].set_ylabel("forward and backward, ms")
-    axes[1, 0].set_ylabel("memory, MB")
     machine = results["machine"]
     device, threads = machine["gpu"] or machine["processor"], machine["threads"]
     figure.suptitle(f"Min-cut programs of a full grid: {device}, {threads} threads")

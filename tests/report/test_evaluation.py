@@ -91,7 +91,7 @@ def test_the_table_has_scores_tiles_published_rows_and_groups():
         for line in table.splitlines()
         if line.startswith("|")
     ]
-    assert rows[0] == "dataset,split,images,ARI-FG,ARI,mIoU,MSE,video ARI-FG".split(",")
+    assert rows[0] == ["dataset", "split", "images", "ARI-FG", "ARI", "mIoU", "MSE", "video ARI-FG"]
     assert rows[2:6] == [
         ["scenes", "val", "1,200", "0.5000", "0.2500", "0.3333", "12.35", ""],
         ["fixed tiles: scenes", "val", "1,200", "0.4000", "", "", "", ""],

@@ -34,15 +34,17 @@ def test_other_texts_are_not_distributions(text):
     assert distribution(text) is None
 
 
-def trials(count: int) -> list[FrozenTrial | None]:
+def trials(count: int) -> list[FrozenTrial]:
     """Objectives that depend on gamma and a little on the layers."""
     draw = random.Random(0)
-    results = []
+    results: list[FrozenTrial] = []
     for _ in range(count):
         gamma, layers = draw.uniform(0.1, 2.0), draw.randint(1, 4)
         norm = draw.choice(["None", "True", "batch", "0.5"])
         params = {"model.gamma": repr(gamma), "model.layers": str(layers), "model.norm": norm}
-        results.append(as_trial(SPACE, params | {"train.seed": "0"}, gamma + 0.1 * layers))
+        trial = as_trial(SPACE, params | {"train.seed": "0"}, gamma + 0.1 * layers)
+        assert trial is not None
+        results.append(trial)
     return results
 
 
@@ -57,7 +59,9 @@ def test_the_decisive_parameter_is_the_most_important():
 def test_few_or_equal_runs_give_no_importance():
     assert importance(study_of(trials(MIN_RUNS - 1))) == {}
     params = {"model.gamma": "0.5", "model.layers": "2", "model.norm": "batch"}
-    assert importance(study_of([as_trial(SPACE, params, 1.0)] * 60)) == {}
+    trial = as_trial(SPACE, params, 1.0)
+    assert trial is not None
+    assert importance(study_of([trial] * 60)) == {}
 
 
 @pytest.mark.parametrize(

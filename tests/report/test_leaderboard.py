@@ -101,7 +101,7 @@ def test_ambiguous_setting_names_are_longer_and_many_are_cut(ids, make_run, tmp_
         make_run(
             tmp_path / f"a{number}",
             tags={"dataset": "ambiguous", "model": "m"},
-            params=params | {name: number / 3 for name in many},
+            params=params | dict.fromkeys(many, number / 3),
             metrics={"best/ari_fg": number / 10},
         )
     (board,) = leaderboards(dataset="ambiguous")

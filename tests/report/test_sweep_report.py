@@ -53,7 +53,8 @@ def home(tmp_path_factory, make_run, copy_database) -> tuple[Path, dict[str, str
         tags = {"kind": "sweep", "sweep": sweep, "state": "finished"} | DATA
         return make_run(home / sweep, params=params, tags=tags)
 
-    def trial(run, sweep, above, number, gamma, seed, ari_fg, mse, tags, artifacts=None) -> str:
+    def trial(run, sweep, above, values, artifacts=None) -> str:
+        number, gamma, seed, ari_fg, mse, tags = values
         params = {"model.cut.gamma": gamma, "model.image_size": 128}
         params |= {"train.seed": seed, "num_parameters": 7}
         label = f"gamma {gamma:.3g}  seed {seed}"
@@ -84,12 +85,12 @@ def home(tmp_path_factory, make_run, copy_database) -> tuple[Path, dict[str, str
         runs = {}
         for name, values in GAMMAS.items():
             art = image(name, "figures", (200, 80), FIGURES[name]) if name in FIGURES else None
-            runs[name] = trial(name, "gammas", None if name == "b1" else above, *values, art)
-        trial("lone-0", "lone", parent("lone", "?"), 0, 0.25, 0, 0.5, 1.0, {})
+            runs[name] = trial(name, "gammas", None if name == "b1" else above, values, art)
+        trial("lone-0", "lone", parent("lone", "?"), (0, 0.25, 0, 0.5, 1.0, {}))
         above = parent("scenes", distribution_to_json(SPACE))
         for i, (gamma, ari_fg, color) in enumerate(((0.3, 0.7, "yellow"), (0.6, 0.4, "purple"))):
             art = image(f"e{i}", "examples", (300, 120), color)
-            trial(f"e{i}", "scenes", above, i, gamma, 0, ari_fg, 1.0, {}, art)
+            trial(f"e{i}", "scenes", above, (i, gamma, 0, ari_fg, 1.0, {}), art)
         parent("empty", "?")
         import_records("published", records())
     return home, runs
@@ -188,7 +189,7 @@ def test_runs_csv_has_a_line_per_run(ids):
 def test_the_figure_shows_scenes_of_the_best_run(ids, tmp_path):
     folder = write_report("scenes", tmp_path)
     image = Image.open(folder / "figure.png")
-    assert image.size == (300, 44 + 120)
+    assert image.size == (300, 40 + 120)
     assert image.getpixel((150, 100)) == (255, 255, 0)
     caption = "Best run: ARI-FG 0.7000, gamma 0.3, seed 0, run hash hash-0.3-0, commit 0123456789ab"
     assert caption in (folder / "index.html").read_text()
@@ -197,9 +198,9 @@ def test_the_figure_shows_scenes_of_the_best_run(ids, tmp_path):
 def test_without_logged_scenes_it_shows_the_best_and_the_worst_run(ids, tmp_path):
     folder = write_report("gammas", tmp_path)
     image = Image.open(folder / "figure.png")
-    assert image.size == (416, 44 + 80)  # the median run has no figure
-    assert image.getpixel((100, 84)) == (0, 128, 0)
-    assert image.getpixel((316, 84)) == (255, 0, 0)
+    assert image.size == (200, 2 * (40 + 80))  # the median run has no figure
+    assert image.getpixel((100, 80)) == (0, 128, 0)
+    assert image.getpixel((100, 200)) == (255, 0, 0)
 
 
 class Page(HTMLParser):
