@@ -34,7 +34,7 @@ def command(model: str, out: Path, as_program: bool, overwrite: bool) -> int:
     import numpy as np
 
     import cutslots
-    from cutslots.report.card import PROGRAM, model_card
+    from cutslots.report.pages import PROGRAM, model_card
     from cutslots.runs.lookup import find_model
     from cutslots.runs.provenance import origin
     from cutslots.train import load_model, predict

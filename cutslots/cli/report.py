@@ -28,17 +28,16 @@ def command(sweeps: tuple[str, ...], out: Path, compare: str | None) -> None:
     runs.csv and figures. Means are over runs that differ only in their seed. The same runs give
     the same files.
     """
-    from cutslots.report.importance import analysis
+    from cutslots.report.pages import write_report
     from cutslots.report.plots import write_comparison
     from cutslots.report.sweep import sweep_names
-    from cutslots.report.sweep_report import write_report
 
     names = list(dict.fromkeys(sweeps or sweep_names()))
     # First because it refuses bad input: the reports of many runs take a while.
     compared = write_comparison(names, compare, out) if compare else []
     for name in names:
         try:
-            click.echo(write_report(name, out, analysis))
+            click.echo(write_report(name, out))
         except InputError as error:
             if sweeps:
                 raise

@@ -1,4 +1,4 @@
-"""The table of a model's scores on one or several sets, beside the published ones."""
+"""The table of a model's scores on one or several datasets, beside published results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,28 +7,30 @@ from cutslots.data import Manifest
 from cutslots.data.sources import changed_options, dataset_name
 from cutslots.metrics.registry import METRICS, title
 from cutslots.report.published import differences, paper_row
+from cutslots.report.tables import Table, score_text
 
-TILES = "fixed tiles"
-TITLES = {name: title(name) for name in METRICS if name != "mse_mean"}
+SCORES = tuple(name for name in METRICS if name != "mse_mean")  # the columns of tables, in order
 
 
 def published(
     manifest: Manifest, split: str, num_images: int, image_size: int, trained_on: str | None
 ) -> dict[str, Any] | None:
-    """The paper's row for a set, None where there is none; `cutslots.report.published` has those of other methods.
+    """The paper's row for a dataset, None if there is none.
 
     Args:
-        num_images: how many images ours is a mean over.
-        image_size: at which they were scored.
-        trained_on: the set of the model's training data by `dataset_name`, as far as known; the published models were trained on the
-            default set of the source.
+        num_images: number of images in our mean.
+        image_size: side at which they were scored.
+        trained_on: dataset of the model's training data if known; the published models were
+            trained on the source's default dataset.
 
     Returns:
-        `scores`, `split` (empty where it is not said), `source`, and `not_comparable`, the ways in which ours was made otherwise.
+        `scores`, `split` (empty if not stated), `source`, and `not_comparable`, the known
+        differences in protocol.
     """
     row = paper_row(dataset_name(manifest))
     if row is None:
         return None
+    changed = (o for o in changed_options(manifest).values() if "|" not in o.range)
     reasons = differences(
         row,
         image_size=image_size,
@@ -36,11 +38,7 @@ def published(
         num_images=num_images,
         trained_on=trained_on,
         first=manifest.ranges.get(split, (0, None))[0],
-        prepared=[
-            f"{each.path} {each.value}"
-            for each in changed_options(manifest).values()
-            if "|" not in each.range
-        ],
+        prepared=[f"{option.path} {option.value}" for option in changed],
     )
     return {
         "scores": dict(row.scores),
@@ -50,139 +48,83 @@ def published(
     }
 
 
-def scores_table(found: Mapping[str, Any]) -> str:
-    """What `cutslots evaluate --json` writes as markdown: a row a set and split, how it was made, and a table a breakdown."""
-    return (
-        "\n\n".join([_main_table(found["sets"]), _about(found), *_breakdowns(found["sets"])]) + "\n"
-    )
-
-
-def _main_table(sets: Sequence[Mapping[str, Any]]) -> str:
-    columns = {
-        name: title
-        for name, title in TITLES.items()
-        if any(name in each["scores"] for each in sets)
-    }
+def scores_table(result: Mapping[str, Any]) -> str:
+    """The JSON of `cutslots evaluate` as Markdown: scores, how they were made, object groups."""
+    datasets = result["sets"]
+    names = [name for name in SCORES if any(name in d["scores"] for d in datasets)]
     rows = []
-    for each in sets:
-        count = f"{each['scores']['num_images']:,.0f}"
-        rows.append(
-            [
-                each["name"],
-                each["split"],
-                count,
-                *(number(name, each["scores"]) for name in columns),
-            ]
-        )
-        if each.get("tiles"):  # not in files of before
-            rows.append(
-                [
-                    f"{TILES}: {each['name']}",
-                    each["split"],
-                    count,
-                    *(number(name, each["tiles"]) for name in columns),
-                ]
-            )
-        if each["published"]:
-            theirs = each["published"]["scores"]
-            numbers = (f"{theirs[name]:g}" if name in theirs else "" for name in columns)
-            rows.append([f"published: {each['name']}", each["published"]["split"], "", *numbers])
-    return markdown_table(["set", "split", "images", *columns.values()], rows, left=2)
+    for dataset in datasets:
+        name, split, scores = dataset["name"], dataset["split"], dataset["scores"]
+        images = f"{scores['num_images']:,.0f}"
+        rows.append([name, split, images, *(score_text(n, scores.get(n)) for n in names)])
+        if tiles := dataset.get("tiles"):  # missing in older files
+            texts = (score_text(n, tiles.get(n)) for n in names)
+            rows.append([f"fixed tiles: {name}", split, images, *texts])
+        if paper := dataset["published"]:
+            numbers = (f"{paper['scores'][n]:g}" if n in paper["scores"] else "" for n in names)
+            rows.append([f"published: {name}", paper["split"], "", *numbers])
+    numeric = ["images", *map(title, names)]
+    table = Table(["dataset", "split", *numeric], rows, right=numeric).markdown()
+    groups = _object_groups(datasets)
+    return "\n".join([table, _provenance(result, names), *groups])
 
 
-def _about(found: Mapping[str, Any]) -> str:
-    made = (
-        [f"signature {found['signature']}", f"step {found['step']:,}"]
-        if "signature" in found
-        else ["an exported model"]
-    )
-    trained = [f"trained on {found['trained_on']}"] if found["trained_on"] else []
-    about = ", ".join([*made, *trained, f"cutslots commit {found['commit'] or 'unknown'}"])
-    side = found["image_size"]
-    kinds = {name for each in found["sets"] for name in each["scores"]}
-    scored = "ARI-FG, ARI and mIoU are those of the alpha masks" + (
-        ", cut of the cut masks" if "cut_ari_fg" in kinds else ""
-    )
-    scored += f"; MSE is summed over an image in [0, 1] of {side} x {side}. Means over images."
-    if "video_ari_fg" in kinds:
-        scored += " Frames of clips are images; video is of all frames of a clip as one image, means over clips."
-    if any(each.get("tiles") for each in found["sets"]):
-        scored += " Fixed tiles: a square grid, the same on every image, of at most as many tiles as the model has slots; a model that"
-        scored += " scores no more has found no objects."
-    lines = [
-        f"Model {found['model']}: {about}.",
-        scored,
-        "",
-        *(_about_set(each, side) for each in found["sets"]),
+def _provenance(result: Mapping[str, Any], names: Sequence[str]) -> str:
+    facts = ["an exported model"]
+    if "signature" in result:
+        facts = [f"run hash {result['signature']}", f"step {result['step']:,}"]
+    if result["trained_on"]:
+        facts.append(f"trained on {result['trained_on']}")
+    facts.append(f"cutslots commit {result['commit'] or 'unknown'}")
+    side = result["image_size"]
+    cut = "; cut scores are of the cut masks" if "cut_ari_fg" in names else ""
+    about = [
+        f"Model {result['model']}: {', '.join(facts)}.",
+        f"ARI-FG, ARI and mIoU are of the alpha masks{cut}. MSE is summed over an image in [0, 1]"
+        f" of {side} x {side}. Means over images.",
     ]
-    return "\n".join(lines)
-
-
-def _about_set(each: Mapping[str, Any], side: int) -> str:
-    height, width = each["stored_size"]
-    size = f"{height} x {width}" + (f", scored at {side} x {side}" if side != height else "")
-    line = f"- {each['name']}: digest {each['digest']}, {size}."
-    line += "".join(f" {note}." for note in each["notes"])
-    if each["published"]:
-        reasons = each["published"]["not_comparable"]
-        line += f" Published: {each['published']['source']}" + (
-            f"; not comparable: {'; '.join(reasons)}." if reasons else "."
+    if "video_ari_fg" in names:
+        about[-1] += (
+            " Frames of clips are images; video scores treat all frames of a clip as one image and"
+            " are means over clips."
         )
-    return line
-
-
-def _breakdowns(sets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table a set and key, the worst value first."""
-    found = []
-    for each in sets:
-        for key, groups in each["by"].items():
-            rows = sorted(groups.items(), key=lambda group: group[1]["iou"])
-            columns = (
-                {"iou": "IoU", "cut_iou": "cut IoU"}
-                if "cut_iou" in each["objects"]
-                else {"iou": "IoU"}
-            )
-            table = [
-                [
-                    name,
-                    f"{means['num_objects']:,.0f}",
-                    *(number(column, means) for column in columns),
-                ]
-                for name, means in [*rows, ("all objects", each["objects"])]
-            ]
-            found += [
-                f"{each['name']} {each['split']}, objects by {key}",
-                markdown_table([key, "objects", *columns.values()], table, 1),
-            ]
-    if found:
-        found.append(
-            "IoU of an object: with the mask that mIoU's assignment gives it; means over objects."
+    if any(dataset.get("tiles") for dataset in result["sets"]):
+        about[-1] += (
+            " Fixed tiles: one square grid for every image, with at most as many tiles as the"
+            " model has slots. A model that scores no better has not found objects."
         )
-    return found
+    about.append("")
+    for dataset in result["sets"]:
+        height, width = dataset["stored_size"]
+        line = f"- {dataset['name']}: digest {dataset['digest']}, {height} x {width}"
+        line += f", scored at {side} x {side}." if side != height else "."
+        line += "".join(f" {note}." for note in dataset["notes"])
+        if paper := dataset["published"]:
+            reasons = "; ".join(paper["not_comparable"])
+            line += f" Published: {paper['source']}"
+            line += f"; not comparable: {reasons}." if reasons else "."
+        about.append(line)
+    return "\n".join(about) + "\n"
 
 
-def number(name: str, scores: Mapping[str, float]) -> str:
-    """A score as tables have it, empty where it is not there."""
-    if name not in scores:
-        return ""
-    return f"{scores[name]:.2f}" if name.endswith("mse") else f"{scores[name]:.4f}"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
-    """A markdown table that is aligned as it stands: the first `left` columns to the left, the others to the right."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    widths = [
-        max(2, *map(len, column)) for column in zip(*cells, strict=True)
-    ]  # a rule to the right needs two signs
-    lines = [
-        [
-            cell.ljust(width) if at < left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in cells
-    ]
-    lines.insert(
-        1,
-        ["-" * width if at < left else "-" * (width - 1) + ":" for at, width in enumerate(widths)],
-    )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _object_groups(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table per dataset and metadata key, the worst group first."""
+    parts = []
+    for dataset in datasets:
+        total = dataset["objects"]
+        for key, groups in dataset["by"].items():
+            titles = {"iou": "IoU", "cut_iou": "cut IoU"}
+            columns = {name: text for name, text in titles.items() if name in total}
+            ordered = sorted(groups.items(), key=lambda group: group[1]["iou"])
+            rows = [
+                [name, f"{m['num_objects']:,.0f}", *(score_text(c, m.get(c)) for c in columns)]
+                for name, m in [*ordered, ("all objects", total)]
+            ]
+            numeric = ["objects", *columns.values()]
+            parts.append(f"{dataset['name']} {dataset['split']}, objects by {key}\n")
+            parts.append(Table([key, *numeric], rows, right=numeric).markdown())
+    if parts:
+        parts.append(
+            "IoU of an object: with the mask that mIoU assigns to it; means over objects.\n"
+        )
+    return parts

@@ -1,208 +1,106 @@
-"""Pictures of what a model sees: rows of images with their masks, drawn from one evaluated sample."""
+"""Figures of images with their masks: samples, overlays, animations of clips, scenes of a sweep."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from cutslots.files import atomic
-from cutslots.report.evaluation import TITLES, number
+from cutslots.metrics.registry import title
+from cutslots.report.tables import score_text
 from cutslots.train.callbacks import Examples, Sample
 from cutslots.train.video import Clips
 
-# Slot colours: black for the background, then hues that stay apart for colour-blind readers (Okabe and Ito, Color universal
-# design, 2008), then lighter and darker ones for more slots than those eight.
+# Slot colours: black for the background, then hues that colour-blind readers can distinguish
+# (Okabe and Ito, Color universal design, 2008), then lighter and darker ones for more slots.
 PALETTE = np.array(
     [
-        (20, 20, 20), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
-        (150, 150, 150), (120, 60, 160), (150, 200, 90), (120, 70, 30), (250, 190, 190), (0, 90, 90), (170, 0, 60), (255, 255, 255),
+        (20, 20, 20), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178),
+        (213, 94, 0), (204, 121, 167), (150, 150, 150), (120, 60, 160), (150, 200, 90),
+        (120, 70, 30), (250, 190, 190), (0, 90, 90), (170, 0, 60), (255, 255, 255),
     ],
     dtype=np.uint8,
 )  # fmt: skip
-GAP, HEADER = 4, 18
-EXAMPLES = "examples"  # the artifacts' folder of the scenes of best, median and worst score
-# What groups the pixels before the decoder does, by the name it has in a model's outputs; each model has one of them or none.
+WHITE = len(PALETTE) - 1
+LINE = np.array([255, 255, 255], np.uint8)
+GAP, HEADER = 4, 18  # pixels
+PANEL = 256  # approximate side of an overlay's panel, pixels
+TINT = 0.45  # opacity of a slot's colour over the image
+MILLISECONDS = 1000 // 12  # per frame; MOVi-A has 12 frames per second
+EXAMPLES = "examples"  # artifact folder: scenes of best, median and worst score
+# Outputs that group pixels before the decoder does; a model has one of them or none.
 GROUPINGS = {"masks": "cut masks", "attention": "attention"}
+MAPS = {"masks": "tracked masks", "cut_masks": "tracked cuts"}
 
 
 def sample_figure(
     sample: Sample, path: Path, rows: int = 6, tile: int = 96, labels: Sequence[str] = ()
 ) -> None:
-    """Write a PNG: a row an image, with image, reconstruction, true masks, alpha masks, what the model has of cut masks and
-    attention, then a picture a slot.
+    """Write a PNG with a row per image.
 
-    A slot's picture is shown under its own opacity on grey, so that what it owns stands out.
+    The columns are image, reconstruction, true masks, alpha masks, the model's cut masks or
+    attention, then every slot's image under its opacity on grey.
 
     Args:
-        tile: the side of a picture, in pixels.
+        tile: side of an image in pixels.
         labels: a line above each row.
     """
-    columns = _columns(sample)
-    rows = min(rows, len(sample.images))
-    height, above = row_height(tile, labels)
-    width = GAP + len(columns) * (tile + GAP)
-    canvas = Image.new("RGB", (width, HEADER + rows * height), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
-    for row, label in enumerate(labels[:rows]):
-        draw.text((GAP, HEADER + row * height + 3), label, fill="black", font=font)
-    for column, (title, pictures) in enumerate(columns):
-        left = GAP + column * (tile + GAP)
-        draw.text((left, 3), title, fill="black", font=font)
-        for row in range(rows):
-            picture = Image.fromarray(pictures[row]).resize((tile, tile), Image.Resampling.NEAREST)
-            canvas.paste(picture, (left, HEADER + row * height + above))
+    outputs = sample.outputs
+    images = _to_bytes(outputs.reconstructions)
+    alpha = outputs.alpha.numpy()[..., None]
+    slots = (images * alpha + 128 * (1 - alpha)).astype(np.uint8)
+    label_maps = {"true masks": sample.true, "alpha masks": outputs.alpha.argmax(1)}
+    for name, text in GROUPINGS.items():
+        if hasattr(outputs, name):
+            label_maps[text] = getattr(outputs, name).argmax(1)
+    columns = {
+        "image": _to_bytes(sample.images),
+        "reconstruction": _to_bytes(outputs.reconstruction),
+        **{text: PALETTE[maps.numpy() % len(PALETTE)] for text, maps in label_maps.items()},
+        **{f"slot {slot}": slots[:, slot] for slot in range(slots.shape[1])},
+    }
+    canvas = _grid({text: images[:rows] for text, images in columns.items()}, tile, labels)
     with atomic(path) as temporary:
         canvas.save(temporary, format="PNG")
 
 
-def row_height(tile: int, labels: Sequence[str]) -> tuple[int, int]:
-    """Pixels from one row of pictures to the next, and those of them above the pictures, for the labels."""
-    above = HEADER if labels else 0
-    return above + tile + GAP, above
-
-
-def example_labels(examples: Examples) -> list[str]:
-    """What is said above the examples: `worst: scenes_val_000123, ARI-FG 0.1234`."""
-    title = TITLES.get(examples.score, examples.score)
-    each = zip(examples.roles, examples.ids, examples.values, strict=True)
-    return [
-        f"{role}: {name}, {title} {number(examples.score, {examples.score: value})}"
-        for role, name, value in each
-    ]
-
-
-def _columns(sample: Sample) -> list[tuple[str, np.ndarray]]:
-    outputs = sample.outputs
-    pictures = _to_bytes(outputs.reconstructions.movedim(2, -1).numpy())
-    alpha = outputs.alpha.numpy()[..., None]
-    slots = (pictures * alpha + 128 * (1 - alpha)).astype(np.uint8)
-    return [
-        ("image", _to_bytes(sample.images.movedim(1, -1).numpy())),
-        ("reconstruction", _to_bytes(outputs.reconstruction.movedim(1, -1).numpy())),
-        ("true masks", _colours(sample.true.numpy())),
-        ("alpha masks", _colours(outputs.alpha.argmax(1).numpy())),
-        *(
-            (title, _colours(getattr(outputs, name).argmax(1).numpy()))
-            for name, title in GROUPINGS.items()
-            if hasattr(outputs, name)
-        ),
-        *((f"slot {slot}", slots[:, slot]) for slot in range(slots.shape[1])),
-    ]
-
-
-def _to_bytes(pictures: np.ndarray) -> np.ndarray:
-    return np.clip(np.round((pictures + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def _colours(labels: np.ndarray) -> np.ndarray:
-    return PALETTE[labels % len(PALETTE)]
-
-
-TILE = 256  # about the side of a panel, in pixels
-TINT = 0.45  # how much of a slot's colour lies over the picture
-LINE = np.array([255, 255, 255], np.uint8)
-
-
-def tile_side(size: int) -> int:
-    """The side of a panel for masks of this side: a whole multiple, so that every pixel of a mask is a square."""
-    return size * max(1, round(TILE / size))
-
-
-def mask_image(labels: np.ndarray) -> Image.Image:
-    """A label map (h, w) uint8 as a palette image: the pixels are the labels, the colours those of the figures."""
-    image = Image.fromarray(labels.astype(np.uint8)).convert("L")
-    image.putpalette(np.resize(PALETTE, (256, 3)).tobytes())
-    return image
-
-
-def overlay(picture: np.ndarray, labels: np.ndarray, reconstruction: np.ndarray) -> Image.Image:
-    """Three panels: the picture, the picture under its slots' colours with their outlines, and what the model painted.
-
-    Args:
-        picture: `(tile, tile, 3)` uint8, of a `tile_side`.
-        labels: `(size, size)`.
-        reconstruction: `(size, size, 3)` uint8.
-    """
-    factor = len(picture) // len(labels)
-    large = labels.repeat(factor, 0).repeat(factor, 1)
-    tinted = ((1 - TINT) * picture + TINT * PALETTE[large % len(PALETTE)]).astype(np.uint8)
-    tinted[_outlines(large)] = LINE
-    panels = [picture, tinted, reconstruction.repeat(factor, 0).repeat(factor, 1)]
-    side = len(picture)
-    canvas = Image.new("RGB", (len(panels) * (side + GAP) - GAP, side), "white")
-    for at, panel in enumerate(panels):
-        canvas.paste(Image.fromarray(panel), (at * (side + GAP), 0))
-    return canvas
-
-
-def _outlines(labels: np.ndarray) -> np.ndarray:
-    """The pixels on either side of a border between two labels."""
-    lines = np.zeros(labels.shape, bool)
-    across, along = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
-    lines[:, 1:] |= across
-    lines[:, :-1] |= across
-    lines[1:] |= along
-    lines[:-1] |= along
-    return lines
-
-
-def slots(labels: np.ndarray, box: Sequence[int]) -> list[dict[str, Any]]:
-    """The slots that own pixels, the largest first.
-
-    Args:
-        box: left, top, right, bottom of the square in its picture that `labels` are of.
-
-    Returns:
-        `slot`, its number in the mask; `share` of the square's pixels; `box`, left, top, right, bottom in the picture.
-    """
-    scale = (box[2] - box[0]) / len(labels)
-    found = []
-    for slot in np.unique(labels):
-        rows, columns = np.nonzero(labels == slot)
-        edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-        inside = [round(float(edge) * scale, 1) for edge in edges]
-        place = [round(at + box[axis % 2], 1) for axis, at in enumerate(inside)]
-        found.append({"slot": int(slot), "share": round(len(rows) / labels.size, 6), "box": place})
-    return sorted(found, key=lambda each: -each["share"])
-
-
-MILLISECONDS = 1000 // 12  # a frame; MOVi-A has 12 a second
-WHITE = len(PALETTE) - 1
-MAPS = {"masks": "tracked masks", "cut_masks": "tracked cuts"}
-
-
 def clip_animation(sample: Clips, path: Path, tile: int = 96, labels: Sequence[str] = ()) -> None:
-    """Write a GIF, one picture a frame of the clips: a row a clip, with frame, reconstruction, true masks, tracked masks and, where
-    the model cuts, tracked cut masks.
+    """Write a GIF with a row per clip, one image per frame.
 
-    A colour stands for one true object, or one slot, over the whole clip, with the palette of the other figures. `labels` are lines
-    above the rows.
+    The columns are frame, reconstruction, true masks, tracked masks and, if the model cuts,
+    tracked cut masks. A colour is one true object, or one slot, during the whole clip.
+
+    Args:
+        tile: side of an image in pixels.
+        labels: a line above each row.
     """
-    pictures, palette = _quantised(
-        np.stack([_frames_to_bytes(sample.images), _frames_to_bytes(sample.outputs.reconstruction)])
-    )
-    maps = {
-        title: getattr(sample.outputs, name)
-        for name, title in MAPS.items()
-        if hasattr(sample.outputs, name)
-    }
-    masks = np.stack([sample.true.numpy(), *(labels.numpy() for labels in maps.values())]) % len(
-        PALETTE
-    )
-    titles = ("frame", "reconstruction", "true masks", *maps)
-    frames = [
-        _frame(
-            np.concatenate([pictures[:, :, time], masks[:, :, time]]),
-            titles,
-            f"{time + 1}/{masks.shape[2]}",
-            palette,
-            tile,
-            labels,
+    images = np.stack([_to_bytes(sample.images), _to_bytes(sample.outputs.reconstruction)])
+    # One palette for all frames: Pillow's palette per frame would make colours flicker.
+    flat = Image.fromarray(images.reshape(-1, images.shape[-2], 3))
+    quantised = flat.quantize(256 - len(PALETTE), dither=Image.Dither.NONE)
+    colors = np.array(quantised.getpalette(), np.uint8).reshape(-1, 3)[: 256 - len(PALETTE)]
+    palette = np.concatenate([PALETTE, colors])
+    columns: dict[str, np.ndarray] = dict(
+        zip(
+            ("frame", "reconstruction"),
+            (np.array(quantised) + len(PALETTE)).reshape(images.shape[:-1]),
+            strict=True,
         )
-        for time in range(masks.shape[2])
-    ]
+    )
+    columns["true masks"] = sample.true.numpy() % len(PALETTE)
+    for name, text in MAPS.items():
+        if hasattr(sample.outputs, name):
+            columns[text] = getattr(sample.outputs, name).numpy() % len(PALETTE)
+    frames, num_frames = [], sample.true.shape[1]
+    for time in range(num_frames):
+        # The frame's number also keeps equal frames distinct: Pillow merges equal ones.
+        titles = {"frame": f"frame {time + 1}/{num_frames}"}
+        shown = {titles.get(text, text): maps[:, time] for text, maps in columns.items()}
+        frames.append(_grid(shown, tile, labels, palette))
     with atomic(path) as temporary:
         frames[0].save(
             temporary,
@@ -215,47 +113,122 @@ def clip_animation(sample: Clips, path: Path, tile: int = 96, labels: Sequence[s
         )
 
 
-def _frame(
-    columns: np.ndarray,
-    titles: tuple[str, ...],
-    time: str,
-    palette: np.ndarray,
+def _grid(
+    columns: dict[str, np.ndarray],
     tile: int,
     labels: Sequence[str],
+    palette: np.ndarray | None = None,
 ) -> Image.Image:
-    """One picture from palette indices `(columns, rows, side, side)`."""
-    rows = columns.shape[1]
-    height, above = row_height(tile, labels)
-    canvas = Image.new("P", (GAP + len(columns) * (tile + GAP), HEADER + rows * height), WHITE)
-    canvas.putpalette(palette.tobytes())
+    """Columns of images under their titles: (rows, side, side, 3) or, with a palette, indices."""
+    rows = len(next(iter(columns.values())))
+    above = HEADER if labels else 0
+    height = above + tile + GAP
+    size = GAP + len(columns) * (tile + GAP), HEADER + rows * height
+    if palette is None:
+        canvas = Image.new("RGB", size, "white")
+    else:
+        canvas = Image.new("P", size, WHITE)
+        canvas.putpalette(palette.tobytes())
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
-    draw.fontmode = "1"  # grey edges of letters would need colours that the palette lacks
+    if palette is not None:
+        draw.fontmode = "1"  # smooth letters would need greys that the palette lacks
     for row, label in enumerate(labels[:rows]):
         draw.text((GAP, HEADER + row * height + 3), label, fill=0, font=font)
-    for column, title in enumerate(titles):
+    for column, (text, images) in enumerate(columns.items()):
         left = GAP + column * (tile + GAP)
-        draw.text((left, 3), f"{title} {time}" if column == 0 else title, fill=0, font=font)
+        draw.text((left, 3), text, fill=0, font=font)
         for row in range(rows):
-            picture = Image.fromarray(columns[column, row].astype(np.uint8)).resize(
-                (tile, tile), Image.Resampling.NEAREST
-            )
-            canvas.paste(picture, (left, HEADER + row * height + above))
+            image = Image.fromarray(images[row].astype(np.uint8))
+            image = image.resize((tile, tile), Image.Resampling.NEAREST)
+            canvas.paste(image, (left, HEADER + row * height + above))
     return canvas
 
 
-def _quantised(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Palette indices of RGB pictures `(..., 3)`, and the one palette of the file, which begins with the colours of masks.
+def _to_bytes(images: Tensor) -> np.ndarray:
+    """(..., 3, h, w) in [-1, 1] to (..., h, w, 3) uint8."""
+    values = np.round((images.movedim(-3, -1).numpy() + 1) * 127.5)
+    return np.clip(values, 0, 255).astype(np.uint8)
 
-    One palette for all frames: one a frame, as Pillow would choose, makes the same colour flicker.
+
+def example_labels(examples: Examples) -> list[str]:
+    """Labels for `sample_figure`: `worst: scenes_val_000123, ARI-FG 0.1234`."""
+    score = examples.score
+    return [
+        f"{role}: {name}, {title(score)} {score_text(score, value)}"
+        for role, name, value in zip(examples.roles, examples.ids, examples.values, strict=True)
+    ]
+
+
+def tile_side(size: int) -> int:
+    """The side of an overlay's panel: a multiple of the mask's side, so that pixels stay square."""
+    return size * max(1, round(PANEL / size))
+
+
+def mask_image(labels: np.ndarray) -> Image.Image:
+    """A label map (h, w) uint8 as a palette image: pixels are labels, shown in slot colours."""
+    image = Image.fromarray(labels.astype(np.uint8)).convert("L")
+    image.putpalette(np.resize(PALETTE, (256, 3)).tobytes())
+    return image
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, reconstruction: np.ndarray) -> Image.Image:
+    """Three panels: the image, the image with its slots' colours and outlines, the reconstruction.
+
+    Args:
+        image: (tile, tile, 3) uint8, with `tile = tile_side(size)`.
+        labels: (size, size).
+        reconstruction: (size, size, 3) uint8.
     """
-    flat = Image.fromarray(pictures.reshape(-1, pictures.shape[-2], 3))
-    found = flat.quantize(256 - len(PALETTE), dither=Image.Dither.NONE)
-    colours = np.array(found.getpalette(), np.uint8).reshape(-1, 3)[: 256 - len(PALETTE)]
-    palette = np.concatenate([PALETTE, colours])
-    return (np.array(found) + len(PALETTE)).reshape(pictures.shape[:-1]), palette
+    side, factor = len(image), len(image) // len(labels)
+    large = labels.repeat(factor, 0).repeat(factor, 1)
+    tinted = ((1 - TINT) * image + TINT * PALETTE[large % len(PALETTE)]).astype(np.uint8)
+    border = np.zeros(large.shape, bool)
+    for axis in (0, 1):  # the pixels on both sides of a border between two labels
+        differs = np.diff(large.astype(int), axis=axis) != 0
+        border |= np.insert(differs, 0, False, axis) | np.insert(differs, side - 1, False, axis)
+    tinted[border] = LINE
+    panels = [image, tinted, reconstruction.repeat(factor, 0).repeat(factor, 1)]
+    canvas = Image.new("RGB", (len(panels) * (side + GAP) - GAP, side), "white")
+    for i, panel in enumerate(panels):
+        canvas.paste(Image.fromarray(panel), (i * (side + GAP), 0))
+    return canvas
 
 
-def _frames_to_bytes(pictures) -> np.ndarray:
-    return np.clip(np.round((pictures.movedim(-3, -1).numpy() + 1) * 127.5), 0, 255).astype(
-        np.uint8
-    )
+def slots(labels: np.ndarray, box: Sequence[int]) -> list[dict[str, Any]]:
+    """The slots that own pixels, the largest first.
+
+    Args:
+        box: left, top, right, bottom in the image of the square that `labels` divide.
+
+    Returns:
+        `slot`; its `share` of the square's pixels; its `box` in the image.
+    """
+    scale = (box[2] - box[0]) / len(labels)
+    results = []
+    for slot in np.unique(labels):
+        rows, columns = np.nonzero(labels == slot)
+        edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+        inside = [round(float(edge) * scale, 1) for edge in edges]
+        shifted = [round(edge + box[axis % 2], 1) for axis, edge in enumerate(inside)]
+        share = round(len(rows) / labels.size, 6)
+        results.append({"slot": int(slot), "share": share, "box": shifted})
+    return sorted(results, key=lambda result: -result["share"])
+
+
+def captioned_panels(panels: Sequence[tuple[bytes, Sequence[str]]]) -> Image.Image:
+    """Image files below each other, each with its caption above it."""
+    line_height, font = 20, ImageFont.load_default(size=14)
+    images = [Image.open(io.BytesIO(content)).convert("RGB") for content, _ in panels]
+    heights = [im.height + line_height * len(p[1]) for im, p in zip(images, panels, strict=True)]
+    width = max(image.width for image in images)
+    canvas = Image.new("RGB", (width, sum(heights)), "white")
+    draw, top = ImageDraw.Draw(canvas), 0
+    for image, (_, lines) in zip(images, panels, strict=True):
+        for line in lines:
+            while len(line) > 4 and draw.textlength(line, font=font) > width - 8:
+                line = line.removesuffix("...")[:-1] + "..."
+            draw.text((4, top), line, fill="black", font=font)
+            top += line_height
+        canvas.paste(image, (0, top))
+        top += image.height
+    return canvas

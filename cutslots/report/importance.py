@@ -1,13 +1,11 @@
-"""What Optuna tells of a sweep's settings, as those have it who write and draw it; `cutslots.report.importance` asks Optuna."""
-
-from __future__ import annotations
+"""Hyperparameter importance and slices, as used by the report."""
 
 import ast
-import math
+import json
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import (
@@ -15,194 +13,128 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
+    json_to_distribution,
 )
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, create_trial
 
-if TYPE_CHECKING:
-    from cutslots.report.sweep import SweepRuns
+from cutslots.report.sweep import SweepRuns
 
-
-@dataclass(frozen=True)
-class Slice:
-    """The objective over one setting of the space.
-
-    Attributes:
-        setting: its whole name.
-        logarithmic: whether it was sampled so.
-        choices: of a setting that is no number, in the space's order; None of numbers.
-        range: the smallest and the largest number of the space; 0 and 0 of choices.
-        finished: value and objective of each finished run, best first.
-        pruned: value and last reading of each run that the sweep ended early.
-    """
-
-    setting: str
-    logarithmic: bool
-    choices: list[Any] | None
-    range: tuple[float, float]
-    finished: list[tuple[Any, float]]
-    pruned: list[tuple[Any, float]]
+MIN_RUNS = 10  # importance from fewer runs is chance
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What came of the settings.
+    """How a sweep's parameters affect its objective.
 
     Attributes:
-        importance: the share of the objective's variance by setting, largest first, summing to 1; empty where nothing is told.
-        about: how that was found and from how many runs, or why nothing is told; a sentence or two.
-        slices: a slice a setting, the most important first; without those of which only one value was tried.
+        importance: share of the objective's variance by parameter, largest first, sum 1; empty if
+            there are too few runs.
+        about: how importance was estimated, or why it was not.
+        study: the finished runs inside the search space, best first.
+        varied: the parameters with more than one value, the most important first.
     """
 
     importance: dict[str, float]
     about: str
-    slices: list[Slice] = field(default_factory=list)
-
-
-FEWEST = 10  # finished runs; what is told from fewer is chance
-_KINDS = {
-    kind.__name__: kind for kind in (CategoricalDistribution, FloatDistribution, IntDistribution)
-}
+    study: optuna.Study
+    varied: list[str]
 
 
 def analysis(sweep: SweepRuns) -> Analysis:
-    """Importance and slices of the settings of a sweep's space.
-
-    Optuna's trials are made anew of the runs: of finished ones with their best objective, of pruned ones with their last reading.
-    Settings outside the space, such as those of another model, are in none of it.
-    """
-    space = {
-        name: found
-        for name, text in sweep.space.items()
-        if (found := distribution(text)) is not None
-    }
-    finished = [
-        as_trial(space, trial.run.params, sweep.value(trial), TrialState.COMPLETE)
-        for trial in sweep.ranked
-    ]
-    last = f"val/{sweep.objectives[0]}"
-    pruned = [
-        as_trial(space, trial.run.params, trial.run.metrics.get(last, math.nan), TrialState.PRUNED)
-        for trial in sweep.unfinished
-        if trial.state == "pruned"
-    ]
-    whole = [trial for trial in finished if len(trial.params) == len(space)]
-    found = importance(whole)
-    slices = [
-        _slice(name, space[name], finished, pruned)
-        for name in [*found, *(name for name in space if name not in found)]
-    ]
-    return Analysis(
-        found, _about(found, len(whole), len(finished)), [each for each in slices if _varies(each)]
-    )
-
-
-def as_trial(
-    space: Mapping[str, BaseDistribution],
-    params: Mapping[str, str],
-    objective: float,
-    state: TrialState = TrialState.COMPLETE,
-) -> FrozenTrial:
-    """A run as a trial, with those of its parameters that the space holds."""
-    values = {name: _value(each, params[name]) for name, each in space.items() if name in params}
-    known = {name: value for name, value in values.items() if value is not _OUTSIDE}
-    value = objective if math.isfinite(objective) else None  # only a pruned run comes without
-    return create_trial(
-        state=state, params=known, distributions={name: space[name] for name in known}, value=value
-    )
-
-
-def importance(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """The share of the objective's variance that each setting explains (fANOVA), largest first.
-
-    Args:
-        trials: finished ones that have all settings of the space.
-
-    Returns: shares that sum to 1; nothing for fewer than `FEWEST` trials, or where none differs.
-    """
-    if len(trials) < FEWEST or len({trial.value for trial in trials}) < 2:
-        return {}
-    if all(len({str(trial.params[name]) for trial in trials}) < 2 for name in trials[0].params):
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        level = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            study = optuna.create_study()
-            study.add_trials(trials)
-            # Seeded: a report of the same runs is the same.
-            found = optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-            )
-        finally:
-            optuna.logging.set_verbosity(level)
-    return {name: round(share, 6) for name, share in found.items()}
-
-
-def _about(found: Mapping[str, float], whole: int, finished: int) -> str:
-    without = (
-        f" Outside the space, as another model's settings are, lie {finished - whole} more."
-        if finished > whole
-        else ""
-    )
-    if not found:
-        runs = f"{whole} finished run{'s' * (whole != 1)}"
-        return f"Nothing is told of importance from {runs} in the space: it takes {FEWEST} that differ.{without}"
-    return (
-        f"The share of the objective's variance that each setting explains over n = {whole} finished runs of the space, by "
-        f"Optuna's fANOVA (a random forest, so a share is an estimate; what was pruned is not in it).{without}"
-    )
-
-
-def _slice(
-    name: str,
-    each: BaseDistribution,
-    finished: Sequence[FrozenTrial],
-    pruned: Sequence[FrozenTrial],
-) -> Slice:
-    def points(trials: Sequence[FrozenTrial]) -> list[tuple[Any, float]]:
-        return [
-            (trial.params[name], trial.value)
-            for trial in trials
-            if name in trial.params and trial.value is not None
-        ]
-
-    if isinstance(each, FloatDistribution | IntDistribution):
-        return Slice(name, each.log, None, (each.low, each.high), points(finished), points(pruned))
-    assert isinstance(each, CategoricalDistribution)
-    return Slice(name, False, list(each.choices), (0, 0), points(finished), points(pruned))
-
-
-def _varies(each: Slice) -> bool:
-    return (
-        bool(each.finished) and len({str(value) for value, _ in [*each.finished, *each.pruned]}) > 1
-    )
+    """Importance of the search space's parameters over the finished runs inside it."""
+    params = sweep.parents[0].params
+    texts = {n.removeprefix("space/"): v for n, v in params.items() if n.startswith("space/")}
+    space = {name: d for name in sorted(texts) if (d := distribution(texts[name])) is not None}
+    trials = [as_trial(space, t.run.params, sweep.value(t)) for t in sweep.ranked] if space else []
+    inside = [trial for trial in trials if trial is not None]
+    study = study_of(inside)
+    shares = importance(study)
+    count, outside = len(inside), len(trials) - len(inside)
+    if shares:
+        about = (
+            f"Share of the objective's variance by parameter over n = {count} finished runs, from"
+            " Optuna's fANOVA: an estimate by a random forest, without pruned runs."
+        )
+    else:
+        about = (
+            f"Importance needs at least {MIN_RUNS} finished runs with different scores; there"
+            f" {'is' if count == 1 else 'are'} {count}."
+        )
+    if outside:
+        more = "1 more run is" if outside == 1 else f"{outside} more runs are"
+        about += f" {more} outside the search space (for example, other models)."
+    varied = [n for n in [*shares, *(n for n in space if n not in shares)] if _varies(inside, n)]
+    return Analysis(shares, about, study, varied)
 
 
 def distribution(text: str) -> BaseDistribution | None:
-    """The distribution that prints itself as `text`; None for what is none."""
+    """A distribution from its JSON or, of older runs, from its `str`; None for other texts."""
     try:
-        call = ast.parse(text, mode="eval").body
-        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
-            return None
-        return _KINDS[call.func.id](
-            **{each.arg or "": ast.literal_eval(each.value) for each in call.keywords}
-        )
-    except (SyntaxError, ValueError, TypeError, KeyError):
+        if not text.startswith("{"):  # such as IntDistribution(high=4, log=False, low=1, step=1)
+            call = ast.parse(text, mode="eval").body
+            assert isinstance(call, ast.Call)
+            assert isinstance(call.func, ast.Name)
+            attributes = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+            text = json.dumps({"name": call.func.id, "attributes": attributes})
+        return json_to_distribution(text)
+    except (AssertionError, SyntaxError, ValueError, TypeError, KeyError):
         return None
 
 
-_OUTSIDE = object()
-
-
-def _value(each: BaseDistribution, text: str) -> Any:
-    """A parameter's value from its text; `_OUTSIDE` for one that the distribution does not hold."""
-    if isinstance(each, CategoricalDistribution):
-        return next((choice for choice in each.choices if str(choice) == text), _OUTSIDE)
+def as_trial(
+    space: Mapping[str, BaseDistribution], params: Mapping[str, str], objective: float
+) -> FrozenTrial | None:
+    """A run as an Optuna trial, from MLflow's texts; None if it is outside the space."""
+    values = {}
     try:
-        value = float(text)
-    except ValueError:
-        return _OUTSIDE
-    if not each._contains(value):
-        return _OUTSIDE
-    return int(value) if isinstance(each, IntDistribution) else value
+        for name, d in space.items():
+            if isinstance(d, CategoricalDistribution):
+                values[name] = {str(choice): choice for choice in d.choices}[params[name]]
+            else:
+                assert isinstance(d, FloatDistribution | IntDistribution)
+                values[name] = type(d.low)(params[name])
+        return create_trial(params=values, distributions=dict(space), value=objective)
+    except (KeyError, ValueError):
+        return None
+
+
+def study_of(trials: Sequence[FrozenTrial]) -> optuna.Study:
+    """A study in memory with these trials."""
+    with quiet():
+        study = optuna.create_study()
+        study.add_trials(trials)
+    return study
+
+
+def importance(study: optuna.Study) -> dict[str, float]:
+    """The share of the objective's variance that each parameter explains (fANOVA), largest first.
+
+    Returns: shares with sum 1; empty for fewer than `MIN_RUNS` trials or if nothing differs.
+    """
+    trials = study.trials
+    if len(trials) < MIN_RUNS or len({trial.value for trial in trials}) < 2:
+        return {}
+    if not any(_varies(trials, name) for name in trials[0].params):
+        return {}
+    # Seeded: the same runs give the same report.
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    with quiet():
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: round(share, 6) for name, share in shares.items()}
+
+
+def _varies(trials: Sequence[FrozenTrial], name: str) -> bool:
+    return len({str(trial.params[name]) for trial in trials}) > 1
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's log messages and warnings."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

@@ -1,38 +1,32 @@
-"""The runs of the tracking store, best first, a board a set, with the published rows beside them.
+"""Runs in MLflow, best first: one board per dataset and split, with published results below.
 
-Runs on different sets stand on different boards. Published rows have no rank among ours: of a run the store does not know all that
-would make it comparable; what is known to differ is said.
+MLflow does not record everything that a fair comparison needs, so published rows have no rank;
+known differences are listed.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from cutslots.errors import InputError, nearest
-from cutslots.metrics.registry import higher_is_better
-from cutslots.report.evaluation import TITLES, number
+from cutslots.metrics.registry import higher_is_better, title
 from cutslots.report.published import Row, differences, rows
+from cutslots.report.tables import clock, score_text, setting_text
 from cutslots.tracking import FoundRun, find_runs
 
 VALIDATION = "val"
-BESIDES = ("ari_fg", "ari", "miou", "mse", "cut_ari_fg", "video_ari_fg", "video_ari")
-# What tells runs apart without being a setting of the experiment, or has a column of its own.
+MORE_SCORES = ("ari_fg", "ari", "miou", "mse", "cut_ari_fg", "video_ari_fg", "video_ari")
+# Parameters that differ between runs without being a setting, or that have a column.
 NO_SETTINGS = {"num_parameters", "train.seed"}
 SETTINGS_SHOWN = 8
+Scored = tuple[FoundRun, dict[str, float]]  # a run and its scores on the split at hand
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run's place on a board.
+    """A run on a board: its finite scores, and the settings in which the board's runs differ.
 
-    Attributes:
-        rank: from 1 on.
-        scores: all its finite scores there, by our names.
-        trained_on: the set of its training data.
-        settings: the parameters in which the runs of the board differ, by the ends ending of their names that is unambiguous.
-        step: of the checkpoint that was best during training.
-        seconds: see `FoundRun`.
-        state: finished, running, pruned, failed or interrupted.
+    `step` is that of the best checkpoint; `seconds` and `state` as in `FoundRun` and `state_of`.
     """
 
     rank: int
@@ -52,13 +46,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Board:
-    """The runs that have a score on one split of one set, best first.
+    """The first of the `num_runs` runs with a score on a split, best first, and published rows.
 
-    Attributes:
-        num_runs: how many there are, of which `entries` are the first.
-        num_unranked: how many more have the score, but not as a finite number.
-        published: rows with the same score, best first.
-        differs: what is known of how ours were made otherwise than the published ones.
+    `num_unranked` runs have a score that is not finite; `differs` lists known differences of our
+    runs from the published rows.
     """
 
     dataset: str
@@ -80,301 +71,245 @@ def leaderboards(
     model: str | None = None,
     limit: int = 20,
 ) -> list[Board]:
-    """The boards that the tracking store has runs for, the largest first.
+    """The boards of all datasets that runs were scored on, the largest board first.
 
     Args:
-        metric: a score by our names; of errors the smallest is best.
-        dataset: the set that the scores are of, as `cutslots evaluate` names it; None: a board for each.
-        split: "val": the best validation scores of training, and of runs trained on another set what `cutslots evaluate` logged of
-            that split; others: what it logged.
+        dataset: only this dataset, by its name in `cutslots evaluate`.
+        split: "val": best validation scores of training, and scores that `cutslots evaluate`
+            logged for runs trained on other data; other splits: scores of `cutslots evaluate`.
         sweep: only runs that this sweep uses.
         model: only runs of this model.
-        limit: at most so many entries a board.
+        limit: maximum number of entries per board.
 
     Raises:
-        InputError: the store cannot be reached, or has no such run; the message says what it has.
+        InputError: MLflow is unreachable or has no such run.
     """
     if limit < 1:
-        raise InputError(f"--limit is {limit}; give at least 1.")
-    places: dict[str, list[tuple[FoundRun, dict[str, float]]]] = {}
-    for run in _runs(sweep, model):
-        for place, scores in scores_of(run, split).items():
-            places.setdefault(place, []).append((run, scores))
-    if dataset is not None:
-        if dataset not in places:
-            raise InputError(
-                f"--dataset {dataset}: no run has scores of its split {split!r}. {_known('Sets that have some', places)}"
-            )
-        places = {dataset: places[dataset]}
-    boards = [_board(place, split, metric, found, limit) for place, found in places.items()]
+        raise InputError(f"--limit must be at least 1, got {limit}.")
+    by_dataset: dict[str, list[Scored]] = {}
+    for run in _trained_runs(sweep, model):
+        for (name, scored_split), scores in scores_of(run, trained_on(run)).items():
+            if scored_split == split:
+                by_dataset.setdefault(name, []).append((run, scores))
+    if dataset is not None and dataset not in by_dataset:
+        raise InputError(
+            f"--dataset {dataset}: no run has scores on its split {split!r}. "
+            + _available("Scored datasets", by_dataset)
+        )
+    chosen = by_dataset if dataset is None else {dataset: by_dataset[dataset]}
+    boards = [_board(name, split, metric, runs, limit) for name, runs in chosen.items()]
     boards = [board for board in boards if board.num_runs + board.num_unranked]
     if not boards:
-        names = {name for found in places.values() for _, scores in found for name in scores}
+        names = {name for runs in chosen.values() for _, scores in runs for name in scores}
         raise InputError(
-            f"metric {metric!r}: no run has it on split {split!r}. {_known('Scores that some have', names)}"
+            f"metric {metric!r}: no run has it on split {split!r}. "
+            + _available("Available scores", names)
         )
     return sorted(boards, key=lambda board: (-board.num_runs, board.dataset))
 
 
-def scores_of(run: FoundRun, split: str) -> dict[str, dict[str, float]]:
-    """A run's scores on a split, by set and then by our names; see `leaderboards` for what "val" means."""
-    found: dict[str, dict[str, float]] = {}
-    for name, value in run.metrics.items():
-        parts = name.split("/")
-        if len(parts) == 3 and parts[1] == split:
-            found.setdefault(parts[0], {})[parts[2]] = value
-    best = {
-        name.removeprefix("best/"): value
-        for name, value in run.metrics.items()
-        if name.startswith("best/")
-    }
-    if split == VALIDATION and best:
-        found[set_of(run)] = {name: value for name, value in best.items() if name != "step"}
-    return found
+def scores_of(run: FoundRun, trained_on: str) -> dict[tuple[str, str], dict[str, float]]:
+    """Scores by (dataset, split); on the validation split of `trained_on` the best of training."""
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    best: dict[str, float] = {}
+    for name, value in sorted(run.metrics.items()):
+        match name.split("/"):
+            case ["best", score] if score != "step":
+                best[score] = value
+            case [dataset, split, score]:
+                scores.setdefault((dataset, split), {})[score] = value
+    return scores | ({(trained_on, VALIDATION): best} if best else {})
 
 
-def _runs(sweep: str | None, model: str | None) -> list[FoundRun]:
-    """Runs of ours that were trained: neither sweeps themselves nor published figures."""
-    where = "" if sweep is None else f"tags.`sweep.{sweep}` LIKE '%'"
+def trained_on(run: FoundRun) -> str:
+    """The dataset of a run's training data."""
+    return run.tags.get("set") or run.tags.get("dataset", "unknown")
+
+
+def state_of(run: FoundRun) -> str:
+    """finished, running, pruned, failed or interrupted."""
+    return run.tags.get("state", run.status.lower())
+
+
+def _trained_runs(sweep: str | None, model: str | None) -> list[FoundRun]:
+    """Training runs: neither the runs of sweeps themselves nor published results."""
     runs = [
         run
-        for run in find_runs(where)
+        for run in find_runs("" if sweep is None else f"tags.`sweep.{sweep}` LIKE '%'")
         if run.tags.get("kind") != "sweep" and run.tags.get("published") != "true"
     ]
     if not runs:
-        raise InputError(_no_runs(sweep))
+        if sweep is None:
+            raise InputError("MLflow has no runs yet. Train a model first: cutslots train scenes")
+        parents = find_runs("tags.kind = 'sweep'")
+        sweeps = sorted({run.tags["sweep"] for run in parents if "sweep" in run.tags})
+        hint = nearest(sweep, sweeps) if sweeps else "Run a sweep first: python sweeps/demo.py"
+        raise InputError(f"--sweep {sweep} has no runs. {hint}")
     if model is None:
         return runs
     name = model.replace("-", "_")
     models = sorted({run.tags["model"] for run in runs if "model" in run.tags})
     if name not in models:
-        raise InputError(f"--model {model}: no run of it is there. {nearest(name, models)}")
+        raise InputError(f"--model {model} has no runs. {nearest(name, models)}")
     return [run for run in runs if run.tags.get("model") == name]
 
 
-def _no_runs(sweep: str | None) -> str:
-    if sweep is None:
-        return "the tracking store has no runs yet. Train something first: cutslots train scenes"
-    sweeps = sorted(
-        {run.tags["sweep"] for run in find_runs("tags.kind = 'sweep'") if "sweep" in run.tags}
-    )
-    return f"--sweep {sweep}: no run of it is there. {nearest(sweep, sweeps) if sweeps else 'No sweep has been run yet.'}"
+def _available(what: str, names: Collection[str]) -> str:
+    if names:
+        return f"{what}: {', '.join(sorted(names))}."
+    return "Score runs first: cutslots evaluate RUN --data DIR --split SPLIT"
 
 
-def _known(what: str, names: Collection[str]) -> str:
-    return (
-        f"{what}: {', '.join(sorted(names))}."
-        if names
-        else "Score runs first: cutslots evaluate RUN --data DIR --split SPLIT"
-    )
-
-
-def set_of(run: FoundRun) -> str:
-    """The set of a run's training data."""
-    return run.tags.get("set") or run.tags.get("dataset", "unknown")
-
-
-def _board(
-    dataset: str,
-    split: str,
-    metric: str,
-    found: Sequence[tuple[FoundRun, dict[str, float]]],
-    limit: int,
-) -> Board:
-    sign = 1 if higher_is_better(metric) else -1
-    scored = [(run, scores) for run, scores in found if metric in scores]
+def _board(dataset: str, split: str, metric: str, runs: Sequence[Scored], limit: int) -> Board:
+    sign = -1 if higher_is_better(metric) else 1
+    scored = [(run, scores) for run, scores in runs if metric in scores]
     ranked = [(run, scores) for run, scores in scored if math.isfinite(scores[metric])]
-    ranked.sort(
-        key=lambda each: (-sign * each[1][metric], each[0].started)
-    )  # of equals, the one that was there first
+    ranked.sort(key=lambda item: (sign * item[1][metric], item[0].started))
     shown = ranked[:limit]
-    settings = differing([run for run, _ in shown])
-    entries = [
-        _entry(rank, run, scores, metric, settings[run.run_id])
-        for rank, (run, scores) in enumerate(shown, 1)
-    ]
+    settings = differing_settings([run for run, _ in shown])
+    entries = []
+    for rank, (run, scores) in enumerate(shown, 1):
+        step = run.metrics.get("best/step")
+        entry = Entry(
+            rank=rank,
+            value=scores[metric],
+            scores={name: score for name, score in scores.items() if math.isfinite(score)},
+            model=run.tags.get("model", "unknown"),
+            trained_on=trained_on(run),
+            sweep=run.tags.get("sweep"),
+            seed=run.params.get("train.seed"),
+            settings=settings[run.run_id],
+            step=None if step is None else int(step),
+            seconds=run.seconds,
+            state=state_of(run),
+            name=run.name,
+            run_id=run.run_id,
+        )
+        entries.append(entry)
     published = [row for row in rows(dataset) if metric in row.scores]
-    published.sort(key=lambda row: -sign * row.scores[metric])
-    return Board(
-        dataset,
-        split,
-        metric,
-        entries,
-        len(ranked),
-        len(scored) - len(ranked),
-        published,
-        known_differences(published, shown, split),
-    )
+    published.sort(key=lambda row: sign * row.scores[metric])
+    differs = known_differences(published, shown, split)
+    unranked = len(scored) - len(ranked)
+    return Board(dataset, split, metric, entries, len(ranked), unranked, published, differs)
 
 
-def _entry(
-    rank: int, run: FoundRun, scores: dict[str, float], metric: str, settings: dict[str, str]
-) -> Entry:
-    step = run.metrics.get("best/step")
-    return Entry(
-        rank=rank,
-        value=scores[metric],
-        scores={name: score for name, score in scores.items() if math.isfinite(score)},
-        model=run.tags.get("model", "unknown"),
-        trained_on=set_of(run),
-        sweep=run.tags.get("sweep"),
-        seed=run.params.get("train.seed"),
-        settings=settings,
-        step=None if step is None else int(step),
-        seconds=run.seconds,
-        state=run.tags.get("state", run.status.lower()),
-        name=run.name,
-        run_id=run.run_id,
-    )
+def differing_settings(runs: Sequence[FoundRun]) -> dict[str, dict[str, str]]:
+    """By run id, the parameters in which these runs differ, under their shortest unambiguous names.
 
-
-def differing(runs: Sequence[FoundRun]) -> dict[str, dict[str, str]]:
-    """The parameters of each run, by its id, in which these runs differ; one that a model lacks makes no difference."""
-    # How long a run is may change when it is resumed, so it is a tag; the data's digest is one too.
-    extra = {"train.steps": "train.steps", "data_digest": "data"}
+    A parameter that some model lacks does not count as different.
+    """
+    # The number of steps may change when a run resumes, so it is a tag; the data digest is too.
+    tags = {"train.steps": "train.steps", "data_digest": "data"}
     settings = {
         run.run_id: run.params
-        | {name: run.tags[tag] for tag, name in extra.items() if tag in run.tags}
+        | {new: run.tags[tag] for tag, new in tags.items() if tag in run.tags}
         for run in runs
     }
-    names = dict.fromkeys(name for each in settings.values() for name in each)
-    values = {name: {each[name] for each in settings.values() if name in each} for name in names}
-    changing = [name for name in names if len(values[name]) > 1 and name not in NO_SETTINGS]
-    ends = {
-        name: next(
-            end for end in _endings(name) if sum(end in _endings(other) for other in names) == 1
-        )
-        for name in changing
-    }
+    values: dict[str, set[str]] = {}
+    for params in settings.values():
+        for name, value in params.items():
+            values.setdefault(name, set()).add(value)
+    short = {}
+    for name in values:
+        if len(values[name]) > 1 and name not in NO_SETTINGS:
+            parts = name.split(".")
+            suffixes = (".".join(parts[i:]) for i in range(len(parts) - 1, 0, -1))
+            short[name] = next(
+                (s for s in suffixes if sum(f".{n}".endswith(f".{s}") for n in values) == 1), name
+            )
     return {
-        run_id: {ends[name]: each[name] for name in changing if name in each}
-        for run_id, each in settings.items()
+        run_id: {short[name]: params[name] for name in short if name in params}
+        for run_id, params in settings.items()
     }
 
 
-def _endings(path: str) -> list[str]:
-    """The endings of a dotted path, the ends first."""
-    parts = path.split(".")
-    return [".".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)]
+def settings_text(settings: dict[str, str]) -> str:
+    """`gamma=0.5 learning_rate=0.001 and 3 more`."""
+    texts = [f"{name}={setting_text(value)}" for name, value in settings.items()]
+    more = len(texts) - SETTINGS_SHOWN
+    return " ".join([*texts[:SETTINGS_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
 
-def known_differences(
-    published: Sequence[Row], shown: Sequence[tuple[FoundRun, dict[str, float]]], split: str
-) -> list[str]:
-    """What differs between ours and the published rows, with the number of our runs where it is not all."""
-    counted: dict[str, set[str]] = {}
+def known_differences(published: Sequence[Row], runs: Sequence[Scored], split: str) -> list[str]:
+    """Known differences of our runs from published rows; with a count if not all runs differ."""
+    differing: dict[str, set[str]] = {}
     for row in published:
-        for run, scores in shown:
+        for run, scores in runs:
             side = run.params.get("model.image_size", "")
-            for reason in differences(
+            reasons = differences(
                 replace(row, differs=()),
                 image_size=int(side) if side.isdigit() else None,
                 split=split,
                 num_images=scores.get("num_images"),
-                trained_on=set_of(run),
-            ):
-                counted.setdefault(reason, set()).add(run.run_id)
+                trained_on=trained_on(run),
+            )
+            for reason in reasons:
+                differing.setdefault(reason, set()).add(run.run_id)
     return [
-        reason if len(of) == len(shown) else f"{reason} ({len(of)} of {len(shown)} runs)"
-        for reason, of in counted.items()
+        reason if len(ids) == len(runs) else f"{reason} ({len(ids)} of {len(runs)} runs)"
+        for reason, ids in differing.items()
     ]
+
+
+def publication_marks(published: Sequence[Row]) -> dict[str, str]:
+    """A letter per publication, in the order of the rows."""
+    return {name: chr(ord("a") + i) for i, name in enumerate({r.publication: 0 for r in published})}
+
+
+def published_notes(published: Sequence[Row], differs: Sequence[str]) -> list[str]:
+    """Sources and protocols of published rows, and what is known to differ in our runs."""
+    notes = []
+    for publication, mark in publication_marks(published).items():
+        of = [row for row in published if row.publication == publication]
+        texts = dict.fromkeys([*(r.protocol for r in of), *(d for r in of for d in r.differs)])
+        notes.append(f"[{mark}] {publication}. Protocol: {'; '.join(texts)}.")
+    if published:
+        known = "; ".join(differs) or "none, except possibly how the dataset was prepared"
+        notes.append(f"Published rows are not ranked. Known differences of our runs: {known}.")
+    return notes
 
 
 def cells(board: Board) -> tuple[list[str], list[list[str]]]:
-    """A board as a table: its header, a line an entry, a line a published row; columns that would be empty are left out."""
-    others = [
-        name
-        for name in BESIDES
-        if name != board.metric and any(name in entry.scores for entry in board.entries)
-    ]
+    """A board as a header and lines, our runs first; empty columns are left out."""
+    available = {name for entry in board.entries for name in entry.scores}
+    others = [name for name in MORE_SCORES if name != board.metric and name in available]
     scores = [board.metric, *others]
-    header = ["rank", *(TITLES.get(name, name) for name in scores)]
-    header += [
-        "model",
-        "trained on",
-        "sweep",
-        "seed",
-        "step",
-        "time",
-        "state",
-        "run",
-        "settings",
-        "id",
-    ]
-    lines = [_line(entry, scores) for entry in board.entries]
-    marks = marks_of(board.published)
-    for row in board.published:
-        figures = [number(name, row.scores) for name in scores]
-        name = f"published: {row.method} [{marks[row.publication]}]"
-        lines.append(["-", *figures, "", row.trained_on, "", "", "", "", "", name, "", ""])
-    alike = {"trained on": {board.dataset}, "state": {"finished", ""}}
-    kept = [
-        at
-        for at, title in enumerate(header)
-        if any(line[at] for line in lines)
-        and not (title in alike and {line[at] for line in lines} <= alike[title])
-    ]
-    return [header[at] for at in kept], [[line[at] for at in kept] for line in lines]
-
-
-def _line(entry: Entry, scores: Sequence[str]) -> list[str]:
-    settings = [f"{name}={short(value)}" for name, value in entry.settings.items()]
-    more = [f"and {len(settings) - SETTINGS_SHOWN} more"] if len(settings) > SETTINGS_SHOWN else []
-    return [
-        str(entry.rank),
-        *(number(name, entry.scores) for name in scores),
-        entry.model,
-        entry.trained_on,
-        entry.sweep or "",
-        entry.seed or "",
-        "" if entry.step is None else f"{entry.step:,}",
-        "" if entry.seconds is None else clock(entry.seconds),
-        entry.state,
-        entry.name,
-        " ".join([*settings[:SETTINGS_SHOWN], *more]),
-        entry.run_id,
-    ]
-
-
-def short(value: str) -> str:
-    """A setting's text, numbers with four digits: a search draws them with seventeen."""
-    try:
-        return value if value.lstrip("-").isdigit() else f"{float(value):.4g}"
-    except ValueError:
-        return value
-
-
-def marks_of(published: Sequence[Row]) -> dict[str, str]:
-    """A letter for each publication, in the order of the rows."""
-    return {
-        name: chr(ord("a") + at)
-        for at, name in enumerate(dict.fromkeys(row.publication for row in published))
-    }
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def notes(board: Board) -> Iterator[str]:
-    """What has to be said below a board."""
-    if board.num_runs > len(board.entries):
-        yield f"not shown: {board.num_runs - len(board.entries)} more; --limit {board.num_runs} shows all"
-    if board.num_unranked:
-        yield f"without a finite {board.metric}: {board.num_unranked}"
-    for publication, mark in marks_of(board.published).items():
-        differs = {
-            reason: None
-            for row in board.published
-            if row.publication == publication
-            for reason in row.differs
+    lines = [
+        {
+            "rank": str(entry.rank),
+            **{title(name): score_text(name, entry.scores.get(name)) for name in scores},
+            "model": entry.model,
+            "trained on": entry.trained_on,
+            "sweep": entry.sweep or "",
+            "seed": entry.seed or "",
+            "step": "" if entry.step is None else f"{entry.step:,}",
+            "time": "" if entry.seconds is None else clock(entry.seconds),
+            "state": entry.state,
+            "run": entry.name,
+            "settings": settings_text(entry.settings),
+            "id": entry.run_id,
         }
-        yield f"[{mark}] {publication}" + "".join(f"; {reason}" for reason in differs)
-    if board.published:
-        known = (
-            "; ".join(board.differs)
-            or "as far as the runs tell, nothing but how the set was prepared"
-        )
-        yield f"Published rows are not ranked among ours. What differs in ours: {known}."
+        for entry in board.entries
+    ]
+    header = list(lines[0]) if lines else ["rank", *map(title, scores), "trained on", "run"]
+    marks = publication_marks(board.published)
+    for row in board.published:
+        name = f"published: {row.method} [{marks[row.publication]}]"
+        numbers = {title(name): score_text(name, row.scores.get(name)) for name in scores}
+        lines.append({"rank": "-", **numbers, "trained on": row.trained_on, "run": name})
+    # Columns with the usual value in every line are left out too.
+    usual = {"trained on": {board.dataset}, "state": {"finished", ""}}
+    values = {name: {line.get(name, "") for line in lines} for name in header}
+    header = [n for n in header if any(values[n]) and not values[n] <= usual.get(n, set())]
+    return header, [[line.get(name, "") for name in header] for line in lines]
+
+
+def notes(board: Board) -> list[str]:
+    """The notes below a board."""
+    notes = []
+    if board.num_runs > len(board.entries):
+        hidden = board.num_runs - len(board.entries)
+        notes.append(f"{hidden} more not shown; --limit {board.num_runs} shows all")
+    if board.num_unranked:
+        notes.append(f"without a finite {board.metric}: {board.num_unranked}")
+    return [*notes, *published_notes(board.published, board.differs)]

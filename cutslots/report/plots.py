@@ -1,38 +1,31 @@
-"""What all figures of lines and dots have in common."""
+"""Plots: learning curves, slices, comparisons of sweeps, benchmarks of solvers."""
 
-import io
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
 
 from cutslots.errors import InputError, nearest
 from cutslots.files import atomic, write_text
-from cutslots.metrics.registry import higher_is_better
-from cutslots.report.evaluation import TITLES, number
-from cutslots.report.figures import EXAMPLES
-from cutslots.report.importance import Slice
-from cutslots.report.leaderboard import short
-from cutslots.report.sweep import Configuration, SweepRuns, Trial, sweep_runs
-from cutslots.tracking import last_artifact, metric_histories
+from cutslots.metrics.registry import higher_is_better, title
+from cutslots.report.importance import Analysis, quiet
+from cutslots.report.sweep import Configuration, SweepRuns, Trial, state_of, sweep_runs
+from cutslots.report.tables import Table, score_text
+from cutslots.tracking import metric_histories
 
-# Colours that colour-blind readers tell apart, on white and in print (Okabe and Ito, Color universal design, 2008).
-BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)
+# Colours that colour-blind readers can distinguish (Okabe and Ito, Color universal design, 2008).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+GREY = "#7a8794"
+MARKERS = "osD^vPX<>h*"
+BEST = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # of the best runs, in their order
+LABEL_LENGTH = 110
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot, which draws to files and needs no display."""
+    """matplotlib's pyplot, drawing to files without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,425 +34,200 @@ def pyplot() -> Any:
     return pyplot
 
 
-def tidy(axis: Any) -> None:
-    """A pale grid behind what is drawn, and no frame above and to the right."""
-    axis.grid(True, which="major", color="0.92", zorder=0)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a PNG and close the figure; without the writer's version and the like, so that the same figure gives the same bytes."""
+def _save(figure: Any, path: Path) -> None:
+    """Write a PNG without metadata, so that equal figures have equal bytes; close the figure."""
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     pyplot().close(figure)
 
 
-GAP, CAPTION = 16, 44
-WIDEST = 3000  # pixels side by side; wider panels stand below each other
-BEST = (ORANGE, BLUE, GREEN, PURPLE)  # so many of the best runs have a colour
-MARKED, OTHERS = BEST[0], "#7a8794"
-MANY, LONGEST = 30, 110  # lines from which on they are thin; letters of a legend's line
-SPREAD = 0.4  # of the way from one whole number to the next
-PRUNED = "pruned, its last reading"
-MARKS: dict[str, dict[str, Any]] = {
-    "finished": {"s": 20, "color": OTHERS, "linewidths": 0, "alpha": 0.75, "zorder": 3},
-    PRUNED: {"s": 16, "color": "0.75", "marker": "x", "linewidths": 0.9, "zorder": 2},
-    "best": {"s": 55, "color": MARKED, "linewidths": 0, "zorder": 4},
-}
-DASHES = {"finished": "-", "pruned": "--"}
+def _tidy(axis: Any) -> None:
+    axis.grid(True, which="major", color="0.92", zorder=0)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A run whose scenes are shown, and why: best, median or worst."""
-
-    role: str
-    trial: Trial
-
-
-def chosen(sweep: SweepRuns) -> list[Chosen]:
-    """The best, the median and the worst of the runs with a result, each once."""
-    ranked = sweep.ranked
-    places = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
-    found: dict[int, str] = {}
-    for role in ("best", "worst", "median"):
-        if ranked and places[role] not in found:
-            found[places[role]] = role
-    return [Chosen(found[at], ranked[at]) for at in sorted(found)]
-
-
-def caption(sweep: SweepRuns, each: Chosen) -> list[str]:
-    """Which run it is, in two lines."""
-    first = f"{each.role.capitalize()} run: {_value(sweep, each.trial)}, {each.trial.name}"
-    return [
-        first,
-        f"seed {each.trial.seed}, signature {each.trial.run_hash}, commit {each.trial.commit}",
-    ]
-
-
-def scenes_figure(sweep: SweepRuns, path: Path) -> str | None:
-    """Write scenes with their masks as one PNG: of the best run those of best, median and worst score.
-
-    Where it has logged none, as runs of before did not, the last figures of the best, the median and the worst run.
-
-    Returns: what is to be said of the picture; None when there is none.
-    """
-    best = chosen(sweep)[:1]
-    panels = _panels(sweep, best, EXAMPLES)
-    if panels:
-        text = f"Scenes of the validation split with the best, the median and the worst {_objective_title(sweep)} of the best run, by the "
-        text += "weights of its best step"
-    else:
-        panels = _panels(sweep, chosen(sweep), "figures")
-        text = "The best run has logged no scenes by their scores; these are the last figures, of the split's first scenes, of"
-        text += " the best, the median and the worst run"
-    if not panels:
-        return None
-    beside = sum(panel.width + GAP for _, panel in panels) <= WIDEST
-    widths, heights = [panel.width for _, panel in panels], [panel.height for _, panel in panels]
-    size = (
-        (sum(widths) + GAP * (len(panels) - 1), max(heights))
-        if beside
-        else (max(widths), sum(heights) + GAP * (len(panels) - 1))
-    )
-    canvas = Image.new("RGB", size, "white")
-    left = top = 0
-    for _, panel in panels:
-        canvas.paste(panel, (left, top))
-        left, top = (left + panel.width + GAP, 0) if beside else (0, top + panel.height + GAP)
-    with atomic(path) as temporary:
-        canvas.save(temporary, format="PNG", optimize=True)
-    return f"{text}. {'; '.join(', '.join(caption(sweep, each)) for each, _ in panels)}."
-
-
-def _panels(
-    sweep: SweepRuns, runs: Sequence[Chosen], folder: str
-) -> list[tuple[Chosen, Image.Image]]:
-    """The last picture that each of these runs has in a folder of its artifacts, with a caption."""
-    found = [(each, last_artifact(each.trial.run.run_id, folder)) for each in runs]
-    # Of an animation the first frame.
-    return [
-        (each, _captioned(Image.open(io.BytesIO(content)).convert("RGB"), caption(sweep, each)))
-        for each, content in found
-        if content is not None
-    ]
-
-
-def _captioned(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    canvas = Image.new("RGB", (picture.width, picture.height + CAPTION), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    for at, line in enumerate(lines):
-        while line and draw.textlength(line, font=font) > picture.width - 8:
-            line = line.removesuffix("...")[:-1] + "..." if len(line) > 4 else ""
-        draw.text((4, 3 + 20 * at), line, fill="black", font=font)
-    canvas.paste(picture, (0, CAPTION))
-    return canvas
+def describe(sweep: SweepRuns, trial: Trial) -> str:
+    """A trial's objective with its title: `ARI-FG 0.9461`."""
+    return f"{sweep.objective_title} {score_text(sweep.objectives[0], sweep.value(trial))}"
 
 
 def curves_figure(sweep: SweepRuns, path: Path) -> str | None:
-    """Write a PNG of the objective on the validation split over steps, a line a run, the best ones in colour.
+    """Draw the validation objective over steps, one line per run, the best ones in colour.
 
-    Returns: what is to be said of the picture; None when there are no points.
+    Returns: the figure's caption; None without points.
     """
     objective = sweep.objectives[0]
-    best = {trial.run.run_id: color for trial, color in zip(sweep.ranked, BEST, strict=False)}
-    shown = [*(trial for trial in sweep.trials if trial.counts), *sweep.unfinished]
-    found = metric_histories([trial.run.run_id for trial in shown], f"val/{objective}")
-    lines = [
-        (trial, [point for point in found[trial.run.run_id] if math.isfinite(point[1])])
-        for trial in shown
-    ]
-    lines = [(trial, points) for trial, points in lines if points]
-    if not lines:
+    rest = [t for t in sweep.trials if t.counts and t not in sweep.ranked] + sweep.unfinished
+    trials = [*sweep.ranked, *rest]
+    histories = metric_histories([trial.run.run_id for trial in trials], f"val/{objective}")
+    curves = []
+    for rank, trial in enumerate(trials):
+        points = [point for point in histories[trial.run.run_id] if math.isfinite(point[1])]
+        color = BEST[rank] if rank < min(len(BEST), len(sweep.ranked)) else None
+        curves += [(trial, points, color)] if points else []
+    if not curves:
         return None
+    thin = len(curves) > 30
+    labelled, origins = set(), []
     figure, axis = pyplot().subplots(figsize=(9, 5), layout="constrained")
-    many = len(lines) > MANY
-    for trial, points in lines:
-        color = best.get(trial.run.run_id)
+    for i, (trial, points, color) in enumerate(curves):
+        state = state_of(trial.run)
+        label = "other runs" if state == "finished" else state
+        if color:
+            label = f"{describe(sweep, trial)}, seed {trial.seed}: {trial.name}"
+            label = label if len(label) <= LABEL_LENGTH else label[: LABEL_LENGTH - 3] + "..."
+            origin = f"run hash {trial.run_hash}, commit {trial.commit}"
+            origins.append(f"{describe(sweep, trial)}: {origin}")
         axis.plot(
             *zip(*points, strict=True),
-            color=color or OTHERS,
-            linewidth=1.8 if color else 0.6 if many else 1.0,
-            alpha=1.0 if color else 0.4 if many else 0.6,
-            linestyle=DASHES.get(trial.state, ":"),
+            label="_" if label in labelled else label,  # matplotlib's way to leave a line out
+            color=color or GREY,
+            linewidth=1.8 if color else 0.6 if thin else 1.0,
+            alpha=1.0 if color else 0.4 if thin else 0.6,
+            linestyle={"finished": "-", "pruned": "--"}.get(state, ":"),
             marker="o" if len(points) == 1 else None,
-            markersize=2 if many else 4,
-            zorder=4 - 0.1 * list(best).index(trial.run.run_id) if color else 2,
+            markersize=2 if thin else 4,
+            zorder=3 - i / len(curves),  # the best run over the others
         )
+        labelled.add(label)
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylabel(f"{_objective_title(sweep)}, validation")
-    if not higher_is_better(objective) and all(
-        value > 0 for _, points in lines for _, value in points
-    ):
-        _logarithmic(
-            axis, "y"
-        )  # errors fall by whole factors, and the first ones would hide the last
-    tidy(axis)
-    named = [
-        (trial, color)
-        for trial, color in zip(sweep.ranked, BEST, strict=False)
-        if any(trial is each for each, _ in lines)
-    ]
-    entries = [
-        (color, 1.8, "-", _cut(f"{_value(sweep, trial)}, seed {trial.seed}: {trial.name}"))
-        for trial, color in named
-    ]
-    states = {trial.state for trial, _ in lines if trial.run.run_id not in best}
-    kinds = (("finished", "-", "other runs"), ("pruned", "--", "pruned"))
-    entries += [(OTHERS, 1.0, dash, text) for state, dash, text in kinds if state in states]
-    entries += (
-        [(OTHERS, 1.0, ":", ", ".join(rest))] if (rest := sorted(states - set(DASHES))) else []
+    axis.set_ylabel(f"{sweep.objective_title}, validation")
+    positive = all(value > 0 for _, points, _ in curves for _, value in points)
+    if positive and not higher_is_better(objective):
+        axis.set_yscale("log")  # or the first errors would hide the differences of the last ones
+    _tidy(axis)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+    _save(figure, path)
+    return (
+        f"The objective on the validation split during training, {len(curves)} runs."
+        f" The best in colour: {'; '.join(origins) or 'none yet'}."
     )
-    handles = [
-        pyplot().Line2D([], [], color=c, linewidth=w, linestyle=d, label=text)
-        for c, w, d, text in entries
-    ]
-    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=9)
-    save(figure, path)
-    origin = "; ".join(
-        f"{_value(sweep, trial)}: signature {trial.run_hash}, commit {trial.commit}"
-        for trial, _ in named
-    )
-    return f"The objective on the validation split over training, {len(lines)} runs. In colour the best: {origin or 'none yet'}."
 
 
-def _value(sweep: SweepRuns, trial: Trial) -> str:
-    return f"{_objective_title(sweep)} {number(sweep.objectives[0], {sweep.objectives[0]: sweep.value(trial)})}"
+def slices_figure(sweep: SweepRuns, analysis: Analysis, path: Path) -> str | None:
+    """Draw the objective over each parameter of the search space, with Optuna's `plot_slice`.
 
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
-
-
-def slices_figure(sweep: SweepRuns, slices: Sequence[Slice], path: Path) -> str | None:
-    """Write a PNG with an axis for each setting of the space: the objective of every run over its value.
-
-    Returns: what is to be said of the picture; None without slices.
+    Returns: the figure's caption; None if no parameter varies.
     """
-    if not slices:
+    if not analysis.varied:
         return None
-    columns = min(3, len(slices))
-    rows = math.ceil(len(slices) / columns)
-    figure, axes = pyplot().subplots(
-        rows,
-        columns,
-        figsize=(1 + 3.4 * columns, 0.7 + 2.9 * rows),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
+    from optuna.visualization.matplotlib import plot_slice
+
+    name = sweep.objective_title
+    with quiet(), pyplot().rc_context():  # plot_slice changes matplotlib's style
+        axes: Any = plot_slice(analysis.study, params=analysis.varied, target_name=name)
+        figure: Any = np.ravel(axes)[0].figure
+        figure.axes[-1].set_ylabel("rank - 1")  # the colour bar: trials are in order of rank
+        _save(figure, path)
+    return (
+        f"Optuna's slice plot: the best {name} of every finished run over each parameter of the"
+        " search space, the most important first. Light dots are the best runs."
     )
-    for axis, each in zip(axes.flat, slices, strict=False):
-        _draw_slice(axis, each)
-        tidy(axis)
-    if not higher_is_better(sweep.objectives[0]) and all(
-        value > 0 for each in slices for _, value in [*each.finished, *each.pruned]
-    ):
-        for axis in list(axes.flat)[: len(slices)]:
-            _logarithmic(axis, "y")
-    for axis in list(axes.flat)[len(slices) :]:
-        axis.set_axis_off()
-    for row in axes:
-        row[0].set_ylabel(_objective_title(sweep))
-    pruned = any(each.pruned for each in slices)
-    handles = [
-        axes[0][0].scatter([], [], **style, label=text)
-        for text, style in MARKS.items()
-        if pruned or text != PRUNED
-    ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-    save(figure, path)
-    text = f"Optuna's slices: the best {_objective_title(sweep)} of every finished run over each setting of the space, the most important "
-    text += "first." + (
-        " Of pruned runs it is the last reading before the sweep ended them." if pruned else ""
-    )
-    return text + (
-        " At whole numbers and choices the dots are spread sideways."
-        if any(map(_is_whole, slices))
-        else ""
-    )
-
-
-def _objective_title(sweep: SweepRuns) -> str:
-    return TITLES.get(sweep.objectives[0], sweep.objectives[0])
-
-
-def _is_whole(each: Slice) -> bool:
-    """Whether runs lie at a few places, so that one hides the other."""
-    return each.choices is not None or all(isinstance(value, int) for value, _ in each.finished)
-
-
-def _draw_slice(axis: Any, each: Slice) -> None:
-    """Numbers lie along an axis of all that was searched, choices at places of their own."""
-
-    whole = _is_whole(each)
-
-    def places(points: Sequence[tuple[Any, float]]) -> list[tuple[float, float]]:
-        found = [
-            (each.choices.index(value) if each.choices else value, objective)
-            for value, objective in points
-        ]
-        # Beside each other what would hide each other: multiples of the golden ratio never meet.
-        return [
-            (at + (((0.618 * number + 0.5) % 1 - 0.5) * SPREAD if whole else 0), value)
-            for number, (at, value) in enumerate(found)
-        ]
-
-    finished, pruned = places(each.finished), places(each.pruned)
-    for points, style in (
-        (pruned, MARKS[PRUNED]),
-        (finished, MARKS["finished"]),
-        (finished[:1], MARKS["best"]),
-    ):
-        if points:
-            axis.scatter(*zip(*points, strict=True), **style)
-    axis.set_xlabel(each.setting, fontsize=9)
-    if each.choices:
-        axis.set_xticks(
-            range(len(each.choices)),
-            [short(str(choice))[:10] for choice in each.choices],
-            fontsize=8,
-        )
-        axis.set_xlim(-0.5, len(each.choices) - 0.5)
-        return
-    low, high = each.range
-    if each.logarithmic:
-        axis.set_xlim(low / (high / low) ** 0.04, high * (high / low) ** 0.04)
-        _logarithmic(axis, "x")
-        return
-    margin = 0.5 if whole else 0.04 * (high - low)
-    axis.set_xlim(low - margin, high + margin)
-    if whole:
-        axis.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _logarithmic(axis: Any, name: str) -> None:
-    """A logarithmic axis with few names: matplotlib's own between powers of ten run into each other."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-
-    getattr(axis, f"set_{name}scale")("log")
-    along = getattr(axis, f"{name}axis")
-    low, high = getattr(axis, f"get_{name}lim")()
-    subs = (1, 2, 3, 5) if high / low < 20 else (1, 2, 5) if high / low < 300 else (1,)
-    along.set_major_locator(LogLocator(subs=subs) if high / low > 5 else MaxNLocator(4))
-    along.set_major_formatter("{x:g}")
-    along.set_minor_formatter(NullFormatter())
-
-
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
-MARKERS = "osD^vP"
-
-
-@dataclass(frozen=True)
-class Line:
-    """A sweep's configurations along the setting, and those that have no value of it.
-
-    Attributes:
-        points: value of the setting, with its configuration; ascending.
-        others: configurations without a value of it, such as those of other models.
-        title: the set's name, or the sweep's where another one has the same set.
-    """
-
-    sweep: SweepRuns
-    points: list[tuple[float, Configuration]]
-    others: list[Configuration]
-    title: str
-
-    def labelled(self) -> list[tuple[str, Configuration]]:
-        """All configurations with the name of their row: the setting's value, else what `other` says."""
-        return [(f"{value:g}", each) for value, each in self.points] + [
-            (self.other(each), each) for each in self.others
-        ]
-
-    def other(self, configuration: Configuration) -> str:
-        """A configuration without a value of the setting: its model, with what it is where that model has several."""
-        model = _model(configuration)
-        alone = sum(_model(each) == model for each in self.others) == 1
-        return model if alone else f"{model}, {configuration.name}"
-
-    def values(self, label: str, score: str) -> list[float]:
-        """A row's values of all seeds."""
-        return [
-            value
-            for name, each in self.labelled()
-            if name == label
-            for value in each.values(self.sweep.place, score)
-        ]
 
 
 def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path]:
-    """Write `compare-SETTING.md` and `.png` of several sweeps; from the same runs they are the same.
+    """Compare sweeps over one numeric setting in `compare-SETTING.md` and `.png`.
 
     Args:
-        names: the sweeps, all after the same objective.
-        setting: an option that is a number, its path whole or shortened.
+        names: sweeps with the same objective.
+        setting: option path, full or shortened.
 
-    Returns: the files written.
+    Returns: the files; the same runs give the same files.
 
     Raises:
-        InputError: no such setting, sweeps with different objectives, or one without two values of the setting.
+        InputError: no such setting, different objectives, or fewer than two values in a sweep.
     """
     sweeps = [sweep_runs(name) for name in names]
-    sets = [sweep.place[0] for sweep in sweeps]
-    lines = [
-        _line(sweep, setting, sweep.name if sets.count(sweep.place[0]) > 1 else sweep.place[0])
-        for sweep in sweeps
-    ]
-    objectives = sorted({line.sweep.objectives[0] for line in lines})
+    datasets = [sweep.validation[0] for sweep in sweeps]
+    titles = [s.name if datasets.count(d) > 1 else d for s, d in zip(sweeps, datasets, strict=True)]
+    compared = [_by_setting(sweep, setting) for sweep in sweeps]
+    objectives = sorted({sweep.objectives[0] for sweep in sweeps})
     if len(objectives) > 1:
         raise InputError(
-            f"--compare {setting}: the sweeps have different objectives, {', '.join(objectives)}. Compare them apart."
+            f"--compare {setting}: the sweeps must have the same objective, "
+            f"got {', '.join(objectives)}. Compare them separately."
         )
-    scores = _scores(lines, objectives[0])
-    out.mkdir(parents=True, exist_ok=True)
-    table, figure = out / f"compare-{setting}.md", out / f"compare-{setting}.png"
-    write_text(table, _markdown(lines, setting, scores))
-    _figure(lines, setting, scores, figure)
-    return [table, figure]
+    objective = objectives[0]
+    scores = [objective]
+    if any(c.values(s.validation, f"cut_{objective}") for s in sweeps for c in s.configurations):
+        scores.append(f"cut_{objective}")
+    labels = [f"{v:g}" for v in sorted({x for points, _ in compared for x in points})]
+    labels += sorted({label for _, others in compared for label in others})
+    parts = [
+        f"# {setting} in {', '.join(names)}\n",
+        "Validation split; mean ± sample standard deviation over seeds (number of seeds), each"
+        " run at its best step.\n",
+    ]
+    for score in scores:
+        cells: dict[str, list[str]] = {label: [label] for label in labels}
+        for sweep, (points, others) in zip(sweeps, compared, strict=True):
+            columns = {f"{x:g}": c for x, c in points.items()} | others
+            for label, line in cells.items():
+                values = columns[label].values(sweep.validation, score) if label in columns else []
+                spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+                mean = f"{statistics.fmean(values):.3f}{spread} ({len(values)})" if values else "-"
+                line.append(mean)
+        parts.append(f"## {title(score)}\n")
+        parts.append(Table([setting, *titles], list(cells.values()), titles).markdown())
+    table, image = out / f"compare-{setting}.md", out / f"compare-{setting}.png"
+    write_text(table, "\n".join(parts))
+
+    figure, axis = pyplot().subplots(figsize=(6.4, 4.8), layout="constrained")
+    for i, (sweep, (points, others)) in enumerate(zip(sweeps, compared, strict=True)):
+        color = COLORS[i % len(COLORS)]
+        seeds = {x: c.values(sweep.validation, objective) for x, c in points.items()}
+        seeds = {x: values for x, values in seeds.items() if values}
+        means = [statistics.fmean(values) for values in seeds.values()]
+        marker = MARKERS[i % len(MARKERS)]
+        axis.plot(list(seeds), means, color=color, marker=marker, label=titles[i])
+        for x, values in seeds.items():
+            axis.scatter([x] * len(values), values, s=14, color=color, alpha=0.45, linewidths=0)
+        for label, configuration in others.items():  # as a level, since it has no value
+            mean = configuration.mean(sweep.validation, objective)
+            if mean is not None:
+                axis.axhline(mean, color=color, linestyle="--", label=f"{titles[i]}, {label}")
+    ticks = sorted({x for points, _ in compared for x in points})
+    if ticks[0] > 0:
+        axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel(setting)
+    axis.set_ylabel(f"{title(objective)}, validation: mean and every seed")
+    _tidy(axis)
+    figure.legend(loc="outside lower center", frameon=False, ncols=len(sweeps), fontsize=9)
+    _save(figure, image)
+    return [table, image]
 
 
-def _line(sweep: SweepRuns, setting: str, title: str) -> Line:
-    known = {
-        name
-        for configuration in sweep.configurations
-        for name in configuration.trials[0].run.params
-    }
-    whole = {name for name in known if name == setting or name.endswith(f".{setting}")}
-    if len(whole) != 1:
-        hint = f"It may be {' or '.join(sorted(whole))}." if whole else _hint(setting, sweep)
+def _by_setting(
+    sweep: SweepRuns, setting: str
+) -> tuple[dict[float, Configuration], dict[str, Configuration]]:
+    """A sweep's configurations by the setting's value, and those without it by model."""
+    params = [c.trials[0].run.params for c in sweep.configurations]
+    paths = {name for each in params for name in each if f".{name}".endswith(f".{setting}")}
+    if len(paths) != 1:
+        numeric = {n for t in sweep.trials for n, v in t.settings.items() if _number(v) is not None}
+        hint = f"It may be {' or '.join(sorted(paths))}."
+        if not paths:
+            hint = nearest(setting, sorted(numeric)) if numeric else "No numeric setting varies."
         raise InputError(
-            f"--compare {setting}: the runs of sweep {sweep.name!r} have no one such setting. {hint}"
+            f"--compare must be one setting of sweep {sweep.name!r}, got {setting!r}. {hint}"
         )
-    (name,) = whole
-    points, others = [], []
-    for configuration in sweep.configurations:
-        value = _number(configuration.trials[0].run.params.get(name))
-        if value is None:
-            others.append(configuration)
-        else:
-            points.append((value, configuration))
-    values = {value for value, _ in points}
-    if len(values) < 2 or len(values) < len(points):
+    (path,) = paths
+    values = [(_number(p.get(path)), c) for p, c in zip(params, sweep.configurations, strict=True)]
+    points = sorted(((v, c) for v, c in values if v is not None), key=lambda point: point[0])
+    by_value = dict(points)
+    if len(by_value) < 2 or len(by_value) < len(points):
         raise InputError(
-            f"--compare {setting}: sweep {sweep.name!r} has {len(points)} configurations with {len(values)} values of it; at least "
-            "two values are needed, and nothing else may differ besides the seed."
+            f"--compare {setting}: sweep {sweep.name!r} must have at least two values of it and"
+            f" differ in nothing else but the seed, got {len(points)} configurations with"
+            f" {len(by_value)} values."
         )
-    return Line(sweep, sorted(points, key=lambda point: point[0]), others, title)
-
-
-def _hint(setting: str, sweep: SweepRuns) -> str:
-    """What may be meant: numbers in which the runs differ."""
-    differing = {
-        name
-        for trial in sweep.trials
-        for name, text in trial.settings.items()
-        if _number(text) is not None
-    }
-    return (
-        nearest(setting, sorted(differing))
-        if differing
-        else "Its runs differ in no number besides the seed."
-    )
+    models = [(c.trials[0].run.tags.get("model", c.name), c) for v, c in values if v is None]
+    names = [model for model, _ in models]
+    others = {m if names.count(m) == 1 else f"{m}, {c.name}": c for m, c in models}
+    return by_value, others
 
 
 def _number(text: str | None) -> float | None:
@@ -470,191 +238,42 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _scores(lines: Sequence[Line], objective: str) -> list[str]:
-    """The objective, and the same by cut masks where there are any."""
-    found = {
-        score
-        for line in lines
-        for _, each in line.points
-        for trial in each.trials
-        for score in trial.scores[line.sweep.place]
-    }
-    return [objective, *({f"cut_{objective}"} & found)]
-
-
-def _title(score: str) -> str:
-    plain = score.removeprefix("cut_")
-    return TITLES.get(plain, plain) + (" by cut masks" if plain != score else "")
-
-
-def _model(configuration: Configuration) -> str:
-    return configuration.trials[0].run.tags.get("model", configuration.name)
-
-
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread} ({len(values)})"
-
-
-def _markdown(lines: Sequence[Line], setting: str, scores: Sequence[str]) -> str:
-    text = [f"# {setting} in {', '.join(line.sweep.name for line in lines)}", ""]
-    text += [
-        "Validation split; mean ± sample standard deviation over seeds (number of them), each run at its best step.",
-        "",
-    ]
-    labels = sorted(
-        {label for line in lines for label, _ in line.labelled()},
-        key=lambda label: (math.inf if (value := _number(label)) is None else value, label),
-    )
-    for score in scores:
-        text += [
-            f"## {_title(score)}",
-            "",
-            f"| {setting} | {' | '.join(line.title for line in lines)} |",
-        ]
-        text.append("|---" * (len(lines) + 1) + "|")
-        text += [
-            f"| {label} | {' | '.join(_cell(line.values(label, score)) for line in lines)} |"
-            for label in labels
-        ]
-        text.append("")
-    text += [
-        "## Runs",
-        "",
-        f"| sweep | {setting} or model | seed | {' | '.join(map(_title, scores))} | signature | commit |",
-    ]
-    text.append("|---" * (5 + len(scores)) + "|")
-    for line in lines:
-        for label, configuration in line.labelled():
-            for trial in configuration.trials:
-                found = trial.scores[line.sweep.place]
-                cells = [f"{found[score]:.4f}" if score in found else "-" for score in scores]
-                cells = [line.sweep.name, label, trial.seed, *cells, trial.run_hash, trial.commit]
-                text.append(f"| {' | '.join(cells)} |")
-    return "\n".join(text) + "\n"
-
-
-def _figure(lines: Sequence[Line], setting: str, scores: Sequence[str], path: Path) -> None:
-    from matplotlib.ticker import NullLocator
-
+def solvers_figure(results: dict[str, Any], path: Path) -> None:
+    """Draw the JSON of `cutslots bench solvers`: time and memory by size, one column per batch."""
+    cells = [cell for cell in results["cells"] if cell["status"] == "measured"]
+    ticks = sorted({cell["size"] for cell in results["cells"]})
+    sizes: dict[int, set[int]] = {}
+    for cell in cells:
+        sizes.setdefault(cell["batch"], set()).add(cell["size"])
+    # A batch that was measured at one size only would be a column of dots.
+    batches = sorted(b for b in sizes if len(sizes[b]) > 1) or sorted(sizes)
+    shape, size = (2, len(batches)), (1 + 4 * len(batches), 7.5)
     figure, axes = pyplot().subplots(
-        1,
-        len(scores),
-        figsize=(1 + 4.6 * len(scores), 4.4),
-        squeeze=False,
-        sharey=True,
-        layout="constrained",
+        *shape, figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained"
     )
-    for axis, score in zip(axes[0], scores, strict=True):
-        for index, line in enumerate(lines):
-            _draw(axis, line, score, COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)])
-        values = sorted({value for line in lines for value, _ in line.points})
-        if values[0] > 0:
-            axis.set_xscale("log")
-        axis.set_xticks(values, [f"{value:g}" for value in values])
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel(setting)
-        axis.set_title(_title(score), fontsize=11)
-        tidy(axis)
-    axes[0][0].set_ylabel("validation, mean and every seed")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", frameon=False, ncols=len(lines), fontsize=9
-    )
-    save(figure, path)
-
-
-def _draw(axis: Any, line: Line, score: str, color: str, marker: str) -> None:
-    """A line through the means, a faint mark for every seed, a dashed level for other models."""
-    shown = [(value, each.values(line.sweep.place, score)) for value, each in line.points]
-    shown = [(value, found) for value, found in shown if found]
-    axis.plot(
-        [value for value, _ in shown],
-        [statistics.fmean(found) for _, found in shown],
-        color=color,
-        marker=marker,
-        linewidth=1.8,
-        label=line.title,
-        zorder=3,
-    )
-    for value, found in shown:
-        axis.scatter(
-            [value] * len(found), found, s=14, color=color, alpha=0.45, linewidths=0, zorder=2
-        )
-    for other in line.others:
-        if found := other.values(line.sweep.place, score):
-            level = statistics.fmean(found)
-            axis.axhline(
-                level,
-                color=color,
-                linestyle="--",
-                linewidth=1.2,
-                label=f"{line.title}, {line.other(other)}",
-                zorder=1,
-            )
-
-
-# A colour and a marker per method, in their order; as their numbers differ, every pair is unique.
-COLOURS = (ORANGE, BLUE, GREEN, PURPLE, SKY, YELLOW, "#000000")
-MARKERS = "os^DvPX<>h*"
-
-
-def solvers_figure(figures: dict[str, Any], path: Path) -> None:
-    """Write a PNG of what `cutslots bench solvers` measured: a column a batch, time of a step above, memory below, against size.
-
-    Args:
-        figures: what the benchmark returned, or its JSON.
-    """
-    cells = [cell for cell in figures["cells"] if cell["status"] == "measured"]
-    sizes = sorted({cell["size"] for cell in figures["cells"]})
-    # A batch measured at one size alone would be a column of dots.
-    batches = sorted(
-        batch
-        for batch in {cell["batch"] for cell in cells}
-        if len({c["size"] for c in cells if c["batch"] == batch}) > 1
-    ) or sorted({cell["batch"] for cell in cells})
-    figure, axes = pyplot().subplots(
-        2,
-        len(batches),
-        figsize=(1 + 4 * len(batches), 7.5),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
-    for column, batch in enumerate(batches):
-        for row, (key, unit) in enumerate((("seconds", 1e-3), ("memory_bytes", 1e6))):
-            axis = axes[row, column]
-            for index, (name, method) in enumerate(figures["methods"].items()):
-                points = sorted(
-                    (c["size"], c[key] / unit)
-                    for c in cells
-                    if c["method"] == name and c["batch"] == batch and c[key] > 0
-                )
-                exact = method.get("exact", True)
-                label = name if exact else f"{name} (another problem, forward)"
+    rows = ("seconds", 1e-3, "forward and backward, ms"), ("memory_bytes", 1e6, "memory, MB")
+    for row, (key, unit, label) in enumerate(rows):
+        axes[row, 0].set_ylabel(label)
+        for axis, batch in zip(axes[row], batches, strict=True):
+            axis.set_title(f"{batch} cut{'s' * (batch > 1)}")
+            for i, (name, about) in enumerate(results["methods"].items()):
+                of = [c for c in cells if c["method"] == name and c["batch"] == batch]
+                points = sorted((c["size"], c[key] / unit) for c in of if c[key] > 0)
                 axis.plot(
-                    *zip(*points, strict=True) if points else ([], []),
-                    color=COLOURS[index % len(COLOURS)],
-                    marker=MARKERS[index % len(MARKERS)],
-                    linestyle="--" if method.get("peer") else "-",
-                    label=label,
+                    *(zip(*points, strict=True) if points else ([], [])),
+                    color=COLORS[i % len(COLORS)],
+                    marker=MARKERS[i % len(MARKERS)],
+                    linestyle="--" if about.get("peer") or i >= len(COLORS) else "-",
+                    label=name if about.get("exact", True) else f"{name} (another problem)",
                 )
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
-            axis.set_xticks(sizes, [str(size) for size in sizes])
-            tidy(axis)
-        axes[0, column].set_title(f"{batch} cut{'s' * (batch > 1)}")
-        axes[1, column].set_xlabel("side of the grid, pixels")
-    axes[0, 0].set_ylabel("forward and backward, ms")
-    axes[1, 0].set_ylabel("memory, MB")
-    about = figures["machine"]
-    figure.suptitle(
-        f"Min-cut programs of a full grid: {about['gpu'] or about['processor']}, {about['threads']} threads"
-    )
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False
-    )
-    save(figure, path)
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.set_xlabel("side of the grid, pixels")
+            _tidy(axis)
+    machine = results["machine"]
+    device, threads = machine["gpu"] or machine["processor"], machine["threads"]
+    figure.suptitle(f"Min-cut programs of a full grid: {device}, {threads} threads")
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", frameon=False)
+    _save(figure, path)

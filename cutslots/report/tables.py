@@ -1,7 +1,8 @@
-"""One table class for Markdown, the terminal and CSV."""
+"""One table class for Markdown, the terminal and CSV, and how numbers are written in tables."""
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,3 +50,33 @@ class Table:
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
         return table
+
+
+def score_text(name: str, value: float | None) -> str:
+    """A score with the digits that tables show; empty for None."""
+    return "" if value is None else f"{value:.2f}" if name.endswith("mse") else f"{value:.4f}"
+
+
+def mean_and_deviation(name: str, values: Sequence[float]) -> str:
+    """`0.8123 ± 0.0101`: the mean and the sample standard deviation (n - 1); empty without values.
+
+    A single value has no deviation.
+    """
+    if not values:
+        return ""
+    mean = score_text(name, statistics.fmean(values))
+    return f"{mean} ± {score_text(name, statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def setting_text(value: str) -> str:
+    """A setting's value with at most four digits; samplers draw seventeen."""
+    try:
+        return value if value.lstrip("-").isdigit() else f"{float(value):.4g}"
+    except ValueError:
+        return value
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -29,11 +29,11 @@ from optuna.distributions import (
 
 from cutslots import options
 from cutslots.errors import InputError, nearest
-from cutslots.report.evaluation import TITLES
+from cutslots.metrics.registry import METRICS
 from cutslots.train.config import RunConfig, preset
 
 Search = Literal["tpe", "random", "grid"]
-OBJECTIVES = (*TITLES, "mse_mean")
+OBJECTIVES = tuple(METRICS)
 
 
 def uniform(low: float, high: float, step: float | None = None) -> FloatDistribution:

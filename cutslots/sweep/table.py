@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cutslots.report.leaderboard import clock
+from cutslots.report.tables import clock
 from cutslots.sweep.display import Row
 from cutslots.sweep.study import Study
 

@@ -1,0 +1,164 @@
+"""The report of a sweep as a folder, and the card of an exported model, from templates."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cutslots.errors import InputError
+from cutslots.files import atomic, write_text
+from cutslots.metrics.registry import title
+from cutslots.report.evaluation import SCORES
+from cutslots.report.figures import EXAMPLES, captioned_panels
+from cutslots.report.importance import Analysis, analysis
+from cutslots.report.plots import curves_figure, describe, slices_figure
+from cutslots.report.sweep import SweepRuns, runs_csv, sections, summary, sweep_runs
+from cutslots.report.tables import Table, score_text
+from cutslots.tracking import last_artifact
+from cutslots.train.config import RunConfig
+
+PROGRAM = "model.pt2"
+FACTS = {
+    "run": "run",
+    "trained_on": "trained on",
+    "step": "step",
+    "signature": "run hash",
+    "data_digest": "data digest",
+    "commit": "training commit",
+    "weights": "weights digest",
+    "version": "exported by cutslots",
+}
+
+
+def _render(template: str, **values: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("cutslots.report"),
+        autoescape=template.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def write_report(name: str, out: Path) -> Path:
+    """Write a sweep's `index.html`, `table.md`, `runs.csv` and figures to the folder `out/name`.
+
+    Returns: the folder; the same runs give the same bytes.
+
+    Raises:
+        InputError: MLflow is unreachable, has no such sweep or no trial of it, or the folder
+            contains something else.
+    """
+    sweep = sweep_runs(name)
+    folder = out / name
+    if name in (".", "..") or "/" in name:
+        raise InputError(f"the sweep's name must be usable as a folder's name, got {name!r}.")
+    for path in (out, folder):
+        if path.is_file():
+            raise InputError(f"--out must be a folder, got {out}: {path} is a file.")
+    table = folder / "table.md"
+    if table.exists() and f"# Sweep {name}\n" not in table.read_text(encoding="utf-8"):
+        raise InputError(f"{table} is not a report of sweep {name!r}. Give another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    found = analysis(sweep)
+    captions = {
+        "figure.png": ("Scenes", _scenes_figure(sweep, folder / "figure.png")),
+        "curves.png": ("Learning curves", curves_figure(sweep, folder / "curves.png")),
+        "slices.png": ("Slices", slices_figure(sweep, found, folder / "slices.png")),
+    }
+    for file, (_, caption) in captions.items():
+        if caption is None:  # an earlier report may have had something to draw
+            (folder / file).unlink(missing_ok=True)
+    tables, lines = sections(sweep), summary(sweep)
+    figures = {file: texts for file, texts in captions.items() if texts[1] is not None}
+    values = {"name": name, "summary": lines, "sections": tables, "analysis": found}
+    write_text(folder / "index.html", _render("sweep.html", figures=figures, **values))
+    write_text(table, _markdown(name, lines, tables, found))
+    write_text(folder / "runs.csv", runs_csv(sweep))
+    return folder
+
+
+def _markdown(name: str, lines: list[str], tables: list[Any], found: Analysis) -> str:
+    parts = [f"# Sweep {name}\n", "".join(f"- {line}\n" for line in lines)]
+    parts += [section.markdown() for section in tables]
+    parts += ["## Importance of parameters\n", f"{found.about}\n"]
+    shares = [[parameter, f"{share:.2f}"] for parameter, share in found.importance.items()]
+    parts += [Table(["parameter", "share"], shares, ["share"]).markdown()] if shares else []
+    return "\n".join(parts)
+
+
+def _scenes_figure(sweep: SweepRuns, path: Path) -> str | None:
+    """Draw the best run's scenes of best, median and worst score; returns the figure's caption.
+
+    Older runs did not log such scenes: of them the last figures of the best, the median and the
+    worst run.
+    """
+    ranked = sweep.ranked
+    roles = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
+    runs = {index: role for role, index in reversed(roles.items())} if ranked else {}
+    for folder, indices in ((EXAMPLES, [0]), ("figures", sorted(runs))):
+        panels = []
+        for trial, role in ((ranked[i], runs[i]) for i in indices if i in runs):
+            content = last_artifact(trial.run.run_id, folder)
+            lines = [
+                f"{role.capitalize()} run: {describe(sweep, trial)}, {trial.name}",
+                f"seed {trial.seed}, run hash {trial.run_hash}, commit {trial.commit}",
+            ]
+            panels += [(content, lines)] if content is not None else []
+        if panels:
+            with atomic(path) as temporary:
+                captioned_panels(panels).save(temporary, format="PNG", optimize=True)
+            origins = "; ".join(", ".join(lines) for _, lines in panels)
+            if folder == EXAMPLES:
+                return (
+                    "Scenes of the validation split with the best, the median and the worst"
+                    f" {sweep.objective_title}, at the best step of the best run. {origins}."
+                )
+            return (
+                "The last figures, of the split's first scenes, of the best, the median and the"
+                f" worst run; the best run did not log scenes by score. {origins}."
+            )
+    return None
+
+
+def model_card(
+    name: str,
+    config: RunConfig,
+    num_parameters: int,
+    facts: Mapping[str, Any],
+    program: bool | None = None,
+) -> str:
+    """The README of an exported model, as Markdown.
+
+    Args:
+        facts: of `cutslots.runs.provenance`, `weights` and `version`; missing ones are left out.
+        program: whether the program takes any number of images or one; None without a program.
+    """
+    scores: Mapping[str, Mapping[str, float]] = facts.get("scores", {})
+    names = [name for name in SCORES if any(name in of for of in scores.values())]
+    rows = [
+        [
+            on,
+            f"{of['num_images']:,.0f}" if "num_images" in of else "",
+            *(score_text(name, of.get(name)) for name in names),
+        ]
+        for on, of in scores.items()
+    ]
+    numeric = ["images", *map(title, names)]
+    known = [[text, str(facts[key])] for key, text in FACTS.items() if facts.get(key) is not None]
+    return _render(
+        "model_card.md",
+        name=name,
+        config=config,
+        size=config.model.image_size,
+        slots=getattr(config.model, "num_slots", None),
+        video=getattr(config.model, "frames", 1) > 1,
+        num_parameters=num_parameters,
+        facts=Table(["fact", "value"], known).markdown(),
+        scores=Table(["on", *numeric], rows, numeric).markdown() if rows else "",
+        program_file=PROGRAM,
+        program=program,
+    )
