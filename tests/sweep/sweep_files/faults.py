@@ -4,19 +4,19 @@ from dataclasses import replace
 
 from tiny import SWEEP as TINY
 
-from cutslots.sweep import Setting, main
+from cutslots.sweep import Baseline, main
 
 SWEEP = replace(
     TINY,
     name="faults",
-    first={
-        "sound": Setting(),
-        "diverges": Setting(set=("optim.learning_rate=1e30", "optim.clip_norm=none")),
-        "too-large": Setting(
+    baselines={
+        "sound": Baseline(),
+        "diverges": Baseline(overrides=("optim.learning_rate=1e30", "optim.clip_norm=none")),
+        "too-large": Baseline(
             set=("slots.hidden=100000000000000",)
         ),  # more bytes than a process can address
-        "refused": Setting(set=("optim.batch_size=64",)),  # of 48 images
-        "killed": Setting(set=("optim.decay=0.7",)),  # by the test, whenever it begins
+        "refused": Baseline(overrides=("optim.batch_size=64",)),  # of 48 images
+        "killed": Baseline(overrides=("optim.decay=0.7",)),  # by the test, whenever it begins
     },
     trials=0,
 )
