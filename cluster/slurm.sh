@@ -52,7 +52,7 @@ make_token() {
 start_tracking() { # unless a server that outlives the job is named
     if [ -n "${MLFLOW_TRACKING_URI:-}" ]; then return; fi
     export MLFLOW_TRACKING_URI=http://$head:$tracking
-    python cluster/tracking.py start
+    bash cluster/tracking.sh start
     own_tracking=yes
 }
 
@@ -93,7 +93,7 @@ clean_up() {
     trap - EXIT
     trap '' TERM INT # the rest takes seconds
     if [ -n "$driver" ]; then kill -TERM "$driver" 2> /dev/null || true; fi
-    if [ -n "$own_tracking" ]; then python cluster/tracking.py stop || true; fi
+    if [ -n "$own_tracking" ]; then bash cluster/tracking.sh stop || true; fi
     if [ ${#steps[@]} -gt 0 ]; then
         kill -TERM "${steps[@]}" 2> /dev/null || true
         wait "${steps[@]}" || true

@@ -190,7 +190,7 @@ except urllib.error.HTTPError as error:
 sys.exit(1)
 PYTHON
 step stop the tracking server, ray down
-ray exec "$config" 'python ~/cutslots-tree/cluster/tracking.py stop'
+ray exec "$config" 'bash ~/cutslots-tree/cluster/tracking.sh stop'
 ray down --yes "$config"
 runs "sqlite:///$here/shared/home/tracking/mlflow.db" # the safe copy has them too
 step nothing is left

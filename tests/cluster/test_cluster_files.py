@@ -264,7 +264,7 @@ def test_nodes_get_the_package_and_the_token(name):
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         assert commands[0] == "bash ~/cutslots-tree/cluster/environment.sh"
         assert ". ~/.cutslots.env" in commands[-1]
-    assert any("tracking.py start" in command for command in config["head_start_ray_commands"])
+    assert any("tracking.sh start" in command for command in config["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cutslots.sweep.sets import find_or_make
 
 from cutslots.data import Manifest, find_dataset, prepare, sources
 from cutslots.errors import InputError
 from cutslots.files import home
 from cutslots.runs.lookup import runs_dir
-from cutslots.sweep import Setting, Sweep, choices, log_uniform
+from cutslots.sweep import Baseline, Sweep, choice, loguniform
 from cutslots.sweep.cli import main
 from cutslots.sweep.driver import OVER
-from cutslots.sweep.sets import find_or_make
-from cutslots.sweep.study import Planned, Study
+from cutslots.sweep.study import PlannedTrial, Study
 from cutslots.tracking import events
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ TINY = (
 )
 
 
-def following(study: Study) -> Planned:
+def following(study: Study) -> PlannedTrial:
     """The next trial, which there must be."""
     planned = study.next()
     assert planned is not None
@@ -46,15 +46,15 @@ def sweep() -> Sweep:
         name="ask",
         dataset="scenes",
         preset="small",
-        set=TINY,
-        space={"cut.gamma": log_uniform(0.1, 1.0), "num_slots": choices(3, 4)},
-        first={
-            "known": Setting(set=("cut.gamma=0.2",)),
-            "baseline": Setting("slot-attention-small", TINY),
+        overrides=TINY,
+        space={"cut.gamma": loguniform(0.1, 1.0), "num_slots": choice(3, 4)},
+        baselines={
+            "known": Baseline(overrides=("cut.gamma=0.2",)),
+            "baseline": Baseline("slot-attention-small", TINY),
         },
         trials=3,
-        evaluate=("scenes", "nowhere"),
-        make={"count": 40, "size": 32},
+        test_datasets=("scenes", "nowhere"),
+        dataset_options={"count": 40, "size": 32},
     )
 
 
@@ -267,13 +267,13 @@ def test_sets_are_found_by_name(scenes, tmp_path, monkeypatch):
 
 
 def test_scenes_that_were_made_otherwise_are_not_taken(sweep, scenes, tmp_path):
-    assert find_or_make(sweep, None, stand_in=False) == scenes
-    other = replace(sweep, make={**sweep.make, "style": "textured"})
+    assert find_or_make(sweep, None, smoke=False) == scenes
+    other = replace(sweep, dataset_options={**sweep.dataset_options, "style": "textured"})
     with pytest.raises(
         InputError, match="style is plain, not textured. Take it nevertheless: --data"
     ):
-        find_or_make(other, None, stand_in=False)
-    assert find_or_make(other, str(scenes), stand_in=False) == scenes
+        find_or_make(other, None, smoke=False)
+    assert find_or_make(other, str(scenes), smoke=False) == scenes
 
 
 def test_a_smoke_test_of_a_grid_is_two_trials(tmp_path):
@@ -281,20 +281,20 @@ def test_a_smoke_test_of_a_grid_is_two_trials(tmp_path):
         "g",
         "scenes",
         "small",
-        {"cut.gamma": choices(0.1, 0.5, 1.0), "num_slots": choices(3, 4)},
+        {"cut.gamma": choice(0.1, 0.5, 1.0), "num_slots": choice(3, 4)},
         search="grid",
     )
     assert Study(sweep, tmp_path / "whole").total == 6
-    assert Study(sweep.smaller(), tmp_path / "smoke").total == 2
+    assert Study(sweep.smoke(), tmp_path / "smoke").total == 2
 
 
 def test_built_in_scenes_are_made_and_others_asked_for(sweep):
-    made = find_or_make(sweep, None, stand_in=False)
+    made = find_or_make(sweep, None, smoke=False)
     assert isinstance(made, Path)
     assert Manifest.load(made).split("train").count == 32
     other = Sweep("x", "clevr", "small", {})
     with pytest.raises(InputError, match="cutslots prepare .* --data"):
-        find_or_make(other, None, stand_in=False)
+        find_or_make(other, None, smoke=False)
     video = Sweep("x", "movi_a", "small-video", {}, objective="video_ari_fg")
     with pytest.raises(InputError, match="movi_a"):
-        find_or_make(video, None, stand_in=True)
+        find_or_make(video, None, smoke=True)

@@ -6,10 +6,10 @@ import pytest
 from optuna.trial import TrialState
 
 from cutslots.errors import InputError
-from cutslots.sweep import Halving, Setting, Sweep, choices, integers, log_uniform, uniform
-from cutslots.sweep.study import Planned, Study
+from cutslots.sweep import ASHA, Baseline, Sweep, choice, loguniform, randint, uniform
+from cutslots.sweep.study import PlannedTrial, Study
 
-SPACE = {"cut.gamma": log_uniform(0.05, 5.0), "num_slots": integers(3, 6)}
+SPACE = {"cut.gamma": loguniform(0.05, 5.0), "num_slots": randint(3, 6)}
 
 
 def make(**changes) -> Sweep:
@@ -24,7 +24,7 @@ def make(**changes) -> Sweep:
     return Sweep(**{**settings, **changes})
 
 
-def following(study: Study) -> Planned:
+def following(study: Study) -> PlannedTrial:
     """The next trial, which there must be."""
     planned = study.next()
     assert planned is not None
@@ -41,8 +41,11 @@ def drain(study: Study, value=lambda planned: planned.number / 10):
 
 
 def test_first_settings_then_samples_then_the_best_with_other_seeds(tmp_path):
-    first = {"known": Setting(set=("cut.gamma=0.3",)), "baseline": Setting("slot-attention-small")}
-    study = Study(make(first=first, seeds=(1, 2, 3), confirm=1), tmp_path)
+    first = {
+        "known": Baseline(overrides=("cut.gamma=0.3",)),
+        "baseline": Baseline("slot-attention-small"),
+    }
+    study = Study(make(baselines=first, seeds=(1, 2, 3), reseed_best=1), tmp_path)
     found = drain(study)
     assert [planned.kind for planned in found] == ["first"] * 6 + ["search"] * 4 + ["confirm"] * 2
     assert len(found) == study.total
@@ -59,11 +62,11 @@ def test_first_settings_then_samples_then_the_best_with_other_seeds(tmp_path):
 
 def test_the_sampler_learns_from_known_settings_of_its_own_preset_only(tmp_path):
     first = {
-        "known": Setting(set=("cut.gamma=0.3",)),
-        "outside": Setting(set=("cut.gamma=50",)),
-        "other": Setting("slot-attention-small"),
+        "known": Baseline(overrides=("cut.gamma=0.3",)),
+        "outside": Baseline(overrides=("cut.gamma=50",)),
+        "other": Baseline("slot-attention-small"),
     }
-    study = Study(make(first=first, trials=0), tmp_path)
+    study = Study(make(baselines=first, trials=0), tmp_path)
     drain(study)
     assert [trial.params for trial in study.trials()] == [
         {"model.cut.gamma": 0.3, "model.num_slots": 4},
@@ -80,7 +83,7 @@ def test_the_same_seed_samples_the_same_settings(tmp_path):
 
 
 def test_a_new_driver_goes_on_with_open_trials_and_repeats_none(tmp_path):
-    sweep = make(first={"known": Setting()}, trials=5)
+    sweep = make(baselines={"known": Baseline()}, trials=5)
     study = Study(sweep, tmp_path)
     begun = [following(study) for _ in range(3)]
     study.end(begun[0].number, "finished", {"ari_fg": 0.4})
@@ -104,13 +107,13 @@ def test_a_trial_whose_driver_died_before_it_had_its_values(tmp_path):
 
 
 def test_more_trials_and_seeds_may_come_but_not_another_question(tmp_path):
-    drain(Study(make(first={"known": Setting()}, trials=2), tmp_path))
+    drain(Study(make(baselines={"known": Baseline()}, trials=2), tmp_path))
     more = Study(
         make(
-            first={"known": Setting(), "second": Setting(set=("num_slots=5",))},
+            baselines={"known": Baseline(), "second": Baseline(overrides=("num_slots=5",))},
             trials=3,
             seeds=(0, 7),
-            confirm=0,
+            reseed_best=0,
         ),
         tmp_path,
     )
@@ -121,13 +124,13 @@ def test_more_trials_and_seeds_may_come_but_not_another_question(tmp_path):
         ("search", 0),
     ]
     with pytest.raises(InputError, match="space was .* --name"):
-        Study(make(space={"cut.gamma": log_uniform(0.1, 1.0)}), tmp_path)
+        Study(make(space={"cut.gamma": loguniform(0.1, 1.0)}), tmp_path)
 
 
 def test_a_grid_is_every_combination_with_every_seed(tmp_path):
     space = {
-        "cut.gamma": choices(0.1, 1.0),
-        "num_slots": integers(3, 5, 2),
+        "cut.gamma": choice(0.1, 1.0),
+        "num_slots": randint(3, 5, 2),
         "temperature.object": uniform(0.2, 0.4, 0.2),
     }
     study = Study(make(space=space, search="grid", seeds=(0, 1)), tmp_path)
@@ -148,7 +151,7 @@ def test_a_grid_is_every_combination_with_every_seed(tmp_path):
 
 
 def test_hopeless_trials_end_early_and_first_settings_do_not(tmp_path):
-    study = Study(make(first={"known": Setting()}, trials=9, halving=Halving(0.25, 3)), tmp_path)
+    study = Study(make(baselines={"known": Baseline()}, trials=9, halving=ASHA(0.25, 3)), tmp_path)
     stopped = {}
     while planned := study.next():
         quality = 0.0 if planned.kind == "first" else 1 / planned.number
@@ -170,7 +173,7 @@ def test_hopeless_trials_end_early_and_first_settings_do_not(tmp_path):
 
 
 def test_rungs_are_remembered_by_the_next_driver(tmp_path):
-    sweep = make(trials=3, halving=Halving(0.25, 3))
+    sweep = make(trials=3, halving=ASHA(0.25, 3))
     study = Study(sweep, tmp_path)
     planned = following(study)
     assert not study.report(planned.number, 500, {"ari_fg": 0.9})
@@ -238,19 +241,22 @@ def test_any_optuna_storage_serves(tmp_path):
     ("changes", "message"),
     [
         ({"name": "a/b"}, "use letters"),
-        ({"space": {"cut.gama": log_uniform(0.1, 1)}}, "cut.gamma"),
+        ({"space": {"cut.gama": loguniform(0.1, 1)}}, "cut.gamma"),
         ({"space": {"cut.gamma": uniform(-1.0, 1.0)}}, "model.cut.gamma is -1.0"),
-        ({"space": {"num_slots": integers(1, 4)}}, "num_slots is 1"),
+        ({"space": {"num_slots": randint(1, 4)}}, "num_slots is 1"),
         ({"seeds": ()}, "at least one"),
-        ({"set": ("gamma=0.3",)}, "gamma=0.3 holds for all trials, and cut.gamma is in the space"),
+        (
+            {"overrides": ("gamma=0.3",)},
+            "gamma=0.3 holds for all trials, and cut.gamma is in the space",
+        ),
         ({"objective": ("ari_fg", "miuo")}, "objective 'miuo' is no score. Did you mean 'miou'"),
         ({"seeds": (1, 1)}, "each once"),
         ({"trials": -1}, "at least 0"),
         ({"search": "bayes"}, "search is 'bayes'"),
         ({"objective": "accuracy"}, "objective .accuracy. is no score"),
         ({"preset": "smal"}, "small"),
-        ({"first": {"x": Setting(set=("nothing=1",))}}, "nothing"),
-        ({"halving": Halving(0.0)}, "halving.first"),
+        ({"baselines": {"x": Baseline(overrides=("nothing=1",))}}, "nothing"),
+        ({"halving": ASHA(0.0)}, "halving.first"),
     ],
 )
 def test_what_cannot_run_is_refused_before_anything_starts(changes, message, tmp_path):
@@ -260,14 +266,14 @@ def test_what_cannot_run_is_refused_before_anything_starts(changes, message, tmp
 
 
 def test_first_settings_stay_what_they_were(tmp_path):
-    Study(make(first={"known": Setting(set=("cut.gamma=0.3",))}), tmp_path)
-    for first in ({}, {"known": Setting(set=("cut.gamma=0.4",))}, {"other": Setting()}):
+    Study(make(baselines={"known": Baseline(overrides=("cut.gamma=0.3",))}), tmp_path)
+    for first in ({}, {"known": Baseline(overrides=("cut.gamma=0.4",))}, {"other": Baseline()}):
         with pytest.raises(InputError, match="first was"):
-            Study(make(first=first), tmp_path)
+            Study(make(baselines=first), tmp_path)
 
 
 def test_a_trial_that_waits_has_its_settings(tmp_path):
-    space = {"num_slots": choices(3, 4), "cut.gamma": choices(0.1, 0.5)}
+    space = {"num_slots": choice(3, 4), "cut.gamma": choice(0.1, 0.5)}
     study = Study(make(space=space, search="grid"), tmp_path)
     first = following(study)
     study.optuna.enqueue_trial(

@@ -13,7 +13,7 @@ import optuna
 import psutil
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from traces import last_step, newest_step, status
+from run_facts import last_step, newest_step, status
 
 from cutslots.tracking import children, find_runs
 from cutslots.tracking.journal import events, opening
@@ -24,7 +24,7 @@ T = TypeVar("T")
 PATIENCE = 240.0  # seconds for anything to happen on a machine that does other things too
 
 
-class Driven:
+class DriverProcess:
     """A sweep in a home folder of its own; one driver at a time.
 
     Args:
@@ -57,21 +57,21 @@ class Driven:
     def run(self, *arguments: str) -> int:
         """Run a sweep to its end; returns the exit status."""
         self.start(*arguments)
-        return self.ended()
+        return self.wait_for_exit()
 
-    def ended(self) -> int:
+    def wait_for_exit(self) -> int:
         """The exit status, when the driver has ended by itself."""
         try:
             return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the driver does not end\n{self.said()}") from None
+            raise AssertionError(f"the driver does not end\n{self.output()}") from None
 
     def kill(self) -> None:
         """SIGKILL to the driver."""
         self.process.kill()
         self.process.wait()
 
-    def gone(self) -> None:
+    def wait_for_processes(self) -> None:
         """Wait until nothing of it lives any more."""
         self.wait(lambda: not self.processes(), "an end of all of its processes")
 
@@ -84,11 +84,13 @@ class Driven:
             found = condition()
             if found:
                 return found
-            assert not ended, f"{what}: not so when the driver ended\n{self.said()}"
-            assert time.monotonic() < until, f"{what}: not so after {PATIENCE:.0f} s\n{self.said()}"
+            assert not ended, f"{what}: not so when the driver ended\n{self.output()}"
+            assert time.monotonic() < until, (
+                f"{what}: not so after {PATIENCE:.0f} s\n{self.output()}"
+            )
             time.sleep(0.02)
 
-    def said(self, lines: int = 60) -> str:
+    def output(self, lines: int = 60) -> str:
         """The end of all that was said, for the report of a failed test."""
         texts = [self.log, self.folder / "ray.txt", *self.home.glob("runs/*/log.txt")]
         shown = {
