@@ -15,8 +15,9 @@
 #     sbatch cluster/slurm.sh                                  # sweeps/clevrtex.py
 #     sbatch --nodes=4 cluster/slurm.sh sweeps/clevr.py --trials 40
 #
-# Five minutes before its time is up the job asks the sweep to checkpoint, and goes back into the queue: the sweep then goes on where
-# it stopped, as it does after a failed node. cluster/README.md says how to watch and stop it, and which variables are heeded.
+# Five minutes before its time limit the job asks the sweep to checkpoint and requeues itself; the
+# sweep then resumes, as it does after a failed node. cluster/README.md explains how to watch and stop
+# it, and which variables it reads.
 set -euo pipefail
 
 fail() {

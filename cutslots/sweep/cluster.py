@@ -74,7 +74,7 @@ def connected(need: Resources) -> Iterator[int]:
     """Connect to Ray, or start it; yields how many such trials fit at once.
 
     Raises:
-        InputError: the resources can never be met, or there is no cluster at RAY_ADDRESS.
+        InputError: the resources can never be met, or Ray cannot be reached or started.
     """
     with _ray(need) as ray:
         yield fitting(need, [node["Resources"] for node in ray.nodes() if node["Alive"]])

@@ -204,7 +204,7 @@ class SweepDriver:
     Args:
         folder: the folder of the sweep.
         log: the sweep's own run in MLflow; None for trials without a parent.
-        say: prints a line for the user while there is no display.
+        say: prints a line for the user; replaced by the display while it is on.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""cluster/tracking.sh with a real MLflow: artifacts, hosts, restarts, and the copy of its database."""
+"""cluster/tracking.sh with a real MLflow: hosts, restarts, the copy of the database."""
 
 import os
 import signal
@@ -110,7 +110,9 @@ def test_server_restarts_stops_and_moves(tmp_path: Path) -> None:
         assert first.status(name, f"http://{name}") == 200
         assert first.status("evil.example:80") == 403
         assert first.status(origin="http://evil.example") == 403
-        listening = [each.laddr for each in psutil.net_connections("tcp") if each.status == "LISTEN"]
+        listening = [
+            each.laddr for each in psutil.net_connections("tcp") if each.status == "LISTEN"
+        ]
         assert [each.ip for each in listening if each.port == first.port] == ["127.0.0.1"]
 
         # Artifacts go through the server to the shared folder.

@@ -1,4 +1,4 @@
-"""Sweeps to do harm to."""
+"""Fixtures: real sweeps in their own processes."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep(made: Path, tmp_path: Path) -> Iterator[Callable[..., DriverProcess]]:
-    """Makes sweeps, each with a home of its own."""
+    """Starts sweeps, each with its own home folder."""
     with sweeps(made, tmp_path) as make:
         yield make
 
@@ -50,7 +50,7 @@ def compared(
 
 @contextmanager
 def sweeps(made: Path, folder: Path) -> Iterator[Callable[..., DriverProcess]]:
-    """Makes sweeps, and leaves none of their processes behind."""
+    """Starts sweeps, and kills their remaining processes at the end."""
     every: list[DriverProcess] = []
 
     def make(file: str = "tiny.py", env: dict[str, str] | None = None) -> DriverProcess:

@@ -1,4 +1,4 @@
-"""A trial whose folder another sweep's process trains in: it waits, and never writes into that one's log."""
+"""A trial waits for another process in its folder and never writes to its log."""
 
 from pathlib import Path
 

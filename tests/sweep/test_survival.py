@@ -1,4 +1,4 @@
-"""What happens to sweeps: processes, drivers and nodes that die, trials that fail, signals. All of it happens for real."""
+"""Survival of killed trials and drivers, and of signals, with real processes."""
 
 import signal
 from collections.abc import Callable
@@ -104,9 +104,9 @@ def test_what_can_never_run_is_refused(sweep: Callable[..., DriverProcess]) -> N
         ("--workers-per-trial 64 --cpus-per-trial 64", "A trial needs 4096 CPU"),
     ):
         assert driver.run(*asked.split(), "--set", "optim.batch_size=64") == 2, driver.output()
-        said = driver.log.read_text().splitlines()[-1]
-        assert said.startswith("error: ")
-        assert answer in said
+        message = driver.log.read_text().splitlines()[-1]
+        assert message.startswith("error: ")
+        assert answer in message
     assert {trial.state.name for trial in driver.study()} == {"WAITING"}
     assert find_runs("tags.kind = 'sweep'", tracking_uri=driver.uri) == []
 

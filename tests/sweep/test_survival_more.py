@@ -1,4 +1,4 @@
-"""More of what happens to sweeps: failing trials, workers and nodes that die, a tracking server that goes away."""
+"""Survival: failing trials, dead workers and nodes, signals, an absent tracking server."""
 
 import json
 import os
@@ -207,7 +207,7 @@ def test_trials_of_a_lost_node_move(
 
 
 class Server:
-    """An MLflow server on a port of its own, with a database that outlives it."""
+    """An MLflow server with a database that survives it."""
 
     def __init__(self, folder: Path, database: Path) -> None:
         folder.mkdir()
@@ -292,10 +292,10 @@ def test_a_tracking_server_goes_away_and_comes_back(
     assert len(driver.runs()) == 3
     assert all(stretches(run) == [list(range(5, 301, 5))] for run in (first, second))
     for run in (*driver.runs(), driver.folder):
-        told = json.loads((run / "mlflow.json").read_text())
-        assert told["refused"] == 0
+        delivered = json.loads((run / "mlflow.json").read_text())
+        assert delivered["refused"] == 0
         journal = [event for event in events(run) if event["kind"] == "metrics"]
-        assert server.points(told["run_id"]) == {
+        assert server.points(delivered["run_id"]) == {
             (name, event["step"], value, event["time"])
             for event in journal
             for name, value in event["values"].items()

@@ -1,4 +1,4 @@
-"""A sweep of one sound trial and of others that fail, each in its own way; the tiny model of tiny.py."""
+"""A sweep with one sound trial and several that fail for different reasons."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ SWEEP = replace(
         "sound": Baseline(),
         "diverges": Baseline(overrides=("optim.learning_rate=1e30", "optim.clip_norm=none")),
         "too-large": Baseline(
-            set=("slots.hidden=100000000000000",)
+            overrides=("slots.hidden=100000000000000",)
         ),  # more bytes than a process can address
         "refused": Baseline(overrides=("optim.batch_size=64",)),  # of 48 images
-        "killed": Baseline(overrides=("optim.decay=0.7",)),  # by the test, whenever it begins
+        "killed": Baseline(overrides=("optim.decay=0.7",)),  # by the test, as soon as it starts
     },
     trials=0,
 )
