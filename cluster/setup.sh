@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes this node ready: the shared folder, system packages, the package in an environment of its own. Doing it again costs seconds.
+# Prepares this node: the shared folder, system packages, cutslots in a virtual environment. Repeating
+# it takes seconds.
 # The cluster file's settings come from ~/.cutslots-site; cluster/README.md explains them.
 set -euo pipefail
 # shellcheck source=/dev/null
@@ -41,7 +42,7 @@ install_packages() {
     done
     if [ ${#missing[@]} -eq 0 ]; then return; fi
     if ! can_be_root; then
-        echo "not installed, for want of rights: ${missing[*]}"
+        echo "not installed, sudo needs a password: ${missing[*]}"
         return
     fi
     # A machine that has just started may be updating itself: wait for it.

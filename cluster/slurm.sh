@@ -15,8 +15,9 @@
 #     sbatch cluster/slurm.sh                                  # sweeps/clevrtex.py
 #     sbatch --nodes=4 cluster/slurm.sh sweeps/clevr.py --trials 40
 #
-# Five minutes before its time is up the job asks the sweep to checkpoint, and goes back into the queue: the sweep then goes on where
-# it stopped, as it does after a failed node. cluster/README.md says how to watch and stop it, and which variables are heeded.
+# Five minutes before its time limit the job asks the sweep to checkpoint and requeues itself; the
+# sweep then resumes, as it does after a failed node. cluster/README.md explains how to watch and stop
+# it, and which variables it reads.
 set -euo pipefail
 
 fail() {
@@ -52,7 +53,7 @@ make_token() {
 start_tracking() { # unless a server that outlives the job is named
     if [ -n "${MLFLOW_TRACKING_URI:-}" ]; then return; fi
     export MLFLOW_TRACKING_URI=http://$head:$tracking
-    python cluster/tracking.py start
+    bash cluster/tracking.sh start
     own_tracking=yes
 }
 
@@ -93,7 +94,7 @@ clean_up() {
     trap - EXIT
     trap '' TERM INT # the rest takes seconds
     if [ -n "$driver" ]; then kill -TERM "$driver" 2> /dev/null || true; fi
-    if [ -n "$own_tracking" ]; then python cluster/tracking.py stop || true; fi
+    if [ -n "$own_tracking" ]; then bash cluster/tracking.sh stop || true; fi
     if [ ${#steps[@]} -gt 0 ]; then
         kill -TERM "${steps[@]}" 2> /dev/null || true
         wait "${steps[@]}" || true

@@ -19,7 +19,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 RAY = (
     "browser",
     "cluster",
-    "launch",
+    "sweep",
 )  # folders whose tests start Ray, or stop every Ray of this user
 
 

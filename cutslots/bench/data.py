@@ -11,8 +11,8 @@ import psutil
 from cutslots import options
 from cutslots.bench.timing import provenance, show
 from cutslots.data import Batches, Scene, sources
+from cutslots.data import prepare as prepare_dataset
 from cutslots.data.shards import Info, write
-from cutslots.sweep.prepare import prepare as prepare_dataset
 
 # Images of the published datasets; of MOVi-A, 24 frames of 9,703 training clips.
 PUBLISHED = {"clevr": 100_000, "clevrtex": 50_000, "movi_a": 24 * 9_703}

@@ -1,21 +1,18 @@
-"""Sweeps on Ray: what a file in sweeps/ imports.
-
-from cutslots.sweep import Sweep, loguniform, main
-"""
+"""Hyperparameter sweeps on Ray. Files in sweeps/ import `Sweep`, the ranges and `main` from here."""
 
 from collections.abc import Sequence
 
-from cutslots.sweep.spec import Halving as Halving
-from cutslots.sweep.spec import Setting as Setting
+from cutslots.sweep.spec import ASHA as ASHA
+from cutslots.sweep.spec import Baseline as Baseline
 from cutslots.sweep.spec import Sweep as Sweep
-from cutslots.sweep.spec import choices as choices
-from cutslots.sweep.spec import integers as integers
-from cutslots.sweep.spec import log_uniform as log_uniform
+from cutslots.sweep.spec import choice as choice
+from cutslots.sweep.spec import loguniform as loguniform
+from cutslots.sweep.spec import randint as randint
 from cutslots.sweep.spec import uniform as uniform
 
 
 def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> None:
-    """Run the sweeps of a file as its command line asks, then exit with their status."""
-    from cutslots.sweep.cli import main as command  # Ray and MLflow take seconds to import
+    """Run the sweeps of a file with its command line, then exit with their status."""
+    from cutslots.sweep.cli import main as command_line  # imports MLflow and Optuna: seconds
 
-    raise SystemExit(command(*sweeps, arguments=arguments))
+    raise SystemExit(command_line(*sweeps, arguments=arguments))

@@ -1,6 +1,6 @@
-"""The driver of a sweep: it hands out trials, hears what becomes of them, and keeps study, MLflow and the person informed.
+"""The driver of a sweep, from its folder to its champion: study, MLflow, trials, ranking.
 
-It knows nothing of Ray: `tune.py` asks it for tasks and brings it results.
+It does not know Ray: `ray_backend` asks it for trials and passes it their results.
 """
 
 import json
@@ -22,412 +22,58 @@ import cutslots
 from cutslots import data, tracking
 from cutslots.errors import BusyError, InputError
 from cutslots.files import git_commit, lock, write_text
-from cutslots.metrics.registry import higher_is_better
+from cutslots.metrics.registry import better, higher_is_better
+from cutslots.report.tables import Table
 from cutslots.runs.lookup import finished, runs_dir
-from cutslots.sweep.cluster import Resources, check_here, connected
-from cutslots.sweep.display import Row, View
+from cutslots.sweep.cluster import Resources, check_machine, connected
+from cutslots.sweep.display import ENDED, Display, TrialRow
 from cutslots.sweep.spec import Sweep
-from cutslots.sweep.study import Planned, Study
-from cutslots.sweep.table import markdown, records
-from cutslots.sweep.trial import ALL, LOG, Ending, Task
+from cutslots.sweep.study import STATES, PlannedTrial, Study
+from cutslots.sweep.trial import LOG, MLFLOW_STATUS, STOP_ALL, TrialResult, TrialSpec
 from cutslots.tracking import RunLog
 from cutslots.tracking.journal import latest
 from cutslots.tracking.run_log import Status
+from cutslots.train.callbacks import clock
 from cutslots.train.checkpoint import held
 from cutslots.train.config import run_hash, to_json
 
-STATUS: dict[str, Status] = {
-    "finished": "FINISHED",
-    "pruned": "FINISHED",
-    "failed": "FAILED",
-    "interrupted": "KILLED",
-}
+STORE_SECONDS = 90.0  # for a new database to be created, or a server to answer
 SYNC_SECONDS = 30.0
-STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+RAY_OUTPUT = "ray.txt"
+COMPLETE = "over"  # user attribute of a study whose results are all in MLflow
+SCORES = ("ari_fg", "ari", "miou", "mse", "cut_ari_fg")  # columns of the table of trials
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What all trials of a sweep share besides the sweep itself.
+class SweepContext:
+    """What all trials of a sweep share besides its declaration.
 
     Attributes:
-        data: prepared folder or URI.
-        set_name: what the data are called, as in tables.
-        registers: the model in MLflow's registry that the best run becomes a version of; None: none.
-        tests: prepared folders or URIs that are scored at the end of a trial.
-        threads: of a trial's process, 0 for torch's own choice.
+        data: a prepared folder or its URI.
+        dataset_name: the name of the data in tables and run folders.
+        experiment: the MLflow experiment.
+        registered_model: the model in MLflow's registry that gets the best run as a version.
+        tests: prepared datasets whose test split is scored at the end of a trial.
+        threads: threads per process; 0 for torch's default.
     """
 
     data: Path | str
-    set_name: str
+    dataset_name: str
     experiment: str
-    registers: str | None = None
+    registered_model: str | None = None
     tests: tuple[str, ...] = ()
     threads: int = 0
     device: str | None = None
 
 
-class Driver:
-    """Safe for the threads of a view; `next`, `reported` and `ended` are for one thread.
-
-    Args:
-        folder: of the sweep.
-        log: the sweep's own run in MLflow; None for trials without a parent.
-        say: takes a line for the person.
-    """
-
-    def __init__(
-        self, study: Study, plan: Plan, folder: Path, log: RunLog | None, say: Callable[[str], None]
-    ) -> None:
-        self.study, self.sweep, self.plan, self.folder, self.log, self.say = (
-            study,
-            study.sweep,
-            plan,
-            folder,
-            log,
-            say,
-        )
-        self.digest = data.read_manifest(plan.data).digest
-        self.stops = folder / "stops"
-        shutil.rmtree(self.stops, ignore_errors=True)  # signs of an earlier driver
-        self.stops.mkdir(parents=True)
-        self.stopping_since: float | None = None
-        self._lock = threading.Lock()
-        self._rows: dict[int, Row] = {}
-        self._begun: dict[int, float] = {}
-        self._run_ids: dict[int, str] = {}
-        study.claim_data(self.digest, str(plan.data))
-        for trial in study.trials():
-            if "run_id" in trial.user_attrs:
-                self._run_ids[trial.number] = trial.user_attrs["run_id"]
-            if trial.state in STATES:
-                self._remember(study.planned(trial.number), STATES[trial.state])
-
-    # What is next
-
-    def next(self) -> Task | None:
-        """The next trial that has to be run; those that are known already are closed on the way."""
-        while self.stopping_since is None and (planned := self.study.next()):
-            self._remember(planned, "waiting")
-            run_dir = self.run_dir(planned)
-            self.study.note(planned.number, label=planned.label, run=run_dir.name)
-            known = self._twin(planned) or self._found(planned, run_dir)
-            if known is None:
-                self._begun[planned.number] = time.monotonic()
-                self._update(planned.number, state="running")
-                return self.task(planned)
-            self._close(planned.number, known)
-        return None
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether no further trial will come."""
-        return self.stopping_since is not None or self.study.exhausted
-
-    def task(self, planned: Planned) -> Task:
-        """All that a process needs to run a trial."""
-        return Task(
-            number=planned.number,
-            label=planned.label,
-            sweep=self.sweep.name,
-            config=to_json(planned.config),
-            data=str(self.plan.data),
-            run_dir=str(self.run_dir(planned)),
-            experiment=self.plan.experiment,
-            parent_run_id=self.log.run_id if self.log else None,
-            stops=str(self.stops),
-            tests=self.plan.tests,
-            threads=self.plan.threads,
-            device=self.plan.device,
-        )
-
-    def run_dir(self, planned: Planned) -> Path:
-        """Where a trial lives: by what it is, so that every sweep that asks for it finds it."""
-        config = planned.config
-        return (
-            runs_dir() / f"{self.plan.set_name}-{config.model_name}-{run_hash(config, self.digest)}"
-        )
-
-    def _twin(self, planned: Planned) -> Ending | None:
-        """What became of an earlier trial of this sweep with the very same configuration."""
-        mine = self.run_dir(planned)
-        again = self.study.trials()[planned.number].user_attrs.get("again")
-        for row in self.rows():
-            if again is not None and row.state == "failed":
-                continue
-            if row.run_dir == mine and row.number != planned.number:
-                scores = self.study.trials()[row.number].user_attrs.get("scores", {})
-                if row.state == "finished":
-                    return Ending("finished", row.steps, scores)
-                return Ending("failed", cause=f"the same settings as trial {row.number}")
-        return None
-
-    def _found(self, planned: Planned, run_dir: Path) -> Ending | None:
-        """What a finished run with this configuration said: one whose folder is here, or one that MLflow knows."""
-        try:
-            best = finished(run_dir, planned.config, self.digest)
-        except InputError as error:  # its checkpoints cannot be read: the trial will say so itself, and the others go on
-            self.say(f"trial {planned.number} ({planned.label}): {error}")
-            return None
-        logged = latest(run_dir)
-        if best is not None and logged and logged.status != "FINISHED":
-            return None  # it died after its last step: run again, it takes none and logs what is missing
-        where = f"its run {run_dir.name} was finished"
-        run = self._in_mlflow(planned)
-        if best is not None and run is None and self.log and logged:
-            tracking.sync(
-                run_dir, tracking_uri=tracking.default_uri(), say=self.say, timeout=SYNC_SECONDS
-            )  # another store had it
-            run = self._in_mlflow(planned)
-        if best is None and run:
-            best = {
-                name.removeprefix("best/"): value
-                for name, value in run.metrics.items()
-                if name.startswith("best/")
-            }
-            where = f"MLflow has its finished run {run.name}"
-        if best is None or not all(name in best for name in self.sweep.objectives):
-            return None
-        if run:
-            self._run_ids[planned.number] = run.run_id
-            self.study.note(planned.number, run_id=run.run_id)
-            tracking.tag_runs({run.run_id: {f"sweep.{self.sweep.name}": str(planned.number)}})
-        self.say(f"trial {planned.number} ({planned.label}) is not repeated: {where}")
-        return Ending("finished", planned.config.train.steps, best)
-
-    def _in_mlflow(self, planned: Planned) -> tracking.FoundRun | None:
-        """MLflow's finished run of this configuration; None as well while the store is away, for which no trial waits."""
-        try:
-            return (
-                tracking.finished_run(run_hash(planned.config, self.digest)) if self.log else None
-            )
-        except InputError as error:
-            self.say(f"trial {planned.number} may repeat a run that only MLflow knows: {error}")
-            return None
-
-    # What has happened
-
-    def reported(self, number: int, step: int, scores: Mapping[str, float]) -> None:
-        """An evaluation; ends the trial where it is hopeless."""
-        objective = self.sweep.objectives[0]
-        value, row = scores.get(objective), self._rows[number]
-        sign = -1 if not higher_is_better(objective) else 1
-        if value is not None and (row.value is None or sign * value > sign * row.value):
-            self._update(number, value=value)
-        if self.study.report(number, step, scores):
-            (self.stops / str(number)).touch()
-            self._update(number, cause=f"not among the best {self._share()} at step {step}")
-
-    def _share(self) -> str:
-        return f"1/{self.sweep.halving.factor}" if self.sweep.halving else "share"
-
-    def recovering(self, number: int, cause: str) -> None:
-        """A trial's process died, and another one goes on with it."""
-        self.say(f"trial {number}: {cause}; it goes on from its last checkpoint")
-
-    def ended(self, number: int, ending: Ending) -> None:
-        """A trial has ended, or stops for now (interrupted)."""
-        if ending.state == "interrupted":
-            self._update(number, state="interrupted", seconds=self._seconds(number))
-        else:
-            self._close(number, ending)
-        # Where the trial's process has not done so: it died, or ended before it opened its log.
-        row = self._rows[number]
-        if row.state == "failed" and latest(row.run_dir) is None and self.log:
-            log = RunLog(
-                row.run_dir,
-                experiment=self.plan.experiment,
-                run_name=row.run_dir.name,
-                parent_run_id=self.log.run_id,
-                say=self.say,
-            )
-            log.tags(
-                {"sweep": self.sweep.name, f"sweep.{self.sweep.name}": number, "label": row.label}
-            )
-            log.close("KILLED", 0.0)
-        end_log(row.run_dir, row.state, row.cause, self.say)
-
-    def _close(self, number: int, ending: Ending) -> None:
-        """Put a trial's result into the study."""
-        row = self._rows[number]
-        cause = ending.cause or (row.cause if ending.state == "pruned" else None)
-        self.study.note(
-            number,
-            scores=ending.scores,
-            step=ending.step,
-            seconds=self._seconds(number),
-            cause=cause,
-        )
-        state = self.study.end(number, ending.state, ending.scores)
-        if state == "failed" and not cause:
-            cause = f"it has no finite {' and '.join(self.sweep.objectives)}"
-        value = ending.scores.get(self.sweep.objectives[0], row.value)
-        self._update(number, state=state, value=value, seconds=self._seconds(number), cause=cause)
-        self._log_progress()
-
-    def died(self, number: int, cause: str) -> None:
-        """A trial's process died too often."""
-        self.ended(number, Ending("failed", cause=cause))
-
-    def stop(self) -> None:
-        """Ask all running trials to write a checkpoint and end; no new ones start."""
-        self.stopping_since = time.monotonic()
-        (self.stops / ALL).touch()
-
-    def any_started(self) -> bool:
-        """Whether a trial that is running has a process yet."""
-        return any(self._has_process(row) for row in self.rows() if row.state == "running")
-
-    def _has_process(self, row: Row) -> bool:
-        log, seconds = row.run_dir / LOG, row.seconds or 0.0
-        return log.exists() and log.stat().st_mtime > time.time() - seconds - 5.0
-
-    # What a person sees
-
-    def rows(self) -> list[Row]:
-        """Every trial as it is now."""
-        with self._lock:
-            return [
-                replace(row, seconds=self._seconds(row.number)) if row.state == "running" else row
-                for row in self._rows.values()
-            ]
-
-    @property
-    def total(self) -> int:
-        """How many trials the sweep has, as far as it is known now."""
-        return self.study.total
-
-    def _seconds(self, number: int) -> float | None:
-        begun = self._begun.get(number)
-        return None if begun is None else time.monotonic() - begun
-
-    def _remember(self, planned: Planned, state: str) -> None:
-        attributes = self.study.trials()[planned.number].user_attrs
-        scores = attributes.get("scores", {})
-        row = Row(
-            number=planned.number,
-            label=planned.label,
-            state=state,
-            run_dir=self.run_dir(planned),
-            steps=planned.config.train.steps,
-            value=scores.get(self.sweep.objectives[0]),
-            seconds=attributes.get("seconds"),
-            cause=attributes.get("cause"),
-        )
-        with self._lock:
-            self._rows[planned.number] = row
-
-    def _update(self, number: int, **changes: Any) -> None:
-        with self._lock:
-            self._rows[number] = replace(self._rows[number], **changes)
-
-    # MLflow
-
-    def _log_progress(self) -> None:
-        if not self.log:
-            return
-        rows = self.rows()
-        counts = {
-            f"trials/{state}": sum(row.state == state for row in rows)
-            for state in ("finished", "pruned", "failed")
-        }
-        best = self.study.ranked()[:1]
-        scores = (
-            {f"best/{name}": value for name, value in best[0].user_attrs.get("scores", {}).items()}
-            if best
-            else {}
-        )
-        self.log.metrics(sum(counts.values()), {**counts, **scores})
-
-    def run_ids(self) -> dict[int, str]:
-        """MLflow ids of the trials' runs, as far as MLflow has them."""
-        # By the tag that every sweep leaves: a run that another sweep has begun stands under that one.
-        tag = f"sweep.{self.sweep.name}"
-        mine = {
-            run.tags["signature"]: run.run_id
-            for run in tracking.find_runs(f"tags.\"{tag}\" != ''")
-            if "signature" in run.tags
-        }
-        signatures = {row.number: row.run_dir.name.rpartition("-")[2] for row in self.rows()}
-        return {
-            number: mine[signature] for number, signature in signatures.items() if signature in mine
-        } | self._run_ids
-
-    def publish(self) -> None:
-        """Give runs their ranks, and register the best model.
-
-        Raises:
-            InputError: the tracking store is away.
-        """
-        ranked = self.study.ranked()
-        ids = self.run_ids()
-        tags = {
-            ids[trial.number]: {"rank": str(rank)}
-            for rank, trial in enumerate(ranked, 1)
-            if trial.number in ids
-        }
-        if strange := [trial.number for trial in ranked if trial.number not in ids]:
-            self.say(
-                f"MLflow has no runs of the trials {', '.join(map(str, strange))}; they have no rank there"
-            )
-        if missing := tracking.tag_runs(tags):
-            self.say(f"{missing} runs have not got their rank in MLflow")
-        best = next((trial for trial in ranked if trial.number in ids), None)
-        name, objective = self.plan.registers, self.sweep.objectives[0]
-        if best is None or name is None:
-            return
-        registered = tracking.register(
-            name,
-            ids[best.number],
-            objective,
-            best.values[0],
-        )
-        role = (
-            "champion" if registered.is_champion else "not the champion: another version is better"
-        )
-        self.say(
-            f"model {name} version {registered.version}: trial {best.number}, {objective} {best.values[0]:.4f} ({role})"
-        )
-
-    def write_table(self) -> Path:
-        """The sweep's trials, best first, as `table.md` and `trials.json` in its folder."""
-        write_text(
-            self.folder / "trials.json",
-            json.dumps(records(self.study, self.rows()), indent=1) + "\n",
-        )
-        path = self.folder / "table.md"
-        write_text(path, markdown(self.study, self.rows()))
-        return path
-
-
-def end_log(run_dir: Path, state: str, cause: str | None, say: Callable[[str], None]) -> None:
-    """Say in a trial's log how it ended, if its process has not said so or has said otherwise; without a log nothing is said.
-
-    Nor where a process still trains in the folder: it is another sweep's, for which the trial has waited.
-    """
-    logged = None if held(run_dir) else latest(run_dir)
-    if logged and logged.status != STATUS[state]:
-        tags = {"state": state, **({"cause": cause} if cause else {})}
-        tracking.sync(run_dir, status=STATUS[state], tags=tags, say=say, timeout=10.0)
-
-
-STORE_SECONDS = 90.0  # for a fresh database to be made, or a server to answer
-SYNC_SECONDS = 30.0
-SHOWN = 12
-OUTPUT = "ray.txt"
-OVER = "over"  # the study's attribute: all is done and in MLflow
-
-
 @dataclass(frozen=True)
-class How:
-    """How a sweep is run; nothing of it changes a trial's numbers.
+class RunOptions:
+    """How a sweep is run; none of it changes a trial's numbers.
 
     Attributes:
-        resume: go on with one that was begun.
-        retry_failed: run failed trials again.
-        concurrent: trials at a time; None: as many as fit.
+        concurrent: trials at a time; None for as many as fit.
         retries: restarts of a trial whose process or node died.
-        storage: Optuna's, in place of a file in the sweep's folder.
+        storage: an Optuna storage instead of a file in the sweep's folder.
     """
 
     resources: Resources
@@ -438,34 +84,536 @@ class How:
     storage: str | None = None
 
 
-def run(sweep: Sweep, folder: Path, plan: Plan, how: How) -> int:
-    """Run what is left of a sweep; returns an exit status: 0, 1 when no trial has a result, 130 when stopped.
+def run(sweep: Sweep, folder: Path, context: SweepContext, options: RunOptions) -> int:
+    """Run the trials of a sweep that have not ended.
+
+    Returns:
+        An exit status: 0, 1 if no trial has a result, or 130 if the sweep was stopped.
 
     Raises:
-        InputError: it was begun and `resume` is not asked for, another driver runs it, or its needs cannot be met.
+        InputError: the sweep exists and `resume` is not set, another process runs it, or its
+            resources can never be met.
         KeyboardInterrupt: stopped without waiting for checkpoints.
     """
-    with _alone(folder), _sigterm_interrupts():
-        study = Study(sweep, folder, how.storage)
-        begun = not how.storage and len(study.trials(TrialState.WAITING)) < len(study.trials())
-        if how.retry_failed and (how.resume or not begun):
+    with lock(folder / ".lock") as acquired, _sigterm_as_interrupt():
+        if not acquired:
+            raise BusyError(
+                f"sweep {folder.name!r} is run by another process. Wait for it, or give another "
+                "--name."
+            )
+        study = Study(sweep, folder, options.storage)
+        waiting = len(study.trials(TrialState.WAITING))
+        begun = not options.storage and waiting < len(study.trials())
+        if options.retry_failed and (options.resume or not begun):
             study.retry_failed()
-        if study.exhausted and study.optuna.user_attrs.get(OVER):
-            print(
-                f"sweep {sweep.name!r} is finished: {folder / 'table.md'}\n\n{_last_table(folder)}",
-                end="",
-            )
+        if study.exhausted and study.optuna.user_attrs.get(COMPLETE):
+            table = folder / "table.md"
+            print(f"sweep {sweep.name!r} is finished: {table}\n")
+            print(*table.read_text().splitlines()[:16] if table.exists() else (), sep="\n")
             return 0
-        if begun and not how.resume:
+        if begun and not options.resume:
             raise InputError(
-                f"sweep {sweep.name!r} was begun in {folder} ({study.counts()}). Go on: --resume. Begin another: --name OTHER."
+                f"sweep {sweep.name!r} exists in {folder} ({study.counts()}). Continue it with "
+                "--resume, or start another one with --name."
             )
-        return _logged(study, folder, plan, how)
+        workers, size = options.resources.workers, sweep.base.optim.batch_size
+        if size % workers:
+            raise InputError(
+                f"--workers-per-trial must divide the batch size {size}, got {workers}."
+            )
+        check_machine(options.resources)
+        return _run_logged(study, folder, context, options)
+
+
+def _run_logged(study: Study, folder: Path, context: SweepContext, options: RunOptions) -> int:
+    """Run the trials below a run of the sweep itself in MLflow."""
+    sweep, objective = study.sweep, study.sweep.objectives[0]
+    console = Console(
+        file=sys.stderr, force_interactive=None if sys.stderr.isatty() else False
+    )  # before the output of Ray is redirected
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    # Its thread creates a new database while Ray starts.
+    log = RunLog(folder, experiment=context.experiment, run_name=sweep.name, say=say)
+    driver = SweepDriver(study, context, folder, log, say)
+    study.optuna.set_user_attr(COMPLETE, False)
+    status: Status = "FAILED"
+    published = False
+    try:
+        driver.log_definition()
+        with (
+            open(folder / RAY_OUTPUT, "a", buffering=1, encoding="utf-8") as file,
+            redirect_stdout(file),
+            redirect_stderr(file),
+            connected(options.resources) as room,
+        ):
+            from cutslots.sweep import ray_backend  # takes seconds, during which `log` connects
+
+            _wait_for_store(log)
+            concurrent = min(options.concurrent or room, room)
+            title = f"{sweep.name}: {context.data}"
+            with Display(
+                title, driver.rows, lambda: study.total, objective, console
+            ) as driver.display:
+                driver.say(
+                    f"{study.total} trials, {concurrent} at a time, each with {options.resources}; "
+                    f"Ctrl-C stops, --resume continues\nRay output: {folder / RAY_OUTPUT}\n"
+                    f"trial output: {runs_dir()}/RUN/{LOG}; masks and curves: cutslots ui "
+                    f"(experiment {context.experiment!r})"
+                )
+                ray_backend.run(driver, options.resources, concurrent, options.retries)
+            driver.display = None
+            table = driver.write_table()
+            log.artifact(table)
+            say(f"\n{driver.markdown(12)}\nall trials: {table}")
+            if driver.stopping_since is not None:
+                status = "KILLED"
+            else:
+                _deliver_rest(study, say)
+                status = "FINISHED" if study.ranked() else "FAILED"
+                try:
+                    driver.publish()
+                    published = True
+                except InputError as error:  # the trials are done
+                    say(
+                        f"the ranks and the best model are not in MLflow: {error} "
+                        "Add them with --resume."
+                    )
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        driver.display = None
+        log.tags({"state": {"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed")})
+        undelivered = log.close(status, SYNC_SECONDS)
+        for trial in study.trials(TrialState.RUNNING):  # killed with the sweep
+            if name := trial.user_attrs.get("run"):
+                end_log(runs_dir() / name, "interrupted", None, say)
+        undelivered = undelivered or _deliver_rest(study, say)
+    study.optuna.set_user_attr(COMPLETE, published and not undelivered)
+    return {"FINISHED": 0, "KILLED": 130}.get(status, 1)
+
+
+class SweepDriver:
+    """Chooses trials, records their results in the study and in MLflow, and publishes the best.
+
+    `rows` and `say` may be called from any thread, the other methods from one.
+
+    Args:
+        folder: the folder of the sweep.
+        log: the sweep's own run in MLflow; None for trials without a parent.
+        say: prints a line for the user; replaced by the display while it is on.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        context: SweepContext,
+        folder: Path,
+        log: RunLog | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.study, self.sweep, self.context, self.log = study, study.sweep, context, log
+        self.folder, self.stops, self._say = folder, folder / "stops", say
+        self.digest = data.read_manifest(context.data).digest
+        shutil.rmtree(self.stops, ignore_errors=True)  # of an earlier driver
+        self.stops.mkdir(parents=True)
+        self.display: Display | None = None
+        self.stopping_since: float | None = None
+        self._rows: dict[int, TrialRow] = {}
+        self._begun: dict[int, float] = {}
+        self._run_ids: dict[int, str] = {}
+        study.claim_data(self.digest, str(context.data))
+        for trial in study.trials():
+            if "run_id" in trial.user_attrs:
+                self._run_ids[trial.number] = trial.user_attrs["run_id"]
+            if STATES[trial.state] in ENDED:
+                self._add_row(study.planned(trial.number), STATES[trial.state])
+
+    def say(self, text: str) -> None:
+        """Print a line for the user."""
+        (self.display.say if self.display else self._say)(text)
+
+    # Trials
+
+    def next(self) -> tuple[dict[str, Any], TrialSpec] | None:
+        """The parameters and spec of the next trial to run; None if there is none at present.
+
+        Trials whose result is known already are ended on the way.
+        """
+        while self.stopping_since is None and (planned := self.study.next()):
+            number, run_dir = planned.number, self._run_dir(planned)
+            self._add_row(planned, "waiting")
+            self.study.annotate(number, label=planned.label, run=run_dir.name)
+            known = self._twin_result(planned) or self._earlier_result(planned, run_dir)
+            if known is not None:
+                self._end(number, known)
+                continue
+            self._begun[number] = time.monotonic()
+            self._update(number, state="running")
+            return planned.params, TrialSpec(
+                number=number,
+                label=planned.label,
+                sweep=self.sweep.name,
+                config=to_json(planned.config),
+                data=str(self.context.data),
+                run_dir=str(run_dir),
+                experiment=self.context.experiment,
+                parent_run_id=self.log.run_id if self.log else None,
+                stops=str(self.stops),
+                tests=self.context.tests,
+                threads=self.context.threads,
+                device=self.context.device,
+            )
+        return None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `next` will return no further trial."""
+        return self.stopping_since is not None or self.study.exhausted
+
+    def _run_dir(self, planned: PlannedTrial) -> Path:
+        """The folder of a trial's run: its name is a hash, so that every sweep finds it."""
+        digest = run_hash(planned.config, self.digest)
+        return runs_dir() / f"{self.context.dataset_name}-{planned.config.model_name}-{digest}"
+
+    def _twin_result(self, planned: PlannedTrial) -> TrialResult | None:
+        """The result of an earlier trial of this sweep with the same configuration."""
+        run_dir, trials = self._run_dir(planned), self.study.trials()
+        retry = trials[planned.number].user_attrs.get("again") is not None
+        for row in self.rows():
+            if row.run_dir != run_dir or row.number == planned.number:
+                continue
+            if row.state == "finished":
+                scores = trials[row.number].user_attrs.get("scores", {})
+                return TrialResult("finished", row.steps, scores)
+            if not (retry and row.state == "failed"):
+                return TrialResult("failed", cause=f"same configuration as trial {row.number}")
+        return None
+
+    def _earlier_result(self, planned: PlannedTrial, run_dir: Path) -> TrialResult | None:
+        """The result of a finished run with this configuration, on disk or in MLflow."""
+        name = f"trial {planned.number} ({planned.label})"
+        try:
+            best = finished(run_dir, planned.config, self.digest)
+        except InputError as error:  # unreadable checkpoints: the trial will fail with this
+            self.say(f"{name}: {error}")
+            return None
+        logged = latest(run_dir)
+        if best is not None and logged and logged.status != "FINISHED":
+            return None  # it died after its last step, and still has to log its results
+        source = f"its run {run_dir.name} is finished"
+        run = self._find_in_mlflow(planned)
+        if best is not None and run is None and self.log and logged:
+            # It was logged to another store.
+            uri = tracking.default_uri()
+            tracking.sync(run_dir, tracking_uri=uri, say=self.say, timeout=SYNC_SECONDS)
+            run = self._find_in_mlflow(planned)
+        if best is None and run:
+            scores = {name: value for name, value in run.metrics.items() if name[:5] == "best/"}
+            best = {name.removeprefix("best/"): value for name, value in scores.items()}
+            source = f"MLflow has its finished run {run.name}"
+        if best is None or not all(name in best for name in self.sweep.objectives):
+            return None
+        if run:
+            self._run_ids[planned.number] = run.run_id
+            self.study.annotate(planned.number, run_id=run.run_id)
+            tracking.tag_runs({run.run_id: {f"sweep.{self.sweep.name}": str(planned.number)}})
+        self.say(f"{name} is not repeated: {source}")
+        return TrialResult("finished", planned.config.train.steps, best)
+
+    def _find_in_mlflow(self, planned: PlannedTrial) -> tracking.FoundRun | None:
+        if self.log is None:
+            return None
+        try:
+            return tracking.finished_run(run_hash(planned.config, self.digest))
+        except InputError as error:  # no trial waits for a tracking server
+            self.say(f"trial {planned.number} may repeat a run in MLflow: {error}")
+            return None
+
+    def on_report(self, number: int, step: int, scores: Mapping[str, float]) -> None:
+        """Record an evaluation; asks the trial to stop if it is not among the best."""
+        objective, row = self.sweep.objectives[0], self._rows[number]
+        value = scores.get(objective)
+        if value is not None and (row.value is None or better(objective, value, row.value)):
+            self._update(number, value=value)
+        if self.study.report(number, step, scores):
+            # A file in the shared folder, not a call to an actor: it still reaches a trial after
+            # the driver or its Ray has died, and Ctrl-C uses the same way.
+            (self.stops / str(number)).touch()
+            factor = self.sweep.halving.reduction_factor if self.sweep.halving else 1
+            self._update(number, cause=f"not among the best 1/{factor} at step {step}")
+
+    def on_restart(self, number: int) -> None:
+        """A trial's process or node died, and the trial is started again."""
+        self.say(f"trial {number}: its process or node died; it resumes from its last checkpoint")
+
+    def on_end(self, number: int, result: TrialResult) -> None:
+        """Record the end of a trial, or its interruption."""
+        if result.state == "interrupted":
+            self._update(number, state="interrupted", seconds=self._seconds(number))
+        else:
+            self._end(number, result)
+        row = self._rows[number]
+        if row.state == "failed" and latest(row.run_dir) is None and self.log:
+            # Its process died before it opened its log.
+            name, parent = row.run_dir.name, self.log.run_id
+            log = RunLog(
+                row.run_dir,
+                experiment=self.context.experiment,
+                run_name=name,
+                parent_run_id=parent,
+                say=self.say,
+            )
+            sweep = self.sweep.name
+            log.tags({"sweep": sweep, f"sweep.{sweep}": number, "label": row.label})
+            log.close("KILLED", 0.0)
+        end_log(row.run_dir, row.state, row.cause, self.say)
+
+    def _end(self, number: int, result: TrialResult) -> None:
+        """Record a result in the study and in the sweep's run."""
+        row, seconds, objective = (
+            self._rows[number],
+            self._seconds(number),
+            self.sweep.objectives[0],
+        )
+        cause = result.cause or (row.cause if result.state == "pruned" else None)
+        facts = {"scores": result.scores, "step": result.step, "seconds": seconds, "cause": cause}
+        self.study.annotate(number, **facts)
+        state = self.study.end(number, result.state, result.scores)
+        if state == "failed" and not cause:
+            cause = f"it has no finite {' and '.join(self.sweep.objectives)}"
+        value = result.scores.get(objective, row.value)
+        self._update(number, state=state, value=value, seconds=seconds, cause=cause)
+        if self.log:
+            states = [each.state for each in self.rows()]
+            counts = {f"trials/{state}": states.count(state) for state in STATES.values()}
+            counts = {name: counts[f"trials/{name}"] for name in ("finished", "pruned", "failed")}
+            best = (
+                self.study.ranked()[0].user_attrs.get("scores", {}) if self.study.ranked() else {}
+            )
+            self.log.metrics(
+                sum(counts.values()),
+                {f"trials/{name}": count for name, count in counts.items()}
+                | {f"best/{name}": score for name, score in best.items()},
+            )
+
+    def stop(self) -> None:
+        """Ask all running trials to write a checkpoint and stop; no new trials start."""
+        self.stopping_since = time.monotonic()
+        (self.stops / STOP_ALL).touch()
+
+    def any_started(self) -> bool:
+        """Whether any running trial has a process yet, and does not only wait for a node."""
+
+        def started(row: TrialRow) -> bool:
+            path, since = row.run_dir / LOG, time.time() - (row.seconds or 0.0) - 5.0
+            return path.exists() and path.stat().st_mtime > since
+
+        return any(started(row) for row in self.rows() if row.state == "running")
+
+    # Tables
+
+    def rows(self) -> list[TrialRow]:
+        """Every trial as it is now."""
+        return [
+            replace(row, seconds=self._seconds(row.number)) if row.state == "running" else row
+            for row in list(self._rows.values())
+        ]
+
+    def _seconds(self, number: int) -> float | None:
+        begun = self._begun.get(number)
+        return None if begun is None else time.monotonic() - begun
+
+    def _add_row(self, planned: PlannedTrial, state: str) -> None:
+        attributes = self.study.trials()[planned.number].user_attrs
+        self._rows[planned.number] = TrialRow(
+            number=planned.number,
+            label=planned.label,
+            state=state,
+            run_dir=self._run_dir(planned),
+            steps=planned.config.train.steps,
+            value=attributes.get("scores", {}).get(self.sweep.objectives[0]),
+            seconds=attributes.get("seconds"),
+            cause=attributes.get("cause"),
+        )
+
+    def _update(self, number: int, **changes: Any) -> None:
+        self._rows[number] = replace(self._rows[number], **changes)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every trial with its settings, scores and run, best first; those without rank last."""
+        ranks = {trial.number: rank for rank, trial in enumerate(self.study.ranked(), 1)}
+        front, several = self.study.front(), len(self.sweep.objectives) > 1
+        records = []
+        for row in sorted(self.rows(), key=lambda row: (ranks.get(row.number, 1e9), row.number)):
+            trial = self.study.trials()[row.number]
+            attributes = trial.user_attrs
+            records.append(
+                {
+                    "rank": ranks.get(row.number),
+                    **({"pareto": row.number in front} if several else {}),
+                    "number": row.number,
+                    "kind": attributes.get("kind"),
+                    "label": row.label,
+                    "state": row.state,
+                    "values": trial.params,
+                    "seed": attributes.get("seed"),
+                    "step": attributes.get("step"),
+                    "scores": attributes.get("scores", {}),
+                    "seconds": row.seconds,
+                    "run": row.run_dir.name,
+                    "cause": row.cause,
+                }
+            )
+        return records
+
+    def markdown(self, most: int | None = None) -> str:
+        """The trials as a Markdown table, best first; at most `most` rows."""
+        sweep, records = self.sweep, self.records()
+        names = dict.fromkeys([*sweep.objectives, *SCORES])
+        names = [name for name in names if any(name in each["scores"] for each in records)]
+        rows = []
+        for each in records[:most]:
+            scores = each["scores"]
+            digits = {name: 1 if name == "mse" else 3 for name in names}
+            failed = each["state"] == "failed" and each["cause"]
+            rows.append(
+                [
+                    f"{each['rank'] or ''}{' Pareto' if each.get('pareto') else ''}",
+                    str(each["number"]),
+                    each["label"],
+                    *(f"{scores[n]:.{digits[n]}f}" if n in scores else "" for n in names),
+                    "" if each["step"] is None else f"{each['step']:,}",
+                    "" if each["seconds"] is None else clock(each["seconds"]),
+                    each["state"] + (f": {each['cause']}" if failed else ""),
+                ]
+            )
+        columns = ["", "trial", "settings", *names, "steps", "time", "state"]
+        return (
+            f"# Sweep {sweep.name}: {sweep.dataset}, {' and '.join(sweep.objectives)} on the "
+            f"validation split, best checkpoints\n\n{Table(columns, rows).markdown()}"
+        )
+
+    def write_table(self) -> Path:
+        """Write `table.md` and `trials.json` to the sweep's folder; returns the former."""
+        text = json.dumps(self.records(), indent=1)
+        write_text(self.folder / "trials.json", f"{text}\n")
+        write_text(self.folder / "table.md", self.markdown())
+        return self.folder / "table.md"
+
+    # MLflow
+
+    def log_definition(self) -> None:
+        """Log the declaration of the sweep to its run."""
+        sweep, log = self.sweep, self.log
+        assert log is not None
+        space = sweep.full_space.items()
+        log.params(
+            {
+                "dataset": self.context.dataset_name,
+                "data_digest": self.digest,
+                "preset": sweep.preset,
+                "set": " ".join(sweep.overrides),
+                "objective": ", ".join(sweep.objectives),
+                "search": sweep.search,
+                **{f"space/{path}": str(distribution) for path, distribution in space},
+            }
+        )
+        log.tags(
+            {
+                "sweep": sweep.name,
+                "kind": "sweep",
+                "dataset": self.context.dataset_name,
+                "state": "running",
+                "commit": git_commit(Path(cutslots.__file__).parent) or "none",
+                "cutslots.version": cutslots.__version__,
+                "trials": sweep.trials,
+                "seeds": ", ".join(map(str, sweep.seeds)),
+            }
+        )
+
+    def publish(self) -> None:
+        """Tag the runs with their ranks in MLflow, and register the best model.
+
+        Raises:
+            InputError: the tracking server does not answer.
+        """
+        # By the tag of this sweep: a run that another sweep began has that one as its parent.
+        runs = tracking.find_runs(f"tags.\"sweep.{self.sweep.name}\" != ''")
+        by_hash = {run.tags.get("signature"): run.run_id for run in runs}
+        hashes = {row.number: row.run_dir.name.rpartition("-")[2] for row in self.rows()}
+        ids = {n: by_hash[digest] for n, digest in hashes.items() if digest in by_hash}
+        ids |= self._run_ids
+        ranked = self.study.ranked()
+        ranks = {trial.number: str(rank) for rank, trial in enumerate(ranked, 1)}
+        if missing := [str(number) for number in ranks if number not in ids]:
+            self.say(f"MLflow has no runs of the trials {', '.join(missing)}")
+        tags = {ids[number]: {"rank": rank} for number, rank in ranks.items() if number in ids}
+        if failed := tracking.tag_runs(tags):
+            self.say(f"could not tag {failed} runs with their rank in MLflow")
+        best = next((trial for trial in ranked if trial.number in ids), None)
+        name, objective = self.context.registered_model, self.sweep.objectives[0]
+        if best is None or name is None:
+            return
+        smaller, value = not higher_is_better(objective), best.values[0]
+        registered = tracking.register(
+            name, ids[best.number], objective, value, smaller_is_better=smaller
+        )
+        role = "champion" if registered.is_champion else "the champion is another, better version"
+        self.say(
+            f"model {name} version {registered.version}: trial {best.number}, "
+            f"{objective} {value:.4f} ({role})"
+        )
+
+
+def end_log(run_dir: Path, state: str, cause: str | None, say: Callable[[str], None]) -> None:
+    """Write the final status to a trial's log unless its process already did.
+
+    Does nothing without a log or while another process trains there.
+    """
+    logged = None if held(run_dir) else latest(run_dir)
+    if logged and logged.status != MLFLOW_STATUS[state]:
+        tags = {"state": state, **({"cause": cause} if cause else {})}
+        tracking.end_run(run_dir, MLFLOW_STATUS[state], tags, say=say)
+
+
+def _wait_for_store(log: RunLog) -> None:
+    """Wait until the sweep's run exists: trials need its id, and a database that is complete."""
+    deadline = time.monotonic() + STORE_SECONDS
+    while log.run_id is None:
+        if time.monotonic() > deadline:
+            store = tracking.without_password(tracking.default_uri())
+            raise InputError(
+                f"the tracking server {store} did not answer within {STORE_SECONDS:.0f} s. "
+                "Start it, or unset MLFLOW_TRACKING_URI to use a local database."
+            )
+        time.sleep(0.05)
+
+
+def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
+    """Send to MLflow what trials could not: the server was away, or their process died.
+
+    Returns:
+        How many events of a run could not be sent; the runs after it are not tried.
+    """
+    names = {trial.user_attrs.get("run") for trial in study.trials()}
+    for run_dir in tracking.undelivered(runs_dir()):
+        if run_dir.name in names and (
+            left := tracking.sync(run_dir, say=say, timeout=SYNC_SECONDS)
+        ):
+            say(
+                f"{left} events of {run_dir.name} are not in MLflow yet: cutslots sync {run_dir.name}"
+            )
+            return left
+    return 0
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM is the same as Ctrl-C, also while nobody listens for either: what was begun is closed."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM too, so that everything is closed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -478,178 +626,3 @@ def _sigterm_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the sweep's folder against a second driver."""
-    with lock(folder / ".lock") as mine:
-        if not mine:
-            raise BusyError(
-                f"sweep {folder.name!r} is being run by another process. Wait for it, or give another --name."
-            )
-        yield
-
-
-def _logged(study: Study, folder: Path, plan: Plan, how: How) -> int:
-    """Run the trials under a run of their own in MLflow."""
-    sweep, resources = study.sweep, how.resources
-    size = sweep.base.optim.batch_size
-    if size % resources.workers:
-        raise InputError(
-            f"--workers-per-trial {resources.workers} does not divide the batch of {size} images. Use a divisor of it."
-        )
-    check_here(resources)
-    # It makes a fresh database while Ray starts.
-    log = RunLog(folder, experiment=plan.experiment, run_name=sweep.name, say=_to_stderr)
-    study.optuna.set_user_attr(OVER, False)
-    status: Status = "FAILED"
-    published = False
-    console = Console(file=sys.stderr)
-    try:
-        _describe(sweep, plan, log)
-        with _quiet(folder / OUTPUT), connected(resources) as room:
-            status, published = _drive(
-                study, folder, plan, log, how, min(how.concurrent or room, room), console
-            )
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        log.tags({"state": {"FINISHED": "finished", "KILLED": "interrupted"}.get(status, "failed")})
-        left = log.close(status, SYNC_SECONDS)
-        _end_logs(study, _to_stderr)
-        left = left or _deliver_rest(study, _to_stderr)
-    study.optuna.set_user_attr(OVER, published and not left)
-    return {"FINISHED": 0, "KILLED": 130}.get(status, 1)
-
-
-@contextmanager
-def _quiet(path: Path) -> Iterator[None]:
-    """Everything that Ray says goes to a file; what a person is to see goes to a console that was made before."""
-    with (
-        open(path, "a", buffering=1, encoding="utf-8") as file,
-        redirect_stdout(file),
-        redirect_stderr(file),
-    ):
-        yield
-
-
-def _drive(
-    study: Study, folder: Path, plan: Plan, log: RunLog, how: How, concurrent: int, console: Console
-) -> tuple[Status, bool]:
-    """Run the trials with a view on them; returns how it ended, and whether MLflow has their ranks and the best model."""
-    from cutslots.sweep import ray_backend  # seconds, while `log` makes its database
-
-    _wait_for_store(log)
-    sweep = study.sweep
-    objective = sweep.objectives[0]
-    said: list[Callable[[str], None]] = []
-    driver = Driver(study, plan, folder, log, lambda text: said[-1](text))
-    title = f"{sweep.name}: {plan.data}"
-    said.append(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
-    with View(
-        title,
-        driver.rows,
-        lambda: driver.total,
-        objective,
-        not higher_is_better(objective),
-        console,
-    ) as view:
-        said.append(view.say)
-        view.say(
-            f"{driver.total} trials, {concurrent} at a time, each {how.resources}; Ctrl-C stops, --resume goes on"
-        )
-        view.say(f"what Ray says: {folder / OUTPUT}")
-        view.say(
-            f"output of each in {runs_dir()}/RUN/{LOG}; masks and curves: cutslots ui (experiment {plan.experiment!r})"
-        )
-        whole = ray_backend.run(driver, how.resources, concurrent, how.retries)
-        said.pop()
-    table = driver.write_table()
-    log.artifact(table)
-    said[-1](f"\n{markdown(study, driver.rows(), SHOWN)}\nall of it: {table}")
-    if not whole:
-        return "KILLED", False
-    _deliver_rest(study, said[-1])
-    return "FINISHED" if study.ranked() else "FAILED", _published(driver)
-
-
-def _published(driver: Driver) -> bool:
-    try:
-        driver.publish()
-    except InputError as error:  # the trials are done, whatever became of the store
-        driver.say(f"MLflow has neither ranks nor the best model: {error} Then --resume adds them.")
-        return False
-    return True
-
-
-def _wait_for_store(log: RunLog) -> None:
-    """Trials stand under the sweep's own run, and need a database that is there before several of them open it."""
-    until = time.monotonic() + STORE_SECONDS
-    while log.run_id is None:
-        if time.monotonic() > until:
-            raise InputError(
-                f"the tracking store {tracking.without_password(tracking.default_uri())} does not answer within {STORE_SECONDS:.0f} s. "
-                "Start it, or unset MLFLOW_TRACKING_URI to use a database of your own."
-            )
-        time.sleep(0.05)
-
-
-def _describe(sweep: Sweep, plan: Plan, log: RunLog) -> None:
-    log.params(
-        {
-            "dataset": plan.set_name,
-            "data_digest": data.read_manifest(plan.data).digest,
-            "preset": sweep.preset,
-            "set": " ".join(sweep.set),
-            "objective": ", ".join(sweep.objectives),
-            "search": sweep.search,
-            **{
-                f"space/{path}": str(distribution)
-                for path, distribution in sweep.resolved().items()
-            },
-        }
-    )
-    tags: dict[str, Any] = {
-        "sweep": sweep.name,
-        "kind": "sweep",
-        "dataset": plan.set_name,
-        "state": "running",
-    }
-    tags |= {
-        "commit": git_commit(Path(cutslots.__file__).parent) or "none",
-        "cutslots.version": cutslots.__version__,
-    }
-    log.tags({**tags, "trials": sweep.trials, "seeds": ", ".join(map(str, sweep.seeds))})
-
-
-def _end_logs(study: Study, say: Callable[[str], None]) -> None:
-    """Say of trials that were killed with the sweep that they do not go on."""
-    for trial in study.trials(TrialState.RUNNING):
-        if name := trial.user_attrs.get("run"):
-            end_log(runs_dir() / name, "interrupted", None, say)
-
-
-def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
-    """Bring to MLflow what trials could not deliver themselves: a store that was away, a process that died.
-
-    Returns: the number of events of the first run that cannot be delivered now; the rest is not tried then.
-    """
-    mine = {trial.user_attrs.get("run") for trial in study.trials()}
-    for run_dir in tracking.undelivered(runs_dir()):
-        if run_dir.name in mine and (left := tracking.sync(run_dir, say=say, timeout=SYNC_SECONDS)):
-            say(
-                f"{left} events of {run_dir.name} are not in MLflow yet; later: cutslots sync {run_dir.name}"
-            )
-            return left
-    return 0
-
-
-def _last_table(folder: Path) -> str:
-    path = folder / "table.md"
-    return "\n".join(path.read_text().splitlines()[: SHOWN + 4]) + "\n" if path.exists() else ""
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -1,15 +1,20 @@
-"""A sweep on Ray Tune, which starts trials where there is room, and again where a process or node died, and brings results.
+"""Runs the trials of a sweep on Ray Tune: where there is room, and again if a process or node dies.
 
-What a trial is, and which one is next, is the driver's. A trial of one process without a GPU is a Tune function in an actor that
-the next trial reuses (0.3 s a trial); one with a GPU or with several processes drives Ray Train workers from a Tune function.
-Trials end by a stop sign that they look for (see `trial.py`), never by being killed: they leave a checkpoint, a closed log, and
-nothing on the cluster.
+Ray's own parts are not used because they would lose trials or their record. `OptunaSearch` keeps
+its state in Tune's experiment checkpoint, which is incomplete after a killed driver; our study is
+on disk after every trial, and `_Search` only passes it on. `ASHAScheduler` kills a stopped trial's
+actor; ours stops after a step, with a checkpoint, and its rungs survive a resume because Optuna
+stores them. `MLflowLoggerCallback` logs from the driver, without a queue for an absent server; a
+trial logs its own run. Tune still gets every trial's values as its config and every evaluation as
+flat metrics (`ari_fg`, `step`, ...), so that the `ResultGrid` and Ray's dashboard show them.
+
+A trial of one process without a GPU is a Tune function in an actor that the next trial reuses
+(0.3 s per trial); any other drives Ray Train workers from a Tune function (15 s).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -22,51 +27,56 @@ from typing import Any
 
 import ray
 import torch
-from ray import tune
+from ray import train, tune
 from ray.tune.search import Searcher
 
 from cutslots.sweep import trial
 from cutslots.sweep.cluster import Resources
-from cutslots.sweep.driver import Driver
-from cutslots.sweep.trial import Ending, Report, Task
+from cutslots.sweep.driver import SweepDriver
+from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.train.ranks import Ranks
 
-DRIVER = "cutslots_driver"  # a resource of nodes that are not lost, see cluster/gpu.yaml
+DRIVER = "cutslots_driver"  # a resource of nodes that are not preempted, see cluster/gpu.yaml
 START_SECONDS = 10.0
-STOP_SECONDS = (
-    120.0  # how long trials may take to write their checkpoints when the sweep is asked to end
-)
+STOP_SECONDS = 120.0  # how long trials may take to write their checkpoints when the sweep stops
+SPEC, BEST = "trial", "best/"  # keys of a trial's config and of its last report
+
+# What a trial does: `trial.run`, or nothing where Ray's overhead is measured.
+RunTrial = Callable[[TrialSpec, Report, Ranks], TrialResult]
 
 
 def run(
-    driver: Driver, resources: Resources, concurrent: int, retries: int, body: Body = trial.run
-) -> bool:
-    """Run the driver's trials until none is left; returns False when it was asked to stop before.
+    driver: SweepDriver,
+    resources: Resources,
+    concurrent: int,
+    retries: int,
+    run_trial: RunTrial = trial.run,
+) -> tune.ResultGrid | None:
+    """Run the driver's trials until none is left or it is asked to stop; returns Tune's results.
 
     Args:
-        concurrent: trials at a time.
-        retries: how often a trial is started again when its process or node has died.
-        body: what a trial does.
+        concurrent: how many trials run at a time.
+        retries: how often a trial is restarted after its process or node died.
 
     Raises:
-        KeyboardInterrupt: asked to stop twice.
+        KeyboardInterrupt: the second Ctrl-C or SIGTERM.
     """
     if resources.train:
-        # Where the cluster keeps a node for it, Tune's part lies there: with a lost worker node only its own trials move.
-        part: dict[str, float] = (
-            {DRIVER: 1} if ray.cluster_resources().get(DRIVER) else {"CPU": 0.01}
-        )
-        trainable = tune.with_resources(on_workers(body, resources, driver.folder, retries), part)
+        # On a node that is not preempted if there is one: a lost worker then moves only its trials.
+        kept = ray.cluster_resources().get(DRIVER)
+        function = _on_workers(run_trial, resources, driver.folder, retries)
+        trainable = tune.with_resources(function, {DRIVER: 1} if kept else {"CPU": 0.01})
     else:
-        trainable = tune.with_resources(in_function(body), {"CPU": resources.cpus})
+        function = _in_function(run_trial)
+        trainable = tune.with_resources(function, {"CPU": resources.cpus})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=_Search(driver),
-            num_samples=-1,  # the driver knows when it is over
+            num_samples=-1,  # the driver decides when the sweep is complete
             max_concurrent_trials=concurrent,
             reuse_actors=not resources.train,
-            trial_name_creator=lambda each: f"trial-{each.trial_id}",
+            trial_name_creator=_name,
             trial_dirname_creator=lambda each: str(each.trial_id),
         ),
         run_config=tune.RunConfig(
@@ -77,53 +87,61 @@ def run(
             verbose=0,
         ),
     )
-    with _signals(driver), contextlib.suppress(_Unheeded):
-        tuner.fit()
-    return driver.stopping_since is None
+    with _signals(driver), contextlib.suppress(_UnresponsiveTrials):
+        return tuner.fit()
 
 
-class _Unheeded(KeyboardInterrupt):
-    """Trials do not end though they were asked to. No `Exception`, which Tune would take for its own."""
+class _UnresponsiveTrials(KeyboardInterrupt):
+    """Trials ignore the stop request. Not an `Exception`, or Tune would swallow it."""
+
+
+def _name(tune_trial: Any) -> str:
+    """The name of a trial in Tune's table: its number and settings."""
+    spec = tune_trial.config[SPEC]
+    return f"{spec['number']}_" + re.sub(r"[^\w.+-]+", "_", spec["label"])[:80]
 
 
 class _Search(Searcher):
-    """What Tune asks for configurations; the driver answers."""
+    """Passes the driver's trials to Tune, and Tune's results to the driver."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: SweepDriver) -> None:
         super().__init__()
-        self._driver, self._numbers, self._endings = driver, {}, {}
+        self._driver, self._numbers, self._results = driver, {}, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune keeps a copy that nobody reads
+        return {}  # Tune saves a copy that nothing reads
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        task = self._driver.next()
-        if task is None:
+        planned = self._driver.next()
+        if planned is None:
             return Searcher.FINISHED if self._driver.exhausted else None
-        self._numbers[trial_id] = task.number
-        return {TASK: task.to_json()}
+        params, spec = planned
+        self._numbers[trial_id] = spec.number
+        return {**params, SPEC: asdict(spec)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         number = self._numbers[trial_id]
-        if ending_of(result):
-            self._endings[number] = result
-        elif evaluation := reported(result):
-            self._driver.reported(number, *evaluation)
+        if "state" in result:
+            self._results[number] = result
+        else:
+            self._driver.on_report(number, result["step"], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         if error:
-            return  # Tune tells `_Watch` why
+            return  # Tune passes the reason to `_Watch`
         number = self._numbers[trial_id]
-        last = self._endings.pop(number, None) or result or {}
-        ending = ending_of(last)
-        if ending is None:
-            self._driver.died(number, "its process ended without a result")
-        elif last.get(DIED):
-            self._driver.died(number, ending.cause or "its processes died")
-        else:
-            self._driver.ended(number, ending)
+        last = self._results.pop(number, None) or result or {}
+        if "state" not in last:
+            self._driver.on_end(number, TrialResult("failed", cause="its process ended early"))
+            return
+        best = {
+            name.removeprefix(BEST): value for name, value in last.items() if name.startswith(BEST)
+        }
+        self._driver.on_end(
+            number, TrialResult(last["state"], last["step"], best, last.get("cause"))
+        )
 
     def save(self, checkpoint_path: str) -> None: ...
 
@@ -131,53 +149,44 @@ class _Search(Searcher):
 
 
 class _Watch(tune.Callback):
-    """Hears of dead processes, and ends a sweep whose trials do not heed the stop sign."""
+    """Reports dead processes, and ends a sweep whose trials ignore the stop request."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: SweepDriver) -> None:
         self._driver = driver
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._driver.recovering(_number(trial), "its process or node died")
+        self._driver.on_restart(trial.config[SPEC]["number"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._driver.died(
-            _number(trial), f"its process died {trial.num_failures} times: {_last_words(trial)}"
-        )
+        try:
+            lines = Path(trial.error_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, TypeError):
+            lines = []
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        last = (errors or lines or ["unknown error"])[-1]
+        cause = f"its process died {trial.num_failures} times: {last}"
+        number = trial.config[SPEC]["number"]
+        self._driver.on_end(number, TrialResult("failed", cause=cause))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         since = self._driver.stopping_since
-        if since is None:
-            return
-        waited = time.monotonic() - since
+        waited = 0.0 if since is None else time.monotonic() - since
         if waited > STOP_SECONDS:
             self._driver.say(
-                f"trials did not end within {STOP_SECONDS:.0f} s; they are killed, their last checkpoints stay"
+                f"trials did not stop within {STOP_SECONDS:.0f} s and are killed; "
+                "their last checkpoints are kept"
             )
-            raise _Unheeded
+            raise _UnresponsiveTrials
         if waited > START_SECONDS and not self._driver.any_started():
-            raise _Unheeded  # they wait for nodes, and look for no sign
-
-
-def _last_words(trial: Any) -> str:
-    """The line in which Tune names the error of a trial."""
-    try:
-        lines = Path(trial.error_file).read_text(encoding="utf-8").splitlines()
-    except (OSError, TypeError):
-        return "no error is known"
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return (named or lines or ["no error is known"])[-1]
-
-
-def _number(trial: Any) -> int:
-    return Task.from_json(trial.config[TASK]).number
+            raise _UnresponsiveTrials  # they wait for nodes
 
 
 @contextlib.contextmanager
-def _signals(driver: Driver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask all trials to write a checkpoint and end; a second one does not wait for that."""
+def _signals(driver: SweepDriver) -> Iterator[None]:
+    """Ctrl-C and SIGTERM let all trials write a checkpoint; the second one does not wait."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -186,9 +195,8 @@ def _signals(driver: Driver) -> Iterator[None]:
         if driver.stopping_since is not None:
             raise KeyboardInterrupt
         driver.stop()
-        driver.say(
-            f"{signal.Signals(number).name}: trials write their checkpoints and end; once more ends them at once"
-        )
+        name = signal.Signals(number).name
+        driver.say(f"{name}: trials write their checkpoints and stop; repeat it to kill them")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -198,44 +206,52 @@ def _signals(driver: Driver) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-TASK, REPORT, ENDING, DIED = "task", "report", "ending", "died"
-
-# What a trial does: `trial.run`, or nothing at all where Ray's own time is measured.
-Body = Callable[[Task, Report, Ranks], Ending]
-
-
-def in_function(body: Body) -> Callable[[Mapping[str, Any]], None]:
+def _in_function(run_trial: RunTrial) -> Callable[[Mapping[str, Any]], None]:
     """A Tune function that runs a trial in Tune's own actor."""
 
     def function(config: Mapping[str, Any]) -> None:
-        task = Task.from_json(config[TASK])
-        ending = body(task, lambda step, scores: tune.report(_as_report(step, scores)), Ranks())
-        tune.report(_as_result(ending))
+        def report(step: int, scores: Mapping[str, float]) -> None:
+            tune.report({**scores, "step": step})
+
+        tune.report(_metrics(run_trial(TrialSpec(**config[SPEC]), report, Ranks())))
 
     return function
 
 
-def on_workers(
-    body: Body, resources: Resources, folder: Path, retries: int
+def _on_workers(
+    run_trial: RunTrial, resources: Resources, folder: Path, retries: int
 ) -> Callable[[Mapping[str, Any]], None]:
-    """A Tune function that drives one trial on Ray Train workers."""
+    """A Tune function that runs a trial on Ray Train workers."""
+
+    def on_worker(config: Mapping[str, Any]) -> None:
+        from ray.train.torch import get_device
+
+        if resources.gpus and not torch.cuda.is_available():
+            raise RuntimeError("this node has no usable GPU")  # restarts the trial on another one
+
+        def report(step: int, scores: Mapping[str, float]) -> None:
+            train.report({**scores, "step": step})  # waits until every worker reports
+
+        spec = replace(TrialSpec(**config[SPEC]), device=str(get_device()))
+        train.report(_metrics(run_trial(spec, report, Ranks.joined())))
 
     def function(config: Mapping[str, Any]) -> None:
-        from ray import train
         from ray.train.torch import TorchTrainer
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        number = Task.from_json(config[TASK]).number
-        # A little less than whole CPUs: Tune's part of the trial takes 0.01, and a machine of two shall hold two workers.
-        each = {"CPU": 0.99 * resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
+        # Tune's part of a trial takes 0.01 CPUs, and two workers shall fit on two CPUs.
+        worker = {"CPU": 0.99 * resources.cpus}
+        worker |= {"GPU": resources.gpus} if resources.gpus else {}
         trainer = TorchTrainer(
-            _in_worker(body, resources.gpus > 0),
+            on_worker,
             train_loop_config=dict(config),
             scaling_config=train.ScalingConfig(
-                num_workers=resources.workers, use_gpu=resources.gpus > 0, resources_per_worker=each
+                num_workers=resources.workers,
+                use_gpu=resources.gpus > 0,
+                resources_per_worker=worker,
             ),
             run_config=train.RunConfig(
-                name=f"trial-{number}-{tune.get_context().get_trial_id()}",
+                name=f"trial-{config[SPEC]['number']}-{tune.get_context().get_trial_id()}",
                 storage_path=str(folder / "ray"),
                 failure_config=train.FailureConfig(
                     max_failures=retries, controller_failure_limit=3
@@ -246,58 +262,16 @@ def on_workers(
         try:
             trainer.fit()
         except train.TrainingFailedError as error:  # type: ignore[attr-defined]
-            tune.report({**_as_result(Ending("failed", cause=_cause(error))), DIED: True})
+            failures = getattr(error, "worker_failures", None) or {0: error}
+            lines = str(failures[min(failures)]).strip().splitlines()
+            cause = lines[-1].strip() if lines else type(error).__name__
+            tune.report(_metrics(TrialResult("failed", cause=cause)))
 
     return function
 
 
-def _in_worker(body: Body, gpus: bool) -> Callable[[Mapping[str, Any]], None]:
-    """A trial on one of its Ray Train workers. Every worker reports: a report waits for all of them."""
-
-    def function(config: Mapping[str, Any]) -> None:
-        from ray import train
-        from ray.train.torch import get_device
-
-        if gpus and not torch.cuda.is_available():
-            raise RuntimeError(
-                "this node has no usable GPU"
-            )  # another one may: the trial begins again
-        task = replace(Task.from_json(config[TASK]), device=str(get_device()))
-        ending = body(
-            task, lambda step, scores: train.report(_as_report(step, scores)), Ranks.joined()
-        )
-        train.report(_as_result(ending))
-
-    return function
-
-
-# What Tune is told is text: it flattens nested dictionaries on their way.
-
-
-def _as_report(step: int, scores: Mapping[str, float]) -> dict[str, str]:
-    return {REPORT: json.dumps([step, dict(scores)])}
-
-
-def _as_result(ending: Ending) -> dict[str, Any]:
-    return {ENDING: json.dumps(asdict(ending))}
-
-
-def reported(result: Mapping[str, Any]) -> tuple[int, dict[str, float]] | None:
-    """Step and scores of an evaluation, None when the result is none."""
-    return tuple(json.loads(result[REPORT])) if REPORT in result else None  # type: ignore[return-value]
-
-
-def ending_of(result: Mapping[str, Any]) -> Ending | None:
-    """The ending that a result brings, None when it brings none."""
-    return Ending(**json.loads(result[ENDING])) if ENDING in result else None
-
-
-def _cause(error: BaseException) -> str:
-    """The first worker's own error in one line, of what Ray wraps around it."""
-    failures = getattr(error, "worker_failures", None) or {
-        0: getattr(error, "controller_failure", error)
-    }
-    first = failures[min(failures)]
-    text = str(getattr(first, "_base_exc", None) or getattr(first, "cause", None) or first)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else type(first).__name__
+def _metrics(result: TrialResult) -> dict[str, Any]:
+    """The last report of a trial: its state, and the best scores under their names and `best/`."""
+    best = {f"{BEST}{name}": value for name, value in result.scores.items()}
+    cause = {"cause": result.cause} if result.cause else {}
+    return {**result.scores, **best, **cause, "step": result.step, "state": result.state}

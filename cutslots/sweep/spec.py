@@ -1,24 +1,26 @@
-"""What a sweep is: the question it asks, as one frozen value that a file in sweeps/ declares.
+"""The declaration of a sweep: one frozen value per question, in a file in sweeps/.
 
     SWEEP = Sweep(
         name="clevrtex",
         dataset="clevrtex",
         preset="paper-clevrtex",
-        space={"cut.gamma": log_uniform(0.05, 5.0), "num_slots": integers(9, 14)},
-        first={"paper": Setting(), "slot-attention": Setting(preset="slot-attention-clevrtex")},
+        space={"cut.gamma": loguniform(0.05, 5.0), "num_slots": randint(9, 14)},
+        baselines={"paper": Baseline(), "slot-attention": Baseline("slot-attention-clevrtex")},
     )
 
     if __name__ == "__main__":
         main(SWEEP)
 
-Paths are those of `--set`, whole or shortened to an unambiguous ending. What a trial is made of, its settings, is a list of such
-assignments on a preset, so that `cutslots train` can repeat it by hand.
+Options are named as in `--set`, in full or by an unambiguous ending. Every trial is a preset and a
+list of such assignments, so `cutslots train` can repeat it.
 """
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 from optuna.distributions import (
     BaseDistribution,
@@ -33,242 +35,240 @@ from cutslots.metrics.registry import METRICS
 from cutslots.train.config import RunConfig, preset
 
 Search = Literal["tpe", "random", "grid"]
-OBJECTIVES = tuple(METRICS)
 
 
 def uniform(low: float, high: float, step: float | None = None) -> FloatDistribution:
-    """A number between two bounds, both included; on multiples of `step` above `low` when it is given (a grid needs one)."""
+    """A float in [low, high]; with `step`, one of low, low + step, ... (a grid needs a step)."""
     return FloatDistribution(low, high, step=step)
 
 
-def log_uniform(low: float, high: float) -> FloatDistribution:
-    """A number between two positive bounds, whose logarithm is uniform."""
+def loguniform(low: float, high: float) -> FloatDistribution:
+    """A positive float in [low, high] whose logarithm is uniformly distributed."""
     return FloatDistribution(low, high, log=True)
 
 
-def integers(low: int, high: int, step: int = 1) -> IntDistribution:
-    """A whole number between two bounds, both included."""
+def randint(low: int, high: int, step: int = 1) -> IntDistribution:
+    """An integer in [low, high]. Unlike in Ray Tune, `high` is included."""
     return IntDistribution(low, high, step=step)
 
 
-def choices(*values: str | float | bool | None) -> CategoricalDistribution:
+def choice(*values: str | float | bool | None) -> CategoricalDistribution:
     """One of these values."""
     return CategoricalDistribution(list(values))
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A known setting that runs before the search: the sweep's preset or another one, and what is changed in it.
+class Baseline:
+    """A known configuration, run before the search.
 
     Attributes:
-        preset: None takes the sweep's.
-        set: assignments such as "cut.gamma=0.5"; the sweep's own `set` comes before them where the preset is the sweep's.
+        preset: None for the sweep's preset.
+        overrides: assignments such as "cut.gamma=0.5". With the sweep's preset they come after the
+            sweep's overrides, otherwise the sweep's overrides do not apply.
     """
 
     preset: str | None = None
-    set: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Halving:
-    """Asynchronous successive halving (ASHA): at every rung only the best share of trials goes on.
+class ASHA:
+    """Asynchronous successive halving: only the best trials of every rung are continued.
 
     Attributes:
-        first: share of a training at which the first rung lies, in (0, 1).
-        factor: a rung keeps one trial in so many, and the next rung lies so many times later.
+        grace_period: the first rung, as a share of a training, in (0, 1).
+        reduction_factor: one in so many trials continues, and the next rung is at so many times as
+            many steps.
     """
 
-    first: float = 0.1
-    factor: int = 3
+    grace_period: float = 0.1
+    reduction_factor: int = 3
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A search over options of a preset.
+    """A search over the options of a preset.
 
     Attributes:
-        name: of the sweep, its folder, and in MLflow.
-        dataset: name of the prepared set, in CUTSLOTS_DATA or CUTSLOTS_HOME/data; its first word is the source.
-        preset: what all trials start from.
-        space: option -> distribution; see `uniform`, `log_uniform`, `integers`, `choices`.
-        set: assignments that hold for all trials of the preset.
-        first: settings that run before the search and are never stopped early: known good ones, and baselines.
-        seeds: the search runs with the first; what runs `first`, a grid, and the `confirm` best run with all of them.
-        objective: validation score to optimise, or several for a Pareto front; "mse" is made small, others large.
+        name: name of the sweep, of its folder, and in MLflow.
+        dataset: name of a prepared dataset in CUTSLOTS_DATA or CUTSLOTS_HOME/data.
+        preset: the configuration that all trials start from.
+        space: option -> range; see `uniform`, `loguniform`, `randint`, `choice`.
+        overrides: assignments for all trials of the preset.
+        baselines: configurations that run before the search and are never stopped early.
+        seeds: random seeds. The search uses the first; baselines, a grid and the `reseed_best` best
+            configurations run with all of them.
+        objective: validation score to optimise, or several for a Pareto front.
         search: "tpe", "random", or "grid" (every combination of a finite space).
-        trials: settings that are sampled.
-        halving: when hopeless trials end; None: never. Not used with several objectives or a grid.
-        confirm: how many of the best settings found are run again with the other seeds.
-        evaluate: sets whose test split is scored with the best weights of every trial that is not stopped early; one that is not
-            prepared is left out, and said.
-        make: options of the built-in scenes, which are made when they are missing.
-        smoke: what `--smoke` starts from in place of `preset`; it must have the options of the space.
+        trials: number of configurations to sample; a grid ignores it.
+        halving: early stopping of poor trials, or None. A grid or several objectives ignore it.
+        reseed_best: how many of the best sampled configurations run again with the other seeds.
+        test_datasets: datasets whose test split every trial scores at its end with its best
+            weights. Those that are not prepared are skipped with a message.
+        dataset_options: options of the built-in scenes, which are generated if they are missing.
+        smoke_preset: the preset of `--smoke`; it must have the options of the space.
     """
 
     name: str
     dataset: str
     preset: str
     space: Mapping[str, BaseDistribution]
-    set: tuple[str, ...] = ()
-    first: Mapping[str, Setting] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    baselines: Mapping[str, Baseline] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     objective: str | tuple[str, ...] = "ari_fg"
     search: Search = "tpe"
     trials: int = 40
-    halving: Halving | None = Halving()
-    confirm: int = 1
-    evaluate: tuple[str, ...] = ()
-    make: Mapping[str, Any] = field(default_factory=dict)
-    smoke: str = "small"
+    halving: ASHA | None = ASHA()
+    reseed_best: int = 1
+    test_datasets: tuple[str, ...] = ()
+    dataset_options: Mapping[str, Any] = field(default_factory=dict)
+    smoke_preset: str = "small"
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """The scores to optimise; the first one names the best checkpoint of a run."""
+        """The scores to optimise; the first one chooses the best checkpoint of a run."""
         return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
 
     @property
+    def asha(self) -> ASHA | None:
+        """The early stopping that applies: none with a grid or several objectives."""
+        return self.halving if len(self.objectives) == 1 and self.search != "grid" else None
+
+    @cached_property
     def base(self) -> RunConfig:
-        """What the trials of the search have in common."""
-        return self.config(Setting())
+        """The configuration that all trials of the search start from."""
+        return self.config(Baseline())
 
     def config(
-        self, setting: Setting, changes: Sequence[str] = (), seed: int | None = None
+        self, baseline: Baseline, assignments: Sequence[str] = (), seed: int | None = None
     ) -> RunConfig:
-        """The configuration of one run."""
-        own = setting.preset is None
-        config = preset(setting.preset or self.preset)
+        """The configuration of one trial.
+
+        Raises:
+            InputError: an assignment or the result is not valid.
+        """
+        config = preset(baseline.preset or self.preset)
+        shared = self.overrides if baseline.preset is None else ()
+        seeds = [] if seed is None else [f"train.seed={seed}"]
+        metric = f"train.best_metric={self.objectives[0]}"
         try:
-            config = options.override(config, f"train.best_metric={self.objectives[0]}")
-            for assignment in (*(self.set if own else ()), *setting.set, *changes):
+            for assignment in (metric, *shared, *baseline.overrides, *assignments, *seeds):
                 config = options.override(config, assignment)
-            if seed is not None:
-                config = options.override(config, f"train.seed={seed}")
             options.check(config)
         except InputError as error:
             raise InputError(f"sweep {self.name!r}: {error}") from None
         return config
 
-    def resolved(self) -> dict[str, BaseDistribution]:
-        """The space with whole paths.
+    @cached_property
+    def full_space(self) -> dict[str, BaseDistribution]:
+        """The space with full option names.
 
         Raises:
-            InputError: a path that the preset does not have, or that `set` fixes.
+            InputError: the preset does not have an option, or `overrides` sets it too.
         """
-        found = {}
+        space = {}
         fixed = {
             options.resolve(self.base, assignment.partition("=")[0].strip()).path: assignment
-            for assignment in self.set
+            for assignment in self.overrides
         }
-        for path, distribution in self.space.items():
+        for name, distribution in self.space.items():
             try:
-                option = options.resolve(self.base, path)
+                path = options.resolve(self.base, name).path
             except InputError as error:
                 raise InputError(f"sweep {self.name!r}, space: {error}") from None
-            if option.path in fixed:
+            if path in fixed:
                 raise InputError(
-                    f"sweep {self.name!r}: {fixed[option.path]} holds for all trials, and {path} is in the space. Leave one out."
+                    f"sweep {self.name!r}: {name} is in the space and also fixed by "
+                    f"{fixed[path]}. Remove one of them."
                 )
-            found[option.path] = distribution
-        return found
+            space[path] = distribution
+        return space
 
-    def changes(self, values: Mapping[str, Any]) -> list[str]:
-        """Values of the space as assignments."""
-        return [f"{path}={options.text(value)}" for path, value in values.items()]
-
+    @cached_property
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of the space.
+        """Every combination of the values of the space; empty unless the search is a grid.
 
         Raises:
-            InputError: a distribution without a finite number of values.
+            InputError: a range has infinitely many values.
         """
-        space = self.resolved()
-        return [
-            dict(zip(space, values, strict=True))
-            for values in itertools.product(*map(self._values, space, space.values()))
-        ]
-
-    def _values(self, path: str, distribution: BaseDistribution) -> list[Any]:
-        match distribution:
-            case CategoricalDistribution():
-                return list(distribution.choices)
-            case IntDistribution():
-                return list(range(distribution.low, distribution.high + 1, distribution.step))
-            case FloatDistribution(step=float(step)):
-                return [
-                    distribution.low + step * index
-                    for index in range(round((distribution.high - distribution.low) / step) + 1)
-                ]
-        raise InputError(
-            f"sweep {self.name!r}: a grid needs finitely many values, {path} has a range. Use choices(...) or a step."
-        )
+        if self.search != "grid":
+            return []
+        values = []
+        for path, distribution in self.full_space.items():
+            match distribution:
+                case CategoricalDistribution():
+                    values.append(list(distribution.choices))
+                case IntDistribution():
+                    low, high, step = distribution.low, distribution.high, distribution.step
+                    values.append(list(range(low, high + 1, step)))
+                case FloatDistribution(step=float(step)):
+                    count = round((distribution.high - distribution.low) / step) + 1
+                    values.append([distribution.low + step * index for index in range(count)])
+                case _:
+                    raise InputError(
+                        f"sweep {self.name!r}: {path} must have finitely many values in a grid, "
+                        f"got {distribution}. Use choice(...) or a step."
+                    )
+        return [dict(zip(self.full_space, row, strict=True)) for row in itertools.product(*values)]
 
     def check(self) -> None:
-        """Refuse what cannot run: every edge of the space, every first setting, every number.
+        """Validate every field, every baseline, and both ends of every range.
 
         Raises:
-            InputError: says what, and what to use.
+            InputError: names the field and its value.
         """
-        if not self.name or not all(letter.isalnum() or letter in "-_." for letter in self.name):
-            raise InputError(f"the sweep's name is {self.name!r}; use letters, digits, - _ and .")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(
-                f"sweep {self.name!r}: seeds are {self.seeds}; give at least one, each once."
-            )
-        if self.trials < 0 or self.confirm < 0:
-            raise InputError(
-                f"sweep {self.name!r}: trials is {self.trials} and confirm {self.confirm}; they are at least 0."
-            )
-        if self.search not in ("tpe", "random", "grid"):
-            raise InputError(
-                f"sweep {self.name!r}: search is {self.search!r}. {nearest(self.search, ['tpe', 'random', 'grid'])}"
-            )
-        if self.halving and not (0 < self.halving.first < 1 and self.halving.factor >= 2):
-            raise InputError(
-                f"sweep {self.name!r}: halving.first is within 0 and 1, factor at least 2; got {self.halving}."
-            )
+        searches, seeds, asha = get_args(Search), self.seeds, self.halving or ASHA()
+        problems = {
+            f"name must consist of letters, digits, - _ and ., got {self.name!r}": not re.fullmatch(
+                r"[\w.-]+", self.name
+            ),
+            f"seeds must be one or more different integers, got {seeds}": not seeds
+            or len(set(seeds)) < len(seeds),
+            f"trials must be at least 0, got {self.trials}": self.trials < 0,
+            f"reseed_best must be at least 0, got {self.reseed_best}": self.reseed_best < 0,
+            f"search must be one of {', '.join(searches)}, got {self.search!r}": self.search
+            not in searches,
+            f"halving must have grace_period in (0, 1) and reduction_factor >= 2, got {asha}": not (
+                0 < asha.grace_period < 1 and asha.reduction_factor >= 2
+            ),
+        }
+        for problem in (text for text, applies in problems.items() if applies):
+            raise InputError(f"sweep {self.name!r}: {problem}.")
         for objective in self.objectives:
-            if objective not in OBJECTIVES:
+            if objective not in METRICS:
                 raise InputError(
-                    f"sweep {self.name!r}: objective {objective!r} is no score. {nearest(objective, OBJECTIVES)}"
+                    f"sweep {self.name!r}: objective must be a validation score, got "
+                    f"{objective!r}. {nearest(objective, list(METRICS))}"
                 )
-        for setting in self.first.values():
-            self.config(setting)
-        for path, distribution in self.resolved().items():
-            for value in _edges(distribution):
-                self.config(Setting(), self.changes({path: value}))
-        if self.search == "grid":
-            self.grid()
+        for baseline in self.baselines.values():
+            self.config(baseline)
+        for path, distribution in self.full_space.items():
+            ends = getattr(distribution, "choices", None)
+            for value in (distribution.low, distribution.high) if ends is None else ends:  # pyright: ignore[reportAttributeAccessIssue]
+                self.config(Baseline(), [f"{path}={options.text(value)}"])
+        _ = self.grid  # raises if it is infinite
 
-    def smaller(self) -> "Sweep":
-        """The same question in minutes: the small preset, 30 steps, one seed, two trials besides the first setting."""
-        first = dict(
-            itertools.islice(
-                ((name, each) for name, each in self.first.items() if each.preset is None), 1
-            )
+    def smoke(self) -> "Sweep":
+        """The same question in minutes: a small preset, 30 steps, one seed, at most three trials."""
+        same = self.smoke_preset == self.preset
+        own = [(name, each) for name, each in self.baselines.items() if each.preset is None][:1]
+        short = (
+            "steps=30",
+            "log_every=5",
+            "eval_every=10",
+            "eval_images=16",
+            "checkpoint_every=10",
         )
-        brief = (
-            "train.steps=30",
-            "train.log_every=5",
-            "train.eval_every=10",
-            "train.eval_images=16",
-            "train.checkpoint_every=10",
-        )
-        kept = tuple(each for each in self.set if not each.startswith("train."))
+        kept = [each for each in self.overrides if same and not each.startswith("train.")]
         return replace(
             self,
             name=f"{self.name}-smoke",
-            preset=self.smoke,
-            set=(*(kept if self.smoke == self.preset else ()), *brief),
-            first=first if self.smoke == self.preset else {name: Setting() for name in first},
+            preset=self.smoke_preset,
+            overrides=(*kept, *(f"train.{each}" for each in short)),
+            baselines={name: baseline if same else Baseline() for name, baseline in own},
             seeds=self.seeds[:1],
             search="random" if self.search == "grid" else self.search,
             trials=min(self.trials, 2),
-            confirm=0,
+            reseed_best=0,
         )
-
-
-def _edges(distribution: BaseDistribution) -> list[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    return [distribution.low, distribution.high]

@@ -1,17 +1,16 @@
-"""One trial of a sweep, in whatever process it has been given: a Tune function, one of several Ray Train workers, a debugger.
+"""One trial of a sweep, in a Tune function, a Ray Train worker, or a debugger.
 
-A trial lives in its run's folder, which is named by its signature: started again, on whatever machine, it goes on from the newest
-checkpoint there. It ends with an `Ending` and not with an exception, so that nobody repeats a deterministic failure.
+A trial trains in the folder of its run, which is named by its hash, so that it resumes from the
+newest checkpoint there on any machine. It returns a `TrialResult` and raises only what a restart
+may cure: a deterministic failure is not repeated.
 """
 
 import contextlib
-import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -26,29 +25,36 @@ from cutslots.train.config import RunConfig, from_json
 from cutslots.train.inputs import check_data, pick_device
 from cutslots.train.ranks import Ranks
 
+# Every state in which a trial can end, and the status of its run in MLflow.
+MLFLOW_STATUS: dict[str, Status] = {
+    "finished": "FINISHED",
+    "pruned": "FINISHED",  # stopped early by the sweep
+    "interrupted": "KILLED",  # the sweep was stopped, and can be resumed
+    "failed": "FAILED",
+}
 LOG = "log.txt"
-ALL = "all"  # the stop sign of every trial
-LOOK_SECONDS = 0.5
-AGREED = (InputError, NonFiniteLossError)  # what `fit` raises on every rank when one raises it
-BUSY_SECONDS = 86_400.0  # how long a trial waits for another process that has its folder: one that is dying, or another sweep's
+STOP_ALL = "all"  # the stop file of all trials
+LOOK_SECONDS = 0.5  # between two looks for a stop file
+BUSY_SECONDS = 86_400.0  # how long to wait for another process that trains in the run's folder
+AGREED = (InputError, NonFiniteLossError)  # `fit` raises these on all ranks or on none
 
 Report = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Task:
-    """All that a process needs to run a trial; goes through JSON.
+class TrialSpec:
+    """What a process needs to run a trial. All values can be written as JSON.
 
     Attributes:
-        number, label, sweep: for people.
-        config: the run, as `to_json` writes it.
-        data: prepared folder, or the URI of one.
-        run_dir: of the run; all processes that may run it see it under this path.
-        parent_run_id: MLflow id of the sweep's run.
-        stops: folder of stop signs.
-        tests: sets whose test split is scored at the end.
-        threads: of torch; 0 leaves it alone.
-        device: None takes what there is.
+        number, label, sweep: for logs and tags.
+        config: the configuration, from `to_json`.
+        data: a prepared folder or its URI.
+        run_dir: the folder of the run, at the same path on every node.
+        parent_run_id: the MLflow id of the sweep's run.
+        stops: the folder of the stop files, at the same path on every node.
+        tests: prepared datasets whose test split is scored at the end.
+        threads: threads of torch; 0 keeps its default.
+        device: None takes the GPU if there is one.
     """
 
     number: int
@@ -60,27 +66,19 @@ class Task:
     experiment: str
     parent_run_id: str | None
     stops: str
-    tests: tuple[str, ...] = ()
+    tests: Sequence[str] = ()
     threads: int = 0
     device: str | None = None
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Task":
-        values = json.loads(text)
-        return cls(**{**values, "tests": tuple(values["tests"])})
-
 
 @dataclass(frozen=True)
-class Ending:
+class TrialResult:
     """How a trial ended.
 
     Attributes:
-        state: finished, pruned (the sweep ended it), interrupted (the sweep itself ends; it can go on later), failed.
-        scores: of the best evaluation so far.
-        cause: of a failure, in a sentence.
+        state: finished, pruned, interrupted or failed; see `MLFLOW_STATUS`.
+        scores: the best evaluation so far, and its `step`.
+        cause: the reason of a failure.
     """
 
     state: str
@@ -89,191 +87,174 @@ class Ending:
     cause: str | None = None
 
 
-class StopSign:
-    """Whether somebody wants this trial to end: a file of its number, or one for all, in a folder that all machines see."""
+class StopFile:
+    """Whether this trial should stop: there is a file with its number, or one for all trials."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        self._own, self._all = folder / str(number), folder / ALL
-        self._next = 0.0
-        self._set = False
+        self._own, self._all = folder / str(number), folder / STOP_ALL
+        self._next_look, self._exists = 0.0, False
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if not self._set and now >= self._next:
-            self._set, self._next = self._own.exists() or self._all.exists(), now + LOOK_SECONDS
-        return self._set
+        if not self._exists and now >= self._next_look:
+            self._exists = self._own.exists() or self._all.exists()
+            self._next_look = now + LOOK_SECONDS
+        return self._exists
 
-    def look(self) -> None:
-        """Look again at the next question, however short ago the last one was."""
-        self._next = 0.0
+    def look_again(self) -> None:
+        """Look at the next call, even if the last look was a moment ago."""
+        self._next_look = 0.0
 
     @property
     def state(self) -> str:
-        """What becomes of a trial that heeds it: pruned when it was for this trial alone, else interrupted."""
+        """The state of a trial that stops now."""
         return "pruned" if self._own.exists() else "interrupted"
 
 
-class Reporting(Callback):
-    """Reports every evaluation to the sweep, then looks at once whether that ends the trial."""
+class _Reporter(Callback):
+    """Reports every evaluation to the sweep, which may decide to stop the trial."""
 
-    def __init__(self, report: Report, stop: StopSign) -> None:
+    def __init__(self, report: Report, stop: StopFile) -> None:
         self._report, self._stop = report, stop
 
     def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         self._report(step, scores)
-        self._stop.look()
+        self._stop.look_again()
 
 
-def run(task: Task, report: Report, ranks: Ranks) -> Ending:
-    """Run a trial to its end, from its newest checkpoint on if it was begun before.
+def run(spec: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
+    """Run a trial to its end, from its newest checkpoint if it has one.
 
     Args:
-        report: is told the scores of every evaluation, on every rank.
-        ranks: the processes that share it.
+        report: called with the step and scores of every evaluation, on every rank.
+        ranks: the processes that train this trial together.
     """
-    config, run_dir = from_json(task.config), Path(task.run_dir)
-    if task.threads:
-        torch.set_num_threads(task.threads)
-    stop = StopSign(Path(task.stops), task.number)
+    config, run_dir = from_json(spec.config), Path(spec.run_dir)
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    stop = StopFile(Path(spec.stops), spec.number)
     if ranks.any(stop()):
-        return Ending(stop.state)
+        return TrialResult(stop.state)
+    reporter = _Reporter(report, stop)
     if not ranks.is_first:
         try:
-            return _ending(_fit(task, config, Reporting(report, stop), stop, ranks), config, stop)
+            return _result(_fit(spec, config, reporter, stop, ranks), config, stop)
         except BusyError as error:
-            return Ending(stop.state) if stop() else Ending("failed", cause=str(error))
+            return TrialResult(stop.state) if stop() else TrialResult("failed", cause=str(error))
         except AGREED as error:
-            return Ending("failed", cause=str(error))
+            return TrialResult("failed", cause=str(error))
     with _log_file(run_dir / LOG) as console:
         terminal = ProgressBar(console, live=False)
-        terminal.say(f"trial {task.number} of {task.sweep}: {task.label}")
-        tags = {
-            "sweep": task.sweep,
-            f"sweep.{task.sweep}": task.number,
-            "label": task.label,
-            "mlflow.note.content": task.label,
-        }
-        tracking = MLflowCallback(
+        terminal.say(f"trial {spec.number} of {spec.sweep}: {spec.label}")
+        tags = {"sweep": spec.sweep, f"sweep.{spec.sweep}": spec.number, "label": spec.label}
+        tags["mlflow.note.content"] = spec.label
+        logger = MLflowCallback(
             config,
-            task.data,
+            spec.data,
             run_dir,
-            task.experiment,
+            spec.experiment,
             terminal,
-            parent_run_id=task.parent_run_id,
+            parent_run_id=spec.parent_run_id,
             tags=tags,
         )
+        # The reporter comes first: it waits for all ranks, and an error of the other two must not
+        # keep them waiting.
+        callbacks = CallbackList([reporter, logger, terminal])
         status: Status = "KILLED"
         try:
-            # The report first: it waits for all ranks, and what fails in the other two must not keep them waiting.
-            ending = _run(task, config, [Reporting(report, stop), tracking, terminal], stop, ranks)
-            status = {"failed": "FAILED", "interrupted": "KILLED"}.get(ending.state, "FINISHED")  # type: ignore[assignment]
+            result = _run_first_rank(spec, config, callbacks, logger, terminal, stop, ranks)
+            status = MLFLOW_STATUS[result.state]
         finally:
-            tracking.close(status)
-        return ending
+            logger.close(status)
+        return result
 
 
-def _run(
-    task: Task, config: RunConfig, callbacks: list[Any], stop: StopSign, ranks: Ranks
-) -> Ending:
-    """What `run` does on the first rank, between opening and closing its log."""
-    _, tracking, terminal = callbacks
+def _run_first_rank(
+    spec: TrialSpec,
+    config: RunConfig,
+    callbacks: CallbackList,
+    logger: MLflowCallback,
+    terminal: ProgressBar,
+    stop: StopFile,
+    ranks: Ranks,
+) -> TrialResult:
     try:
-        result = _fit(task, config, CallbackList(callbacks), stop, ranks)
-        ending = _ending(result, config, stop)
-        if ending.state == "finished":
-            tracking.finished(result)
-            _test(task, config, tracking, terminal)
-        else:
-            tracking.ended(ending.state)
-        return ending
-    except BusyError as error:
-        # Another sweep's process trains in this folder, and the log there is its own.
+        trained = _fit(spec, config, callbacks, stop, ranks)
+        result = _result(trained, config, stop)
+        if result.state != "finished":
+            logger.ended(result.state)
+            return result
+        logger.finished(trained)
+        for name in spec.tests:
+            _score(name, spec, config, logger, terminal)
+        return result
+    except BusyError as error:  # the log in this folder is that of the process that trains there
         terminal.say(str(error))
-        return Ending(stop.state) if stop() else Ending("failed", cause=str(error))
+        return TrialResult(stop.state) if stop() else TrialResult("failed", cause=str(error))
     except Exception as error:
         terminal.say("".join(traceback.format_exception(error)))
-        if (ranks.size > 1 and not isinstance(error, AGREED)) or _of_the_machine(error):
-            # Other ranks may be waiting for this one, or are dead: their group has to end together, and begins again.
-            tracking.ended("interrupted")
+        # Disks and GPUs fail on one machine, or for a while.
+        causes = [each for each in (error, error.__cause__) if each is not None]
+        local_fault = any(isinstance(each, OSError) or "CUDA error" in str(each) for each in causes)
+        if local_fault or (ranks.size > 1 and not isinstance(error, AGREED)):
+            # Other ranks may wait for this one: the whole group has to end, and starts again.
+            logger.ended("interrupted")
             raise
-        cause = (
-            f"{type(error).__name__}: {error}" if not isinstance(error, InputError) else str(error)
-        )
-        tracking.ended("failed", cause)
-        return Ending("failed", cause=cause.partition("\n")[0])
+        name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        logger.ended("failed", f"{name}{error}")
+        return TrialResult("failed", cause=f"{name}{error}".partition("\n")[0])
 
 
-def _of_the_machine(error: BaseException) -> bool:
-    """Whether another machine, or another moment, may do better: a disk or a GPU that fails."""
-    return any(
-        isinstance(each, OSError) or "CUDA error" in str(each)
-        for each in (error, error.__cause__)
-        if each is not None
-    )
-
-
-def _fit(task: Task, config: RunConfig, callback: Callback, stop: StopSign, ranks: Ranks) -> Result:
-    until = time.monotonic() + BUSY_SECONDS
+def _fit(
+    spec: TrialSpec, config: RunConfig, callback: Callback, stop: StopFile, ranks: Ranks
+) -> Result:
+    """Train, after waiting for any other process that trains in the run's folder."""
+    deadline = time.monotonic() + BUSY_SECONDS
     with ranks.agreed():
-        folder = local(task.data)
+        folder = local(spec.data)
+    options = {"device": spec.device, "resume": True, "ranks": ranks, "stop": stop}
     while True:
         try:
-            return fit(
-                config,
-                folder,
-                Path(task.run_dir),
-                callback,
-                device=task.device,
-                resume=True,
-                ranks=ranks,
-                stop=stop,
-            )
+            return fit(config, folder, Path(spec.run_dir), callback, **options)
         except BusyError:
-            if ranks.any(time.monotonic() > until or stop()):
+            if ranks.any(time.monotonic() > deadline or stop()):
                 raise
             time.sleep(1.0)
 
 
-def _ending(result: Result, config: RunConfig, stop: StopSign) -> Ending:
-    if result.step >= config.train.steps:
-        return Ending("finished", result.step, result.best)
-    return Ending(stop.state, result.step, result.best)
+def _result(trained: Result, config: RunConfig, stop: StopFile) -> TrialResult:
+    state = "finished" if trained.step >= config.train.steps else stop.state
+    return TrialResult(state, trained.step, trained.best)
 
 
-def _test(task: Task, config: RunConfig, tracking: MLflowCallback, terminal: ProgressBar) -> None:
-    """Score the best weights on the test splits; what cannot be scored is said and costs nothing else."""
-    for name in task.tests:
-        try:
-            folder = local(name)
-            manifest = Manifest.load(folder)
-            split = (
-                "test"
-                if "test" in manifest.splits
-                else next(split for split in manifest.splits if split != "train")
-            )
-            device = pick_device(task.device)
-            model = load_model(Path(task.run_dir), device)
-            batches = Batches(
-                folder, split, config.optim.batch_size, shuffle=False, drop_last=False
-            )
-            check_data(model, batches)
-            scores, _ = evaluate(model, batches, device)
-            label = dataset_name(manifest)
-            terminal.say(
-                f"{label} {split}: ARI-FG {scores['ari_fg']:.3f}  mIoU {scores['miou']:.3f}  MSE {scores['mse']:.1f}"
-            )
-            if tracking.log:
-                tracking.log.metrics(
-                    config.train.steps,
-                    {f"{label}/{split}/{score}": value for score, value in scores.items()},
-                )
-        except Exception as error:  # too little memory for a second model, a damaged set: the training is done whatever it is
-            terminal.say(f"{name} is not scored: {error}")
+def _score(
+    name: str, spec: TrialSpec, config: RunConfig, logger: MLflowCallback, terminal: ProgressBar
+) -> None:
+    """Score the best weights on the test split of a dataset, or log why that is impossible."""
+    try:
+        folder = local(name)
+        manifest = Manifest.load(folder)
+        others = [split for split in manifest.splits if split != "train"]
+        split = "test" if "test" in others else others[0]
+        device = pick_device(spec.device)
+        model = load_model(Path(spec.run_dir), device)
+        size = config.optim.batch_size
+        batches = Batches(folder, split, size, shuffle=False, drop_last=False)
+        check_data(model, batches)
+        scores, _ = evaluate(model, batches, device)
+        prefix = f"{dataset_name(manifest)}/{split}"
+        shown = [f"{score} {scores[score]:.4g}" for score in ("ari_fg", "miou", "mse")]
+        terminal.say(f"{prefix}: {'  '.join(shown)}")
+        if logger.log:
+            values = {f"{prefix}/{score}": value for score, value in scores.items()}
+            logger.log.metrics(config.train.steps, values)
+    except Exception as error:  # such as no memory for a second model; the training is complete
+        terminal.say(f"no scores on {name}: {error}")
 
 
 @contextlib.contextmanager
 def _log_file(path: Path) -> Iterator[Console]:
-    """A console that writes to `path`, which also takes what is printed to standard output and error meanwhile."""
+    """A console that writes to `path`; so do standard output and error meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(path, "a", buffering=1, encoding="utf-8") as file,

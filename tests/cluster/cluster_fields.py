@@ -19,10 +19,10 @@ def problems(value: Any, kind: str, path: str = "") -> Iterator[str]:
         return
     if kind in PLAIN:
         if not isinstance(value, PLAIN[kind]) or (isinstance(value, bool) and kind != "boolean"):
-            yield f"{path}: {value!r} is no {kind}"
+            yield f"{path}: {value!r} is not of type {kind}"
     elif kind[0] in "[{":
         if not isinstance(value, list if kind[0] == "[" else dict):
-            yield f"{path}: {value!r} is no {'list' if kind[0] == '[' else 'map'}"
+            yield f"{path}: {value!r} is not of type {'list' if kind[0] == '[' else 'map'}"
             return
         for name, item in enumerate(value) if isinstance(value, list) else value.items():
             yield from problems(item, kind[1:-1], f"{path}.{name}")
@@ -34,7 +34,7 @@ def problems(value: Any, kind: str, path: str = "") -> Iterator[str]:
 
 def _object(value: Any, fields: dict[str, str], path: str) -> Iterator[str]:
     if not isinstance(value, dict):
-        yield f"{path}: {value!r} is no object"
+        yield f"{path}: {value!r} is not an object"
         return
     kinds = {name.removesuffix("!"): kind for name, kind in fields.items()}
     for name, item in value.items():

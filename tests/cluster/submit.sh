@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # ray up, ray submit, results in MLflow, ray down: the whole way of cluster/onprem.yaml, over a real sshd on loopback with throw-away
-# keys. The head is 127.0.0.1, the worker 127.0.0.2, each with a home folder of its own. Nothing is left behind.
+# keys. The head is 127.0.0.1, the worker 127.0.0.2, each with its own home folder. Nothing is left behind.
 #
 #     tests/cluster/submit.sh sweeps/demo.py --smoke        # any script, with its arguments; at least one run of it must be in MLflow
 #
@@ -19,9 +19,9 @@ fail() {
     exit 1
 }
 
-sshd=$(command -v sshd || ls /usr/sbin/sshd 2> /dev/null) || fail "there is no sshd: apt-get install openssh-server"
-ssh=$(command -v ssh) || fail "there is no ssh: apt-get install openssh-client"
-command -v rsync > /dev/null || fail "there is no rsync: apt-get install rsync"
+sshd=$(command -v sshd || ls /usr/sbin/sshd 2> /dev/null) || fail "sshd is missing: apt-get install openssh-server"
+ssh=$(command -v ssh) || fail "ssh is missing: apt-get install openssh-client"
+command -v rsync > /dev/null || fail "rsync is missing: apt-get install rsync"
 if pgrep -x raylet > /dev/null; then fail "another Ray is running on this machine; wait for it or stop it."; fi
 
 here=$(mktemp -d /tmp/cutslots-submit-XXXXXX)
@@ -82,7 +82,7 @@ exec SSH -p PORT "${arguments[@]}"
 WRAPPER
     sed -i "s#SSH -p PORT#$ssh -p $port#" "$here/bin/ssh"
     chmod +x "$here/bin/ssh"
-    # As the dotfiles of a person: more than nothing, with a PATH of its own.
+    # As the dotfiles of a person: more than nothing, with a changed PATH.
     for node in head worker; do echo "export PATH=$here/bin:\$PATH" > "$here/$node/.bashrc"; done
     cat > "$here/sshd_config" << CONFIG
 ListenAddress 127.0.0.1:$port
@@ -190,11 +190,11 @@ except urllib.error.HTTPError as error:
 sys.exit(1)
 PYTHON
 step stop the tracking server, ray down
-ray exec "$config" 'python ~/cutslots-tree/cluster/tracking.py stop'
+ray exec "$config" 'bash ~/cutslots-tree/cluster/tracking.sh stop'
 ray down --yes "$config"
 runs "sqlite:///$here/shared/home/tracking/mlflow.db" # the safe copy has them too
 step nothing is left
-for _ in {1..100}; do # the worker notices within a minute that there is no head; on one machine `ray stop` ends both
+for _ in {1..100}; do # the worker notices within a minute that the head has ended; on one machine `ray stop` ends both
     left=$(ours)
     if [ -z "$left" ]; then break; fi
     sleep 1

@@ -108,24 +108,24 @@ def test_a_misspelt_field_in_kubernetes_is_found():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"replicas": "0"}, "'0' is no integer"),
-        ({"maxReplicas": True}, "True is no integer"),
-        ({"rayStartParams": {"num-cpus": 0}}, "0 is no string"),
+        ({"replicas": "0"}, "'0' is not of type integer"),
+        ({"maxReplicas": True}, "True is not of type integer"),
+        ({"rayStartParams": {"num-cpus": 0}}, "0 is not of type string"),
         ({"template": {"spec": {}}}, "containers: missing"),
     ],
 )
-def test_a_wrong_type_in_kubernetes_is_found(change, said):
+def test_a_wrong_type_in_kubernetes_is_found(change, message):
     group = the("RayCluster")["spec"]["workerGroupSpecs"][0]
     assert list(problems(group, "WorkerGroupSpec")) == []
-    assert any(said in line for line in problems(group | change, "WorkerGroupSpec"))
+    assert any(message in line for line in problems(group | change, "WorkerGroupSpec"))
 
 
-# What the cluster may grow to, and what sweeps are told of it
+# What the cluster may grow to, and CUTSLOTS_CLUSTER
 
 
-def told(text: str) -> dict[str, float]:
+def amounts(text: str) -> dict[str, float]:
     return {name: float(amount) for name, amount in (part.split("=") for part in text.split(","))}
 
 
@@ -135,7 +135,7 @@ def site(config: dict[str, Any]) -> dict[str, str]:
     )
 
 
-def test_sweeps_are_told_what_aws_may_grow_to():
+def test_limit_of_aws_is_known_to_sweeps():
     config = read("gpu.yaml")
     workers = [
         node
@@ -145,7 +145,7 @@ def test_sweeps_are_told_what_aws_may_grow_to():
     largest = {
         name: config["max_workers"] * workers[0]["resources"][name] for name in ("CPU", "GPU")
     }
-    assert told(site(config)["CUTSLOTS_CLUSTER"]) == largest
+    assert amounts(site(config)["CUTSLOTS_CLUSTER"]) == largest
     assert all(
         node["resources"] == workers[0]["resources"]
         and node["max_workers"] == config["max_workers"]
@@ -160,7 +160,7 @@ def test_sweeps_are_told_what_aws_may_grow_to():
     )
 
 
-def test_sweeps_are_told_what_kubernetes_may_grow_to():
+def test_limit_of_kubernetes_is_known_to_sweeps():
     group = the("RayCluster")["spec"]["workerGroupSpecs"][0]
     container = group["template"]["spec"]["containers"][0]
     limits = container["resources"]["limits"]
@@ -168,7 +168,7 @@ def test_sweeps_are_told_what_kubernetes_may_grow_to():
         "CPU": group["maxReplicas"] * int(limits["cpu"]),
         "GPU": group["maxReplicas"] * int(limits["nvidia.com/gpu"]),
     }
-    assert told(environment(container)["CUTSLOTS_CLUSTER"]) == largest
+    assert amounts(environment(container)["CUTSLOTS_CLUSTER"]) == largest
 
 
 # What names what
@@ -264,7 +264,7 @@ def test_nodes_get_the_package_and_the_token(name):
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         assert commands[0] == "bash ~/cutslots-tree/cluster/environment.sh"
         assert ". ~/.cutslots.env" in commands[-1]
-    assert any("tracking.py start" in command for command in config["head_start_ray_commands"])
+    assert any("tracking.sh start" in command for command in config["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
 
 

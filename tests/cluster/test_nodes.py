@@ -1,4 +1,4 @@
-"""What cluster/environment.sh and cluster/setup.sh do to a node, here to a home folder of their own."""
+"""What cluster/environment.sh and cluster/setup.sh do to a node, here in a separate home folder."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def test_a_ready_environment_is_taken(node):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             "CUTSLOTS_FILE_SYSTEM=fs-EDIT-ME\nCUTSLOTS_SHARED=/mnt/cutslots\nCUTSLOTS_CLUSTER=GPU=8,CPU=64\n",
@@ -131,15 +131,15 @@ def test_a_ready_environment_is_taken(node):
         ),
     ],
 )
-def test_settings_that_cannot_work_are_said(node, settings, said):
+def test_impossible_settings_are_refused(node, settings, message):
     set_site(node, settings)
     done = run("setup.sh", node)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+    assert message in done.stderr
 
 
-def test_an_environment_without_the_package_is_said(node, tmp_path):
+def test_environment_without_the_package_is_refused(node, tmp_path):
     subprocess.run(["python3", "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
     settings = (
         f"CUTSLOTS_SHARED={tmp_path / 'shared'}\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n"

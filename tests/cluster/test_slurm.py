@@ -22,7 +22,7 @@ SCONTROL = """#!/bin/bash
 echo "scontrol $*" >> "$SHIM_LOG"
 if [ "$1 $2" = "show hostnames" ]; then printf '%s\\n' node1 node2; fi
 """
-# A sweep that goes on where it stopped: the first time it waits to be asked to end, the second time it is done.
+# A sweep that resumes: the first time it waits to be asked to end, the second time it is done.
 SWEEP = """import os, signal, sys, time
 from pathlib import Path
 import ray
@@ -88,7 +88,7 @@ def refused(environment: dict[str, str], *arguments: str) -> str:
     return done.stderr
 
 
-def test_what_cannot_run_is_said_at_once(job: dict[str, str]) -> None:
+def test_impossible_jobs_are_refused(job: dict[str, str]) -> None:
     assert "no sweeps/none.py" in refused(job, "sweeps/none.py")
     assert "run make there once" in refused(
         job | {"CUTSLOTS_VENV": "/nowhere", "PATH": "/usr/bin:/bin"}, "sweeps/cora.py"
@@ -119,7 +119,7 @@ def test_the_time_limit_sends_it_back_into_the_queue_and_it_goes_on(
 
 
 def run(job: dict[str, str], folder: Path, sign: str, end: bool) -> str:
-    """What the job said, with SIGTERM for the batch script once `sign` is there; nothing may be left behind."""
+    """the output of the job, with SIGTERM for the batch script once `sign` is there; nothing may be left behind."""
     output = folder / f"{sign}.out"
     with output.open("w") as file:
         command = ["bash", str(SCRIPT), str(folder / "sweep.py"), "--trials", "3"]

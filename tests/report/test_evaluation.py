@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cutslots.data import Manifest
-from cutslots.report.evaluation import published, scores_table, set_name
+from cutslots.data import Manifest, dataset_name
+from cutslots.report.evaluation import published, scores_table
 
 BENCHMARK = {"size": 128, "crop": 0.8, "protocol": "benchmark", "max_objects": None}
 
@@ -28,7 +28,7 @@ def manifest(source: str, settings: dict[str, Any], first: int = 0) -> Manifest:
     ],
 )
 def test_dataset_names_have_the_changed_choices(source, settings, name):
-    assert set_name(manifest(source, settings)) == name
+    assert dataset_name(manifest(source, settings)) == name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sweeps to do harm to."""
+"""Fixtures: real sweeps in their own processes."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driven import Driven
+from driver_process import DriverProcess
 
 from cutslots.data import prepare, sources
 from cutslots.tracking import RunLog
@@ -28,34 +28,36 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sweep(made: Path, tmp_path: Path) -> Iterator[Callable[..., Driven]]:
-    """Makes sweeps, each with a home of its own."""
+def sweep(made: Path, tmp_path: Path) -> Iterator[Callable[..., DriverProcess]]:
+    """Starts sweeps, each with its own home folder."""
     with sweeps(made, tmp_path) as make:
         yield make
 
 
 @pytest.fixture(scope="module")
-def compared(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Driven]]:
+def compared(
+    made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[int, DriverProcess]]:
     """The sweep `workers.py`, run to its end with one worker a trial and with two, by number of workers."""
     with sweeps(made, tmp_path_factory.mktemp("compared")) as make:
         found = {1: make("workers.py"), 2: make("workers.py")}
-        for number, driven in found.items():
-            assert driven.run("--retries", "0", "--workers-per-trial", str(number)) == 0, (
-                driven.said()
+        for number, driver in found.items():
+            assert driver.run("--retries", "0", "--workers-per-trial", str(number)) == 0, (
+                driver.output()
             )
         yield found
 
 
 @contextmanager
-def sweeps(made: Path, folder: Path) -> Iterator[Callable[..., Driven]]:
-    """Makes sweeps, and leaves none of their processes behind."""
-    every: list[Driven] = []
+def sweeps(made: Path, folder: Path) -> Iterator[Callable[..., DriverProcess]]:
+    """Starts sweeps, and kills their remaining processes at the end."""
+    every: list[DriverProcess] = []
 
-    def make(file: str = "tiny.py", env: dict[str, str] | None = None) -> Driven:
+    def make(file: str = "tiny.py", env: dict[str, str] | None = None) -> DriverProcess:
         home = folder / f"home-{len(every)}"
         home.mkdir()
         shutil.copyfile(made / "home" / "mlflow.db", home / "mlflow.db")
-        every.append(Driven(home, made / "scenes", file, env))
+        every.append(DriverProcess(home, made / "scenes", file, env))
         return every[-1]
 
     try:

@@ -1,4 +1,4 @@
-"""A trial whose folder another sweep's process trains in: it waits, and never writes into that one's log."""
+"""A trial waits for another process in its folder and never writes to its log."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from cutslots import data, options
 from cutslots.data.sources import scenes
 from cutslots.sweep import trial
 from cutslots.sweep.driver import end_log
-from cutslots.sweep.trial import ALL, Task
+from cutslots.sweep.trial import STOP_ALL, TrialSpec
 from cutslots.tracking import RunLog, events
 from cutslots.train import Ranks
 from cutslots.train.checkpoint import LOCK, exclusive, held
@@ -16,11 +16,11 @@ from cutslots.train.config import preset, to_json
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> Task:
+def task(tmp_path: Path) -> TrialSpec:
     data.prepare("scenes", None, tmp_path / "scenes", scenes.Options(count=20, size=32))
     config = options.override(options.override(preset("small"), "train.steps=2"), "batch_size=4")
     (tmp_path / "stops").mkdir()
-    return Task(
+    return TrialSpec(
         number=0,
         label="the one that waits",
         sweep="b",
@@ -38,7 +38,7 @@ def task(tmp_path: Path) -> Task:
 
 @pytest.mark.parametrize("ended", ["stopped", "out of patience"])
 def test_the_log_of_the_one_that_trains_is_left_alone(
-    task: Task, ended: str, monkeypatch: pytest.MonkeyPatch
+    task: TrialSpec, ended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(task.run_dir)
     monkeypatch.setattr(trial, "BUSY_SECONDS", 0.0 if ended == "out of patience" else 60.0)
@@ -48,7 +48,9 @@ def test_the_log_of_the_one_that_trains_is_left_alone(
         with exclusive(folder, print):
             assert held(folder)
             if ended == "stopped":
-                monkeypatch.setattr(trial.time, "sleep", lambda _: (Path(task.stops) / ALL).touch())
+                monkeypatch.setattr(
+                    trial.time, "sleep", lambda _: (Path(task.stops) / STOP_ALL).touch()
+                )
             ending = trial.run(task, lambda step, scores: None, Ranks())
             end_log(folder, "interrupted", None, print)
         assert ending.state == ("interrupted" if ended == "stopped" else "failed")

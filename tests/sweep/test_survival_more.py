@@ -1,4 +1,4 @@
-"""More of what happens to sweeps: failing trials, workers and nodes that die, a tracking server that goes away."""
+"""Survival: failing trials, dead workers and nodes, signals, an absent tracking server."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driven import Driven
-from traces import (
+from driver_process import DriverProcess
+from run_facts import (
     assert_resumed,
     assert_same,
     last_step,
@@ -35,43 +35,43 @@ pytestmark = [pytest.mark.slow, pytest.mark.survival]
 DIVERGED = "the loss or its gradient is not finite at step 2"
 
 
-def failed_alone(driven: Driven, number: int, cause: str) -> None:
+def failed_alone(driver: DriverProcess, number: int, cause: str) -> None:
     """Trial `number` has failed for `cause` wherever one looks."""
-    record, run = driven.records()[number], driven.children()[number]
+    record, run = driver.records()[number], driver.children()[number]
     assert record["state"] == "failed"
     assert cause in record["cause"]
-    assert driven.study()[number].state.name == "FAIL"
-    assert cause in driven.study()[number].user_attrs["cause"]
+    assert driver.study()[number].state.name == "FAIL"
+    assert cause in driver.study()[number].user_attrs["cause"]
     assert (
-        f"failed: {record['cause']}".replace("|", "/") in (driven.folder / "table.md").read_text()
+        f"failed: {record['cause']}".replace("|", "/") in (driver.folder / "table.md").read_text()
     )
     assert (run.status, run.tags["state"]) == ("FAILED", "failed")
     assert cause in run.tags["cause"]
 
 
-def test_failing_trials_fail_alone(sweep: Callable[..., Driven]) -> None:
-    driven = sweep("faults.py")
-    driven.start("--retries", "1")
+def test_failing_trials_fail_alone(sweep: Callable[..., DriverProcess]) -> None:
+    driver = sweep("faults.py")
+    driver.start("--retries", "1")
 
-    run = driven.run_of("killed")
-    driven.trainer(run).kill()
-    driven.wait(lambda: len(stretches(run)) == 2, "its second process")
-    driven.trainer(run).kill()
-    assert driven.ended() == 0, driven.said()
+    run = driver.run_of("killed")
+    driver.trainer(run).kill()
+    driver.wait(lambda: len(stretches(run)) == 2, "its second process")
+    driver.trainer(run).kill()
+    assert driver.wait_for_exit() == 0, driver.output()
 
-    assert [each["state"] for each in driven.records()] == ["finished"] + ["failed"] * 4
-    assert driven.children()[0].status == driven.parent().status == "FINISHED"
-    failed_alone(driven, 1, DIVERGED)
-    failed_alone(driven, 2, "can't allocate memory")
-    failed_alone(driven, 3, "batch")
-    failed_alone(driven, 4, "its process died 2 times")
+    assert [each["state"] for each in driver.records()] == ["finished"] + ["failed"] * 4
+    assert driver.children()[0].status == driver.parent().status == "FINISHED"
+    failed_alone(driver, 1, DIVERGED)
+    failed_alone(driver, 2, "can't allocate memory")
+    failed_alone(driver, 3, "batch")
+    failed_alone(driver, 4, "its process died 2 times")
 
 
-def test_two_workers_give_the_numbers_of_one(compared: dict[int, Driven]) -> None:
+def test_two_workers_give_the_numbers_of_one(compared: dict[int, DriverProcess]) -> None:
     """As long as rounding has not grown: each step turns it into a little more."""
-    one, two = (driven.run_of("sound") for driven in compared.values())
+    one, two = (driver.run_of("sound") for driver in compared.values())
     assert one.name == two.name
-    scores = [driven.study()[0].intermediate_values[60] for driven in compared.values()]
+    scores = [driver.study()[0].intermediate_values[60] for driver in compared.values()]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
     for name in (
         "train/loss",
@@ -89,51 +89,51 @@ def test_two_workers_give_the_numbers_of_one(compared: dict[int, Driven]) -> Non
         assert curves[0] == pytest.approx(curves[1], rel=1e-4, abs=1e-4), name
 
 
-def test_failing_trials_of_two_workers_fail_alone(compared: dict[int, Driven]) -> None:
-    driven = compared[2]
-    assert [each["state"] for each in driven.records()] == ["finished", "failed", "failed"]
-    failed_alone(driven, 1, DIVERGED)
-    failed_alone(driven, 2, "can't allocate memory")
-    assert len(stretches(driven.home / "runs" / driven.records()[1]["run"])) == 1, (
+def test_failing_trials_of_two_workers_fail_alone(compared: dict[int, DriverProcess]) -> None:
+    driver = compared[2]
+    assert [each["state"] for each in driver.records()] == ["finished", "failed", "failed"]
+    failed_alone(driver, 1, DIVERGED)
+    failed_alone(driver, 2, "can't allocate memory")
+    assert len(stretches(driver.home / "runs" / driver.records()[1]["run"])) == 1, (
         "what fails for sure is not repeated"
     )
 
 
 def test_workers_are_killed_and_interrupted(
-    sweep: Callable[..., Driven], compared: dict[int, Driven]
+    sweep: Callable[..., DriverProcess], compared: dict[int, DriverProcess]
 ) -> None:
     """Rank 1 is killed, then all get Ctrl-C, then, resumed, rank 0 is killed."""
-    driven, arguments = (
+    driver, arguments = (
         sweep(),
         ("--trials", "0", "--workers-per-trial", "2", "--set", "train.steps=300"),
     )
-    driven.start(*arguments)
-    run = driven.wait(
-        lambda: driven.between_checkpoints(40, 300), "a trial past its first checkpoints"
+    driver.start(*arguments)
+    run = driver.wait(
+        lambda: driver.between_checkpoints(40, 300), "a trial past its first checkpoints"
     )
-    (other,) = set(driven.workers()) - {driven.trainer(run)}
+    (other,) = set(driver.workers()) - {driver.trainer(run)}
     other.kill()
-    driven.wait(
+    driver.wait(
         lambda: len(stretches(run)) == 2 and last_step(run) > 60, "the trial under way again"
     )
-    os.killpg(driven.process.pid, signal.SIGINT)  # as a terminal does it
-    assert driven.ended() == 130, driven.said()
-    driven.gone()
+    os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does it
+    assert driver.wait_for_exit() == 130, driver.output()
+    driver.wait_for_processes()
     stopped = newest_step(run)
-    (child,) = driven.children()
+    (child,) = driver.children()
     assert (child.status, child.tags["state"]) == ("KILLED", "interrupted")
     assert 60 < stopped < 300
 
-    driven.start(*arguments, "--resume")
-    driven.wait(
+    driver.start(*arguments, "--resume")
+    driver.wait(
         lambda: len(stretches(run)) == 3 and last_step(run) > stopped + 25,
         "the trial past another checkpoint",
     )
-    driven.trainer(run).kill()
-    assert driven.ended() == 0, driven.said()
+    driver.trainer(run).kill()
+    assert driver.wait_for_exit() == 0, driver.output()
     assert_resumed(run, 40, stopped, stopped + 5, end=300)
     assert_same(weights(run), weights(compared[2].run_of("sound")))
-    (child,) = driven.children()
+    (child,) = driver.children()
     assert (child.status, child.tags["state"], child.tags.get("cause")) == (
         "FINISHED",
         "finished",
@@ -141,31 +141,32 @@ def test_workers_are_killed_and_interrupted(
     )
 
 
-def test_a_second_ctrl_c_does_not_wait(sweep: Callable[..., Driven]) -> None:
+def test_a_second_ctrl_c_does_not_wait(sweep: Callable[..., DriverProcess]) -> None:
     """Several workers heed the first one when they log the next time, and these do not."""
-    driven = sweep()
+    driver = sweep()
     endless = [f"train.{name}=1000000" for name in ("steps", "log_every", "eval_every")]
-    driven.start(
+    driver.start(
         "--trials",
         "0",
         "--workers-per-trial",
         "2",
         *(word for each in endless for word in ("--set", each)),
     )
-    run = driven.wait(
-        lambda: next((run for run in driven.runs() if newest_step(run) > 0), None), "a checkpoint"
+    run = driver.wait(
+        lambda: next((run for run in driver.runs() if newest_step(run) > 0), None),
+        "a checkpoint",
     )
-    os.killpg(driven.process.pid, signal.SIGINT)
-    driven.wait(
-        lambda: "once more ends them at once" in driven.log.read_text(), "a word on the first one"
+    os.killpg(driver.process.pid, signal.SIGINT)
+    driver.wait(
+        lambda: "repeat it to kill them" in driver.log.read_text(), "a word on the first one"
     )
     assert newest_step(run) < 1000000
-    os.killpg(driven.process.pid, signal.SIGINT)
-    assert driven.ended() == 130, driven.said()
-    driven.gone()
-    (child,) = driven.children()
+    os.killpg(driver.process.pid, signal.SIGINT)
+    assert driver.wait_for_exit() == 130, driver.output()
+    driver.wait_for_processes()
+    (child,) = driver.children()
     assert (child.status, child.tags["state"]) == ("KILLED", "interrupted")
-    assert driven.parent().status == "KILLED"
+    assert driver.parent().status == "KILLED"
 
 
 @pytest.fixture
@@ -186,27 +187,27 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_trials_of_a_lost_node_move(
-    sweep: Callable[..., Driven], cluster: Any, tmp_path: Path
+    sweep: Callable[..., DriverProcess], cluster: Any, tmp_path: Path
 ) -> None:
     """Each node has a trial; one goes, and its trial waits for the other one."""
     nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.small}
-    driven = sweep(env={"RAY_ADDRESS": cluster.address})
-    driven.start("--trials", "1")
-    driven.wait(lambda: len(driven.runs()) == 2, "two trials")
-    run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
-    cluster.remove_node(nodes.pop(driven.trainer(run).ppid()), allow_graceful=False)
-    driven.wait(lambda: len(stretches(run)) == 2, "its second process")
-    assert driven.trainer(run).ppid() in nodes
-    assert driven.ended() == 0, driven.said()
+    driver = sweep(env={"RAY_ADDRESS": cluster.address})
+    driver.start("--trials", "1")
+    driver.wait(lambda: len(driver.runs()) == 2, "two trials")
+    run = driver.wait(lambda: driver.between_checkpoints(40), "a trial past its first checkpoints")
+    cluster.remove_node(nodes.pop(driver.trainer(run).ppid()), allow_graceful=False)
+    driver.wait(lambda: len(stretches(run)) == 2, "its second process")
+    assert driver.trainer(run).ppid() in nodes
+    assert driver.wait_for_exit() == 0, driver.output()
     assert_resumed(run, 40)
-    assert_same(weights(run), undisturbed(run, driven.data, tmp_path / "undisturbed"))
-    assert [child.status for child in driven.children()] == ["FINISHED"] * 2
-    (other,) = set(driven.runs()) - {run}
+    assert_same(weights(run), undisturbed(run, driver.data, tmp_path / "undisturbed"))
+    assert [child.status for child in driver.children()] == ["FINISHED"] * 2
+    (other,) = set(driver.runs()) - {run}
     assert len(stretches(other)) == 1
 
 
 class Server:
-    """An MLflow server on a port of its own, with a database that outlives it."""
+    """An MLflow server with a database that survives it."""
 
     def __init__(self, folder: Path, database: Path) -> None:
         folder.mkdir()
@@ -270,85 +271,93 @@ def server(made: Path, tmp_path: Path) -> Iterator[Server]:
 
 
 def test_a_tracking_server_goes_away_and_comes_back(
-    sweep: Callable[..., Driven], server: Server
+    sweep: Callable[..., DriverProcess], server: Server
 ) -> None:
     """One trial ends while it is away, and another begins."""
-    driven = sweep(env={"MLFLOW_TRACKING_URI": server.uri})
+    driver = sweep(env={"MLFLOW_TRACKING_URI": server.uri})
     server.start()
-    driven.start("--trials", "2", "--concurrent", "1", "--set", "train.steps=300")
-    first = driven.wait(
-        lambda: driven.between_checkpoints(40, 300), "a trial past its first checkpoints"
+    driver.start("--trials", "2", "--concurrent", "1", "--set", "train.steps=300")
+    first = driver.wait(
+        lambda: driver.between_checkpoints(40, 300), "a trial past its first checkpoints"
     )
     server.stop()
-    driven.wait(lambda: status(first) == "FINISHED", "an end of the trial")
-    second = driven.wait(
-        lambda: next((run for run in driven.runs() if run != first and last_step(run) > 40), None),
+    driver.wait(lambda: status(first) == "FINISHED", "an end of the trial")
+    second = driver.wait(
+        lambda: next((run for run in driver.runs() if run != first and last_step(run) > 40), None),
         "the next one",
     )
     server.start()
-    assert driven.ended() == 0, driven.said()
+    assert driver.wait_for_exit() == 0, driver.output()
 
-    assert len(driven.runs()) == 3
+    assert len(driver.runs()) == 3
     assert all(stretches(run) == [list(range(5, 301, 5))] for run in (first, second))
-    for run in (*driven.runs(), driven.folder):
-        told = json.loads((run / "mlflow.json").read_text())
-        assert told["refused"] == 0
+    for run in (*driver.runs(), driver.folder):
+        delivered = json.loads((run / "mlflow.json").read_text())
+        assert delivered["refused"] == 0
         journal = [event for event in events(run) if event["kind"] == "metrics"]
-        assert server.points(told["run_id"]) == {
+        assert server.points(delivered["run_id"]) == {
             (name, event["step"], value, event["time"])
             for event in journal
             for name, value in event["values"].items()
         }
-    assert [(child.status, child.tags["state"]) for child in driven.children()] == [
+    assert [(child.status, child.tags["state"]) for child in driver.children()] == [
         ("FINISHED", "finished")
     ] * 3
-    assert sorted(child.tags["rank"] for child in driven.children()) == ["1", "2", "3"]
-    assert (driven.parent().status, driven.parent().tags["state"]) == ("FINISHED", "finished")
-    assert "version 1" in driven.log.read_text()
+    assert sorted(child.tags["rank"] for child in driver.children()) == ["1", "2", "3"]
+    assert (driver.parent().status, driver.parent().tags["state"]) == (
+        "FINISHED",
+        "finished",
+    )
+    assert "version 1" in driver.log.read_text()
 
 
-def test_a_tracking_server_stays_away(sweep: Callable[..., Driven], server: Server) -> None:
+def test_a_tracking_server_stays_away(sweep: Callable[..., DriverProcess], server: Server) -> None:
     """The sweep ends without it, and `--resume` brings all there is when it is back."""
-    driven = sweep(env={"MLFLOW_TRACKING_URI": server.uri})
+    driver = sweep(env={"MLFLOW_TRACKING_URI": server.uri})
     server.start()
-    driven.start("--trials", "0")
-    run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
+    driver.start("--trials", "0")
+    run = driver.wait(lambda: driver.between_checkpoints(40), "a trial past its first checkpoints")
     server.stop()
-    assert driven.ended() == 0, driven.said()
-    assert "MLflow has neither ranks nor the best model" in driven.log.read_text()
+    assert driver.wait_for_exit() == 0, driver.output()
+    assert "the ranks and the best model are not in MLflow" in driver.log.read_text()
     assert stretches(run) == [list(range(5, 201, 5))]
     before = written(run)
 
     server.start()
-    assert driven.run("--trials", "0", "--resume") == 0, driven.said()
+    assert driver.run("--trials", "0", "--resume") == 0, driver.output()
     assert written(run) == before
-    (child,) = driven.children()
+    (child,) = driver.children()
     assert (child.status, child.tags["state"], child.tags["rank"]) == ("FINISHED", "finished", "1")
-    assert (driven.parent().status, driven.parent().tags["state"]) == ("FINISHED", "finished")
-    assert "version 1" in driven.log.read_text()
+    assert (driver.parent().status, driver.parent().tags["state"]) == (
+        "FINISHED",
+        "finished",
+    )
+    assert "version 1" in driver.log.read_text()
 
 
-def test_a_cluster_is_free_after_its_sweep(sweep: Callable[..., Driven], cluster: Any) -> None:
+def test_a_cluster_is_free_after_its_sweep(
+    sweep: Callable[..., DriverProcess], cluster: Any
+) -> None:
     """After a driver that was killed, and after one that was asked to end; the cluster itself stays."""
-    driven, arguments = (
+    driver, arguments = (
         sweep(env={"RAY_ADDRESS": cluster.address}),
         ("--trials", "0", "--workers-per-trial", "2"),
     )
-    driven.start(*arguments)
-    run = driven.wait(lambda: driven.between_checkpoints(40), "a trial past its first checkpoints")
-    driven.kill()
-    driven.wait(lambda: taken(cluster) == [], "a free cluster")
+    driver.start(*arguments)
+    run = driver.wait(lambda: driver.between_checkpoints(40), "a trial past its first checkpoints")
+    driver.kill()
+    driver.wait(lambda: taken(cluster) == [], "a free cluster")
 
-    driven.start(*arguments, "--resume")
-    driven.wait(
+    driver.start(*arguments, "--resume")
+    driver.wait(
         lambda: len(stretches(run)) == 2 and last_step(run) > 60, "the trial under way again"
     )
-    driven.process.send_signal(signal.SIGTERM)
-    assert driven.ended() == 130, driven.said()
-    driven.wait(lambda: taken(cluster) == [], "a free cluster")
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.wait_for_exit() == 130, driver.output()
+    driver.wait(lambda: taken(cluster) == [], "a free cluster")
     assert_resumed(run, 40, end=last_step(run))
     assert newest_step(run) < 200
-    assert [(child.status, child.tags["state"]) for child in driven.children()] == [
+    assert [(child.status, child.tags["state"]) for child in driver.children()] == [
         ("KILLED", "interrupted")
     ]
 

@@ -1,4 +1,4 @@
-"""A whole sweep as a new user runs it: no variable set, everything in the folder where she stands."""
+"""A whole sweep without any environment variable, in the current folder."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def test_a_sweep_without_any_setting(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stderr
 
-    said = run()
+    output = run()
     home = tmp_path / "cutslots-home"
     store = f"sqlite:///{home / 'mlflow.db'}"
     (parent,) = tracking.find_runs("tags.kind = 'sweep'", tracking_uri=store)
@@ -37,31 +37,31 @@ def test_a_sweep_without_any_setting(tmp_path: Path) -> None:
     assert all(
         trial.tags["state"] in ("finished", "pruned") and trial.status == "FINISHED"
         for trial in trials
-    ), said
+    ), output
     finished = sorted(
         (trial for trial in trials if trial.tags["state"] == "finished"),
         key=lambda trial: int(trial.tags["rank"]),
     )
     scores = [trial.metrics["best/ari_fg"] for trial in finished]
     assert scores == sorted(scores, reverse=True)
-    assert "(champion)" in said
+    assert "(champion)" in output
     assert (home / "sweeps" / "tiny" / "table.md").read_text().count("| finished") == len(finished)
     assert all((home / "runs" / trial.name / "log.txt").stat().st_size for trial in trials)
-    # Whoever asks the same again finds it.
+    # The same sweep under another name finds the finished run.
     before = {path: path.stat().st_mtime for path in (home / "runs").glob("*/checkpoints/*")}
-    said = run("--name", "again", "--trials", "0")
-    assert "trial 0 (small) is not repeated" in said
+    output = run("--name", "again", "--trials", "0")
+    assert "trial 0 (small) is not repeated" in output
     assert {
         path: path.stat().st_mtime for path in (home / "runs").glob("*/checkpoints/*")
     } == before
     # A tracking store that was lost gets the run from its journal.
     (home / "mlflow.db").unlink()
-    said = run("--name", "later", "--trials", "0")
-    assert "trial 0 (small) is not repeated" in said
-    assert "(champion)" in said
+    output = run("--name", "later", "--trials", "0")
+    assert "trial 0 (small) is not repeated" in output
+    assert "(champion)" in output
     (found,) = tracking.find_runs(
         "tags.state = 'finished' and tags.label = 'small'", tracking_uri=store
     )
     assert found.metrics["best/ari_fg"] in scores
     assert found.tags["rank"] == "1"
-    assert "has no run" not in said
+    assert "has no run" not in output

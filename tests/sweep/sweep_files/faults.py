@@ -1,22 +1,22 @@
-"""A sweep of one sound trial and of others that fail, each in its own way; the tiny model of tiny.py."""
+"""A sweep with one sound trial and several that fail for different reasons."""
 
 from dataclasses import replace
 
 from tiny import SWEEP as TINY
 
-from cutslots.sweep import Setting, main
+from cutslots.sweep import Baseline, main
 
 SWEEP = replace(
     TINY,
     name="faults",
-    first={
-        "sound": Setting(),
-        "diverges": Setting(set=("optim.learning_rate=1e30", "optim.clip_norm=none")),
-        "too-large": Setting(
-            set=("slots.hidden=100000000000000",)
+    baselines={
+        "sound": Baseline(),
+        "diverges": Baseline(overrides=("optim.learning_rate=1e30", "optim.clip_norm=none")),
+        "too-large": Baseline(
+            overrides=("slots.hidden=100000000000000",)
         ),  # more bytes than a process can address
-        "refused": Setting(set=("optim.batch_size=64",)),  # of 48 images
-        "killed": Setting(set=("optim.decay=0.7",)),  # by the test, whenever it begins
+        "refused": Baseline(overrides=("optim.batch_size=64",)),  # of 48 images
+        "killed": Baseline(overrides=("optim.decay=0.7",)),  # by the test, as soon as it starts
     },
     trials=0,
 )

@@ -3,13 +3,13 @@
 python tests/sweep/sweep_files/tiny.py --data FOLDER --trials 0     # one trial
 """
 
-from cutslots.sweep import Setting, Sweep, log_uniform, main
+from cutslots.sweep import Baseline, Sweep, loguniform, main
 
 SWEEP = Sweep(
     name="tiny",
     dataset="scenes-tiny",
     preset="small",
-    set=(
+    overrides=(
         "image_size=16",
         "encoder.channels=4",
         "weights.hidden=4",
@@ -23,8 +23,8 @@ SWEEP = Sweep(
         "train.eval_images=4",
         "train.checkpoint_every=20",
     ),
-    space={"optim.learning_rate": log_uniform(1e-3, 6e-3)},
-    first={"small": Setting()},
+    space={"optim.learning_rate": loguniform(1e-3, 6e-3)},
+    baselines={"small": Baseline()},
     trials=2,
     halving=None,
 )

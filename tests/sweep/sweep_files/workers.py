@@ -10,8 +10,8 @@ from cutslots.sweep import main
 SWEEP = replace(
     TINY,
     name="workers",
-    set=(*TINY.set, "train.steps=300", "train.eval_every=60"),
-    first={name: FAULTS.first[name] for name in ("sound", "diverges", "too-large")},
+    overrides=(*TINY.overrides, "train.steps=300", "train.eval_every=60"),
+    baselines={name: FAULTS.baselines[name] for name in ("sound", "diverges", "too-large")},
     trials=0,
 )
 

@@ -1,4 +1,4 @@
-"""What runs leave on disk, for tests that look at it while they run and after they were killed."""
+"""Facts about runs from their folders, also while they run."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from cutslots.train.config import from_json
 
 
 def status(run: Path) -> str | None:
-    """How a run has ended; None while it goes on, or was killed."""
+    """The status of a run; None while it runs, or if it was killed."""
     found = latest(run)
     return found and found.status
 
@@ -63,7 +63,7 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 def undisturbed(run: Path, data: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """The last weights of the same run in this process, from its start to its end without a stop."""
+    """The last weights of the same run, trained in this process without a stop."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -81,11 +81,11 @@ def written(run: Path) -> dict[str, int]:
 
 
 def assert_resumed(run: Path, *after: int, end: int = 200) -> None:
-    """It was begun again after each of these steps or a later one, and has logged every step to its end."""
+    """The run was resumed after each of these steps or later, and logged every step."""
     found = stretches(run)
     assert len(found) == len(after) + 1, found
     assert all(stretch[0] > step for stretch, step in zip(found[1:], after, strict=True)), (
-        f"begun anew: {found}"
+        f"not resumed: {found}"
     )
     assert sorted(set(itertools.chain(*found))) == list(range(5, end + 1, 5))
 

@@ -1,4 +1,4 @@
-"""How many trials fit on a cluster, and that what never fits is refused at once."""
+"""How many trials fit on a cluster."""
 
 import pytest
 
@@ -25,39 +25,41 @@ CLUSTER = [{"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}]
         (Resources(gpus=0.3, cpus=1), CLUSTER, 12),
     ],
 )
-def test_how_many_fit(need, nodes, count):
+def test_number_of_fitting_trials(need, nodes, count):
     assert fitting(need, nodes) == count
 
 
 @pytest.mark.parametrize(
     ("need", "nodes", "message"),
     [
-        (Resources(gpus=8, cpus=2), LAPTOP, "takes 8 GPU .* has 0. Lower --gpus-per-trial"),
-        (Resources(cpus=3), LAPTOP, "takes 3 CPU .* has 2. Lower --cpus-per-trial"),
+        (Resources(gpus=8, cpus=2), LAPTOP, "8 GPU .* has 0. Lower --gpus-per-trial"),
+        (Resources(cpus=3), LAPTOP, "3 CPU .* has 2. Lower --cpus-per-trial"),
         (
             Resources(workers=64),
             LAPTOP,
-            "takes 64 CPU .* Lower --cpus-per-trial or --workers-per-trial",
+            "64 CPU .* Lower --cpus-per-trial or --workers-per-trial",
         ),
         (
             Resources(gpus=4, cpus=2),
             CLUSTER,
-            "fit on no node of this cluster; its largest has 8 CPU and 2 GPU",
+            "No node .* the largest has 8 CPUs and 2 GPUs",
         ),
-        (Resources(workers=3, gpus=1, cpus=6), CLUSTER, "fit on no set of nodes"),
+        (Resources(workers=3, gpus=1, cpus=6), CLUSTER, "3 workers .* the largest has 8 CPUs"),
     ],
 )
-def test_what_never_fits_is_refused(need, nodes, message):
+def test_impossible_resources_are_refused(need, nodes, message):
     with pytest.raises(InputError, match=message):
         fitting(need, nodes)
 
 
-def test_a_cluster_that_grows_counts_as_grown():
+def test_autoscaling_cluster_counts_at_its_limit(monkeypatch):
     head = [{"CPU": 4.0}]
-    assert fitting(Resources(gpus=1, cpus=2), head, "GPU=8,CPU=68") == 8
-    assert fitting(Resources(workers=4, gpus=1, cpus=2), head, "GPU=8,CPU=68") == 2
-    assert fitting(Resources(gpus=0.6, cpus=2), head, "GPU=8,CPU=68") == 8
-    with pytest.raises(InputError, match="even when grown to all that CUTSLOTS_CLUSTER allows"):
-        fitting(Resources(workers=9, gpus=1, cpus=2), head, "GPU=8,CPU=68")
-    with pytest.raises(InputError, match="write it as"):
-        fitting(Resources(), head, "eight GPUs")
+    monkeypatch.setenv("CUTSLOTS_CLUSTER", "GPU=8,CPU=68")
+    assert fitting(Resources(gpus=1, cpus=2), head) == 8
+    assert fitting(Resources(workers=4, gpus=1, cpus=2), head) == 2
+    assert fitting(Resources(gpus=0.6, cpus=2), head) == 8
+    with pytest.raises(InputError, match="CUTSLOTS_CLUSTER"):
+        fitting(Resources(workers=9, gpus=1, cpus=2), head)
+    monkeypatch.setenv("CUTSLOTS_CLUSTER", "eight GPUs")
+    with pytest.raises(InputError, match="CUTSLOTS_CLUSTER .*'eight GPUs'"):
+        fitting(Resources(), head)

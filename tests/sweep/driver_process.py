@@ -1,4 +1,4 @@
-"""Sweeps as a person starts them, in processes of their own that a test can watch and kill."""
+"""A sweep in its own process, as a user starts it, that a test can watch and kill."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import optuna
 import psutil
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from traces import last_step, newest_step, status
+from run_facts import last_step, newest_step, status
 
 from cutslots.tracking import children, find_runs
 from cutslots.tracking.journal import events, opening
@@ -21,11 +21,11 @@ from cutslots.tracking.queries import FoundRun
 
 FILES = Path(__file__).parent / "sweep_files"
 T = TypeVar("T")
-PATIENCE = 240.0  # seconds for anything to happen on a machine that does other things too
+PATIENCE = 240.0  # seconds; the machine may be busy
 
 
-class Driven:
-    """A sweep in a home folder of its own; one driver at a time.
+class DriverProcess:
+    """The driver of a sweep with its own home folder; one process at a time.
 
     Args:
         home: CUTSLOTS_HOME, which may hold a database of MLflow already.
@@ -41,7 +41,7 @@ class Driven:
         self.process: subprocess.Popen[bytes]
 
     def start(self, *arguments: str) -> None:
-        """Start a driver, in a process group of its own as a shell does it."""
+        """Start a driver in a new process group, as a shell does."""
         env = {**os.environ, **self.env, "CUTSLOTS_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -57,26 +57,26 @@ class Driven:
     def run(self, *arguments: str) -> int:
         """Run a sweep to its end; returns the exit status."""
         self.start(*arguments)
-        return self.ended()
+        return self.wait_for_exit()
 
-    def ended(self) -> int:
-        """The exit status, when the driver has ended by itself."""
+    def wait_for_exit(self) -> int:
+        """Wait until the driver ends; returns its exit status."""
         try:
             return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"the driver does not end\n{self.said()}") from None
+            raise AssertionError(f"the driver does not end\n{self.output()}") from None
 
     def kill(self) -> None:
         """SIGKILL to the driver."""
         self.process.kill()
         self.process.wait()
 
-    def gone(self) -> None:
-        """Wait until nothing of it lives any more."""
+    def wait_for_processes(self) -> None:
+        """Wait until all its processes have ended."""
         self.wait(lambda: not self.processes(), "an end of all of its processes")
 
     def wait(self, condition: Callable[[], T | None], what: str) -> T:
-        """What `condition` returns when it is true at last; fails when a living driver ends or time runs out before."""
+        """Wait until `condition` is true and return its value; fails if the driver ends before."""
         until = time.monotonic() + PATIENCE
         lived = self.process.poll() is None
         while True:
@@ -84,12 +84,14 @@ class Driven:
             found = condition()
             if found:
                 return found
-            assert not ended, f"{what}: not so when the driver ended\n{self.said()}"
-            assert time.monotonic() < until, f"{what}: not so after {PATIENCE:.0f} s\n{self.said()}"
+            assert not ended, f"{what}: the driver ended\n{self.output()}"
+            assert time.monotonic() < until, (
+                f"{what}: not so after {PATIENCE:.0f} s\n{self.output()}"
+            )
             time.sleep(0.02)
 
-    def said(self, lines: int = 60) -> str:
-        """The end of all that was said, for the report of a failed test."""
+    def output(self, lines: int = 60) -> str:
+        """The end of all output, for the report of a failed test."""
         texts = [self.log, self.folder / "ray.txt", *self.home.glob("runs/*/log.txt")]
         shown = {
             path: path.read_text(errors="replace").splitlines()[-lines:]
@@ -99,7 +101,7 @@ class Driven:
         return "\n".join(f"--- {path}\n" + "\n".join(found) for path, found in shown.items())
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes of this sweep, Ray's too: they inherit the environment. Those that have ended do not count."""
+        """The living processes of this sweep and of its Ray: they inherit the environment."""
         return [
             each for each in psutil.process_iter() if each.pid != os.getpid() and self._mine(each)
         ]
@@ -114,7 +116,7 @@ class Driven:
             return False
 
     def kill_rest(self) -> None:
-        """Leave nothing behind, however the test ended."""
+        """Kill all processes that are left."""
         for process in self.processes():
             process.kill()
         if hasattr(self, "process"):
@@ -150,11 +152,11 @@ class Driven:
         return next(each for each in self.processes() if _opened(each, run / "journal.jsonl"))
 
     def finished(self) -> list[Path]:
-        """The folders of the runs that have ended by themselves."""
+        """The folders of the finished runs."""
         return [run for run in self.runs() if status(run) == "FINISHED"]
 
     def between_checkpoints(self, step: int, end: int = 200) -> Path | None:
-        """A run that has gone on since its last checkpoint, which is of `step` or a later one, and is not near its end."""
+        """A run with steps after its last checkpoint, at `step` or later, and not near its end."""
         return next(
             (run for run in self.runs() if end - 20 > last_step(run) > newest_step(run) >= step),
             None,
@@ -165,7 +167,7 @@ class Driven:
         return [each for each in self.processes() if "RayTrainWorker" in " ".join(each.cmdline())]
 
     def study(self) -> list[optuna.trial.FrozenTrial]:
-        """The study's trials, as its file says."""
+        """The trials in the study's file."""
         storage = JournalStorage(JournalFileBackend(str(self.folder / "study.log")))
         return optuna.load_study(study_name=self.folder.name, storage=storage).trials
 
@@ -202,7 +204,7 @@ def _opened(process: psutil.Process, path: Path) -> bool:
 
 
 def in_shared_memory() -> set[str]:
-    """What Ray and torch would leave in shared memory."""
+    """Names of Ray and torch in shared memory."""
     return {
         name
         for name in os.listdir("/dev/shm")
