@@ -3,7 +3,7 @@
 # The cluster file's settings come from ~/.cutslots-site. Runs on the head and on every worker, as often as one likes.
 set -euo pipefail
 # What an earlier run of this has put into the environment counts no more.
-unset CUTSLOTS_DATA CUTSLOTS_LOCAL CUTSLOTS_CLUSTER MLFLOW_TRACKING_URI RAY_AUTH_MODE
+unset CUTSLOTS_TRACKING_DB CUTSLOTS_DATA CUTSLOTS_LOCAL CUTSLOTS_CLUSTER MLFLOW_TRACKING_URI RAY_AUTH_MODE
 # shellcheck source=/dev/null
 . ~/.cutslots-site
 
@@ -43,6 +43,9 @@ environment() {
         CUTSLOTS_CLUSTER "$CUTSLOTS_CLUSTER" \
         CUTSLOTS_LOCAL "$own" \
         CUTSLOTS_FACTORS "$own/factors"
+    if [ -n "${CUTSLOTS_TRACKING_DB:-}" ]; then
+        printf 'export CUTSLOTS_TRACKING_DB=%q\n' "$CUTSLOTS_TRACKING_DB"
+    fi
 }
 
 # At the top, before a test for interactive shells leaves the file, and at the end, after others have changed PATH.

@@ -7,7 +7,7 @@
     python sweeps/movi_a.py --smoke                # tests everything in minutes; needs the dataset
 
 The paper's configuration and Slot Attention (frame by frame, with chained slots) run first with
-three seeds each, then 30 trials by TPE, which ASHA stops early, then the best one with the other two
+three seeds each, then 30 trials by TPE, which ASHA stops early, then the best with the other two
 seeds. Trained on pairs of frames; the paper names neither their distance nor the temperature.
 
 Cost: a training of 312,500 steps on pairs is the unit. The search takes about 9 units, the rest 8.

@@ -1,4 +1,4 @@
-"""Hyperparameter sweeps on Ray. Files in sweeps/ import `Sweep`, the ranges and `main` from here."""
+"""Hyperparameter sweeps on Ray: `Sweep`, its ranges, and `main` for the files in sweeps/."""
 
 from collections.abc import Sequence
 

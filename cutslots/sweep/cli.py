@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from cutslots import data, options, tracking
 from cutslots.data.locate import DATA, find_dataset, is_uri
@@ -68,16 +69,10 @@ def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> SimpleNamespace:
     """The values of the options; None for those that are not given."""
-    words, more_seeds = [], False
-    for word in arguments:  # click cannot parse `--seeds 0 1 2`
-        words += ["--seeds", word] if more_seeds and word.isdigit() else [word]
-        more_seeds = word == "--seeds" or (more_seeds and word.isdigit())
-    words = [
-        word
-        for pair in zip(words, [*words[1:], ""], strict=True)
-        for word in pair[:1]
-        if pair != ("--seeds", "--seeds")
-    ]
+    words: list[str] = []
+    for word in arguments:  # click can parse `--seeds 0 --seeds 1`, but not `--seeds 0 1`
+        repeat = word.isdigit() and words[-2:-1] == ["--seeds"]
+        words += ["--seeds", word] if repeat else [word]
     params: list[click.Parameter] = [
         click.Option([name], is_flag=True, help=text) for name, text in FLAGS.items()
     ]
@@ -119,7 +114,7 @@ def _adjusted(sweep: Sweep, chosen: SimpleNamespace) -> Sweep:
         known = []
         for assignment in chosen.set if baseline.preset is not None else ():
             try:
-                options.resolve(preset(baseline.preset), assignment.partition("=")[0].strip())
+                options.resolve(preset(baseline.preset or ""), assignment.partition("=")[0].strip())
                 known.append(assignment)
             except InputError:
                 print(
@@ -217,8 +212,8 @@ def find_or_make(sweep: Sweep, given: str | None, smoke: bool = False) -> Path |
     if name.partition("-")[0] != "scenes":
         raise InputError(
             f"dataset {name!r} is not prepared in {DATA} ({os.environ.get(DATA) or 'not set'}) or "
-            f"{home() / 'data'}. Prepare it (cutslots prepare SOURCE RAW {out}), or give its folder "
-            "or URI with --data."
+            f"{home() / 'data'}. Run cutslots prepare SOURCE RAW {out}, or give its folder or URI "
+            "with --data."
         )
     source_options = scenes.Options()
     for option, value in wanted.items():
@@ -259,11 +254,14 @@ def describe(
     """Lines of --dry-run: the space, the trials, the data, the resources, and what is finished."""
     yield f"sweep {sweep.name}: {sweep.dataset}, preset {sweep.preset} {' '.join(sweep.overrides)}"
     steps = sweep.base.train.steps
-    yield f"objective {', '.join(sweep.objectives)} on the validation split; {steps:,} steps a trial"
+    yield f"objective {', '.join(sweep.objectives)} on the validation split; {steps:,} steps each"
     flat, width = options.flat(sweep.base), max(map(len, sweep.full_space), default=0)
     for path, each in sweep.full_space.items():
         values: Any = getattr(each, "choices", None)
-        text = " | ".join(map(options.text, values)) if values else str(each)
+        text = " | ".join(map(options.text, values or ()))
+        if isinstance(each, FloatDistribution | IntDistribution):
+            text = f"{each.low} to {each.high}{', logarithmic' if each.log else ''}"
+            text += f", step {each.step}" if each.step not in (None, 1) else ""
         yield f"  {path:<{width}}  {text}   (preset: {options.text(flat[path])})"
     seeds = ", ".join(map(str, sweep.seeds))
     for name, baseline in sweep.baselines.items():
@@ -277,7 +275,8 @@ def describe(
         first = sweep.asha.grace_period * steps
         yield f"ASHA: 1 in {sweep.asha.reduction_factor} trials continues, from step {first:,.0f}"
     if sweep.reseed_best and len(sweep.seeds) > 1 and sweep.search != "grid":
-        yield f"the best {sweep.reseed_best} again with seeds {', '.join(map(str, sweep.seeds[1:]))}"
+        others = ", ".join(map(str, sweep.seeds[1:]))
+        yield f"the best {sweep.reseed_best} again with seeds {others}"
     with tempfile.TemporaryDirectory() as copy:  # opening a study enqueues missing trials
         if storage:
             state = f"progress: in {tracking.without_password(storage)}, not read by a dry run"

@@ -128,16 +128,17 @@ def run(sweep: Sweep, folder: Path, context: SweepContext, options: RunOptions) 
 def _run_logged(study: Study, folder: Path, context: SweepContext, options: RunOptions) -> int:
     """Run the trials below a run of the sweep itself in MLflow."""
     sweep, objective = study.sweep, study.sweep.objectives[0]
-    console = Console(
-        file=sys.stderr, force_interactive=None if sys.stderr.isatty() else False
-    )  # before the output of Ray is redirected
+    # Made before standard error is redirected. FORCE_COLOR does not make a file a terminal.
+    live = None if sys.stderr.isatty() else False
+    console = Console(file=sys.stderr, force_interactive=live)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    driver = SweepDriver(study, context, folder, None, say)
     # Its thread creates a new database while Ray starts.
     log = RunLog(folder, experiment=context.experiment, run_name=sweep.name, say=say)
-    driver = SweepDriver(study, context, folder, log, say)
+    driver.log = log
     study.optuna.set_user_attr(COMPLETE, False)
     status: Status = "FAILED"
     published = False
@@ -374,31 +375,23 @@ class SweepDriver:
 
     def _end(self, number: int, result: TrialResult) -> None:
         """Record a result in the study and in the sweep's run."""
-        row, seconds, objective = (
-            self._rows[number],
-            self._seconds(number),
-            self.sweep.objectives[0],
-        )
+        row, seconds = self._rows[number], self._seconds(number)
         cause = result.cause or (row.cause if result.state == "pruned" else None)
         facts = {"scores": result.scores, "step": result.step, "seconds": seconds, "cause": cause}
         self.study.annotate(number, **facts)
         state = self.study.end(number, result.state, result.scores)
         if state == "failed" and not cause:
             cause = f"it has no finite {' and '.join(self.sweep.objectives)}"
-        value = result.scores.get(objective, row.value)
+        value = result.scores.get(self.sweep.objectives[0], row.value)
         self._update(number, state=state, value=value, seconds=seconds, cause=cause)
         if self.log:
             states = [each.state for each in self.rows()]
-            counts = {f"trials/{state}": states.count(state) for state in STATES.values()}
-            counts = {name: counts[f"trials/{name}"] for name in ("finished", "pruned", "failed")}
-            best = (
-                self.study.ranked()[0].user_attrs.get("scores", {}) if self.study.ranked() else {}
-            )
-            self.log.metrics(
-                sum(counts.values()),
-                {f"trials/{name}": count for name, count in counts.items()}
-                | {f"best/{name}": score for name, score in best.items()},
-            )
+            counts = {name: states.count(name) for name in ("finished", "pruned", "failed")}
+            metrics: dict[str, Any] = {f"trials/{name}": n for name, n in counts.items()}
+            for best in self.study.ranked()[:1]:
+                scores = best.user_attrs.get("scores", {})
+                metrics |= {f"best/{name}": score for name, score in scores.items()}
+            self.log.metrics(sum(counts.values()), metrics)
 
     def stop(self) -> None:
         """Ask all running trials to write a checkpoint and stop; no new trials start."""
@@ -604,9 +597,8 @@ def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
         if run_dir.name in names and (
             left := tracking.sync(run_dir, say=say, timeout=SYNC_SECONDS)
         ):
-            say(
-                f"{left} events of {run_dir.name} are not in MLflow yet: cutslots sync {run_dir.name}"
-            )
+            name = run_dir.name
+            say(f"{left} events of {name} are not in MLflow yet. Later: cutslots sync {name}")
             return left
     return 0
 

@@ -250,7 +250,7 @@ class Sweep:
         _ = self.grid  # raises if it is infinite
 
     def smoke(self) -> "Sweep":
-        """The same question in minutes: a small preset, 30 steps, one seed, at most three trials."""
+        """The sweep in minutes: a small preset, 30 steps, one seed, at most three trials."""
         same = self.smoke_preset == self.preset
         own = [(name, each) for name, each in self.baselines.items() if each.preset is None][:1]
         short = (

@@ -269,8 +269,8 @@ class Study:
         enqueued = frozen.system_attrs.get("fixed_params", {})
         if kind == "first" and name not in self.sweep.baselines:
             raise InputError(
-                f"trial {number} of sweep {self.sweep.name!r} is the baseline {name!r}, which is no "
-                "longer declared. Declare it again, or give this sweep a new --name."
+                f"trial {number} of sweep {self.sweep.name!r} is baseline {name!r}, which is not "
+                "declared any more. Declare it again, or give this sweep a new --name."
             )
         values = frozen.params or (enqueued if kind != "first" else {})
         if frozen.state == TrialState.RUNNING:

@@ -69,7 +69,13 @@ def test_dry_run_starts_and_writes_nothing(sweep, capsys):
     output = capsys.readouterr().out
     for part in ("model.cut.gamma", "3 | 4", "known", "cut.gamma=0.2", "3 trials by tpe"):
         assert part in output
-    for part in ("5 trials in all", "data: not prepared", "nowhere", "1 CPU", "not started"):
+    for part in (
+        "5 trials in all",
+        "0.1 to 1.0, logarithmic",
+        "data: not prepared",
+        "nowhere",
+        "1 CPU",
+    ):
         assert part in output
     assert not home().exists() or not list(home().iterdir())
 
@@ -105,7 +111,7 @@ def test_options_of_all_trials_apply_to_baselines(sweep, capsys):
 
 
 def test_seeds_are_words_or_repeated_options():
-    words = "--seeds 3 1 2 --trials 4 --set a=1 --set b=2 --smoke".split()
+    words = ["--seeds", "3", "1", "2", "--trials", "4", "--set", "a=1", "--set", "b=2", "--smoke"]
     chosen = parse(words)
     assert (chosen.seeds, chosen.trials, chosen.set) == ((3, 1, 2), 4, ("a=1", "b=2"))
     assert (chosen.smoke, chosen.resume, chosen.name) == (True, False, None)
