@@ -18,10 +18,10 @@ from cutslots.data import prepare, sources
 from cutslots.errors import InputError
 from cutslots.sweep import ray_backend
 from cutslots.sweep.cluster import Resources, connected
-from cutslots.sweep.driver import Driver, Plan
-from cutslots.sweep.spec import Sweep, log_uniform
+from cutslots.sweep.driver import SweepContext, SweepDriver
+from cutslots.sweep.spec import Sweep, loguniform
 from cutslots.sweep.study import Study
-from cutslots.sweep.trial import Ending, Report, Task
+from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.tracking import RunLog, children, events, find_runs, ready
 from cutslots.tracking.journal import latest
 from cutslots.train.config import preset
@@ -77,11 +77,11 @@ def _sweeps(need: Resources, counts: list[int], data: Path) -> list[dict[str, An
 
 def _sweep(need: Resources, data: Path, count: int, parallel: int) -> tuple[float, float]:
     """Seconds of a sweep of `count` trials, and the median memory of a worker process in MB."""
-    space = {"optim.learning_rate": log_uniform(1e-5, 1e-2)}
+    space = {"optim.learning_rate": loguniform(1e-5, 1e-2)}
     name = f"bench-{time.time_ns()}"
     sweep = Sweep(name, "scenes", "small", space, trials=count, halving=None, search="random")
-    home, plan = data.parent / name, Plan(data, "scenes", "bench")
-    driver = Driver(Study(sweep, home), plan, home, None, lambda text: None)
+    home, context = data.parent / name, SweepContext(data, "scenes", "bench")
+    driver = SweepDriver(Study(sweep, home), context, home, None, lambda text: None)
     start = time.perf_counter()
     ray_backend.run(driver, need, parallel, 0, _report_memory)
     seconds, rows = time.perf_counter() - start, driver.rows()
@@ -90,10 +90,10 @@ def _sweep(need: Resources, data: Path, count: int, parallel: int) -> tuple[floa
     return seconds, median(row.value or 0 for row in rows)
 
 
-def _report_memory(task: Task, report: Report, ranks: Ranks) -> Ending:
+def _report_memory(task: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
     """A trial that trains nothing; its score is its process's memory in MB."""
     memory = psutil.Process().memory_full_info()  # on Linux shared pages count by their share
-    return Ending("finished", 1, {"ari_fg": getattr(memory, "pss", memory.rss) / 1e6})
+    return TrialResult("finished", 1, {"ari_fg": getattr(memory, "pss", memory.rss) / 1e6})
 
 
 def _first_step(sweep: Path, runs: Path) -> float:

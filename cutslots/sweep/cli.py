@@ -112,9 +112,9 @@ def _adjusted(sweep: Sweep, chosen: SimpleNamespace) -> Sweep:
     baselines = {}
     for name, baseline in sweep.baselines.items():
         known = []
-        for assignment in chosen.set if baseline.preset is not None else ():
+        for assignment in chosen.set if baseline.preset else ():
             try:
-                options.resolve(preset(baseline.preset or ""), assignment.partition("=")[0].strip())
+                options.resolve(preset(str(baseline.preset)), assignment.partition("=")[0].strip())
                 known.append(assignment)
             except InputError:
                 print(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import distribution_to_json
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -22,7 +23,7 @@ import cutslots
 from cutslots import data, tracking
 from cutslots.errors import BusyError, InputError
 from cutslots.files import git_commit, lock, write_text
-from cutslots.metrics.registry import better, higher_is_better
+from cutslots.metrics.registry import better
 from cutslots.report.tables import Table
 from cutslots.runs.lookup import finished, runs_dir
 from cutslots.sweep.cluster import Resources, check_machine, connected
@@ -512,7 +513,7 @@ class SweepDriver:
                 "set": " ".join(sweep.overrides),
                 "objective": ", ".join(sweep.objectives),
                 "search": sweep.search,
-                **{f"space/{path}": str(distribution) for path, distribution in space},
+                **{f"space/{path}": distribution_to_json(d) for path, d in space},
             }
         )
         log.tags(
@@ -551,10 +552,8 @@ class SweepDriver:
         name, objective = self.context.registered_model, self.sweep.objectives[0]
         if best is None or name is None:
             return
-        smaller, value = not higher_is_better(objective), best.values[0]
-        registered = tracking.register(
-            name, ids[best.number], objective, value, smaller_is_better=smaller
-        )
+        value = best.values[0]
+        registered = tracking.register(name, ids[best.number], objective, value)
         role = "champion" if registered.is_champion else "the champion is another, better version"
         self.say(
             f"model {name} version {registered.version}: trial {best.number}, "
@@ -570,7 +569,7 @@ def end_log(run_dir: Path, state: str, cause: str | None, say: Callable[[str], N
     logged = None if held(run_dir) else latest(run_dir)
     if logged and logged.status != MLFLOW_STATUS[state]:
         tags = {"state": state, **({"cause": cause} if cause else {})}
-        tracking.end_run(run_dir, MLFLOW_STATUS[state], tags, say=say)
+        tracking.sync(run_dir, status=MLFLOW_STATUS[state], tags=tags, say=say, timeout=10.0)
 
 
 def _wait_for_store(log: RunLog) -> None:

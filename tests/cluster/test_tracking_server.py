@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -110,10 +111,8 @@ def test_server_restarts_stops_and_moves(tmp_path: Path) -> None:
         assert first.status(name, f"http://{name}") == 200
         assert first.status("evil.example:80") == 403
         assert first.status(origin="http://evil.example") == 403
-        listening = [
-            each.laddr for each in psutil.net_connections("tcp") if each.status == "LISTEN"
-        ]
-        assert [each.ip for each in listening if each.port == first.port] == ["127.0.0.1"]
+        listening: Any = [c.laddr for c in psutil.net_connections("tcp") if c.status == "LISTEN"]
+        assert [a.ip for a in listening if a.port == first.port] == ["127.0.0.1"]
 
         # Artifacts go through the server to the shared folder.
         client = MlflowClient(first.uri)
