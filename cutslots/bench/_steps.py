@@ -25,8 +25,7 @@ from cutslots.bench._timing import median_seconds
 from cutslots.bench._worker import StoppedError
 from cutslots.data import Batches
 from cutslots.train.config import RunConfig
-from cutslots.train.inputs import to_model
-from cutslots.train.memory import keep_freed_memory
+from cutslots.train.inputs import keep_freed_memory, to_model
 
 # A part's name, and the modules of the model that it is.
 PARTS = {

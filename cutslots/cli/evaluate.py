@@ -143,7 +143,7 @@ def _score(
     from cutslots.runs.provenance import log_scores
     from cutslots.train import evaluate
     from cutslots.train.breakdown import Breakdown
-    from cutslots.train.tiles import tiles_scores
+    from cutslots.train.evaluate import tiles_scores
     from cutslots.train.video import Clips
 
     batches, manifest, split = each.batches, each.batches.manifest, each.batches.split

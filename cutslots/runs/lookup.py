@@ -13,9 +13,9 @@ from cutslots.tracking import (
     is_model_uri,
 )
 from cutslots.train import RunConfig, checkpoint
+from cutslots.train.checkpoint import CHECKPOINTS, CONFIG
 from cutslots.train.config import differences, from_json
 from cutslots.train.export import WEIGHTS, find_checkpoint
-from cutslots.train.fit import CHECKPOINTS, CONFIG
 
 
 def runs_dir() -> Path:
