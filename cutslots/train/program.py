@@ -72,6 +72,8 @@ def save_program(model: nn.Module, path: Path) -> bool:
                 raise InputError(
                     f"torch.export cannot trace this model: {reason} (cuts need cut.solver=dct)"
                 ) from error
+        # After tracing: weights without gradient are traced in ways that fix the batch.
+        program.requires_grad_(False)
         with open(temporary, "wb") as file:
             torch.export.save(exported, file)
         loaded = load_program(temporary)
