@@ -2,24 +2,19 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
 from torch import Tensor
 
-LINE_SECONDS = 10.0  # between lines of progress where the output is not a terminal
+from cutslots.metrics.registry import SCORES, title
+
+LINE_SECONDS = 10.0  # between lines of progress if the output is not a terminal
+SHOWN = (*SCORES, "cut_ari_fg", "cut_miou", "video_ari_fg", "video_ari")  # after an evaluation
 
 
 @dataclass(frozen=True)
@@ -88,17 +83,11 @@ class CallbackList(Callback):
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = callbacks
 
-
-def _for_all(name: str) -> Callable[..., None]:
-    def method(self: CallbackList, *arguments: Any) -> None:
-        for callback in self.callbacks:
-            getattr(callback, name)(*arguments)
-
-    return method
-
-
-for _name in [name for name in vars(Callback) if name.startswith("on_")]:
-    setattr(CallbackList, _name, _for_all(_name))
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+        methods = [getattr(callback, name) for callback in self.callbacks]
+        return lambda *arguments: [method(*arguments) for method in methods]
 
 
 class ProgressBar(Callback):
@@ -111,20 +100,19 @@ class ProgressBar(Callback):
     def __init__(self, console: Console | None = None, live: bool = True) -> None:
         self.console = console or Console(file=sys.stderr)
         self.live = live and self.console.is_terminal
-        # All columns keep to one line; the bar takes the width that is left.
-        line, rest = Column(no_wrap=True), Column(ratio=1, min_width=4)
-        self.bar = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}", table_column=line),
-            BarColumn(None, table_column=rest),
-            TextColumn("{task.fields[values]}", table_column=line.copy()),
-            TimeElapsedColumn(table_column=line.copy()),
-            TextColumn("left", table_column=line.copy()),
-            TimeRemainingColumn(table_column=line.copy()),
+        self.bar = progress.Progress(
+            progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            progress.BarColumn(None),
+            progress.TextColumn("{task.fields[values]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
             console=self.console,
             disable=not self.live,
             expand=True,
         )
-        self.task: TaskID | None = None  # added by `on_start`, as a column formats its total
+        # Added by `on_start`, as a column formats its total.
+        self.task: progress.TaskID | None = None
         self.start, self.started_at, self.printed_at = Start(0, 0, 0, "", ""), 0.0, 0.0
 
     def __enter__(self) -> "ProgressBar":
@@ -137,9 +125,9 @@ class ProgressBar(Callback):
     def on_start(self, start: Start) -> None:
         self.start, self.started_at = start, time.monotonic()
         origin = f"resumed at step {start.step:,}" if start.step else "from scratch"
-        ranks = f"{start.num_ranks} ranks on " if start.num_ranks > 1 else ""
+        ranks = f"{start.num_ranks} ranks, rank 0 " if start.num_ranks > 1 else ""
         self.say(
-            f"{start.num_parameters:,} parameters, {ranks}{start.device} in {start.precision}, "
+            f"{start.num_parameters:,} parameters, {ranks}on {start.device} in {start.precision}, "
             f"{origin}, to step {start.steps:,}"
         )
         if self.task is not None:
@@ -158,18 +146,12 @@ class ProgressBar(Callback):
             self.say(f"step {step:>6}/{steps}  {shown}  {clock(left)} left")
 
     def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
-        parts = [
-            f"ARI-FG {scores['ari_fg']:.3f}  ARI {scores['ari']:.3f}  mIoU {scores['miou']:.3f}"
-            f"  MSE {scores['mse']:.1f}"
-        ]
-        if "cut_ari_fg" in scores:
-            cut_ari_fg, cut_miou = scores["cut_ari_fg"], scores["cut_miou"]
-            parts.append(f"cut masks: ARI-FG {cut_ari_fg:.3f}  mIoU {cut_miou:.3f}")
-        if "video_ari_fg" in scores:
-            ari_fg, ari = scores["video_ari_fg"], scores["video_ari"]
-            parts.append(f"over clips: ARI-FG {ari_fg:.3f}  ARI {ari:.3f}")
-        parts.append(f"({scores['num_images']:.0f} validation images)")
-        self.say(f"step {step:>6}  {'   '.join(parts)}")
+        shown = "  ".join(
+            f"{title(name)} {scores[name]:.{1 if name == 'mse' else 3}f}"
+            for name in SHOWN
+            if name in scores
+        )
+        self.say(f"step {step:>6}  {shown}   ({scores['num_images']:.0f} validation images)")
 
     def on_save(self, step: int, path: Path, best: bool) -> None:
         if best:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from cutslots.train.config import RESUMABLE, RunConfig, differences, from_json
 
 FORMAT = 1
 CONFIG, CHECKPOINTS, BEST, LOCK = "config.json", "checkpoints", "best.pt", ".lock"
-_STEP = re.compile(r"step-(\d+)\.pt")
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -25,7 +23,7 @@ def path_of(folder: Path, step: int) -> Path:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first, without `best.pt`."""
-    return sorted(path for path in folder.glob("step-*.pt") if _STEP.fullmatch(path.name))
+    return sorted(path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal())
 
 
 def save(path: Path, state: dict[str, Any], keep_last: int) -> None:
@@ -33,9 +31,6 @@ def save(path: Path, state: dict[str, Any], keep_last: int) -> None:
 
     Args:
         state: tensors, numbers, strings, and dicts and lists of them.
-
-    Raises:
-        InputError: the disk is full or not writable.
     """
     # torch writes to a file object of Python: its own writer reports a full disk as RuntimeError.
     with _writing(path) as temporary, open(temporary, "wb") as file:
@@ -46,11 +41,7 @@ def save(path: Path, state: dict[str, Any], keep_last: int) -> None:
 
 
 def mark_best(path: Path) -> None:
-    """Name a checkpoint `best.pt` too: a hard link if the file system has them, else a copy.
-
-    Raises:
-        InputError: the disk is full or not writable.
-    """
+    """Name a checkpoint `best.pt` too: a hard link if the file system has them, else a copy."""
     with _writing(path.with_name(BEST)) as temporary:
         try:
             os.link(path, temporary)
@@ -60,6 +51,7 @@ def mark_best(path: Path) -> None:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[Path]:
+    """`files.atomic`, which raises InputError if the disk is full or not writable."""
     try:
         with atomic(path) as temporary:
             yield temporary
@@ -77,20 +69,14 @@ def _writing(path: Path) -> Iterator[Path]:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without executing anything in the file.
-
-    Raises:
-        InputError: a missing or damaged file, or another format.
-    """
+    """Read a checkpoint without executing anything in the file; InputError if that fails."""
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist.")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}: {reason})."
-        ) from None
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"{path} is not a readable checkpoint ({reason}).") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is not a cutslots checkpoint of format {FORMAT}.")
     return state
@@ -99,8 +85,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 def newest(folder: Path) -> dict[str, Any] | None:
     """The newest readable checkpoint of a folder, skipping damaged ones; None if it has none.
 
-    Raises:
-        InputError: all are damaged.
+    InputError if all are damaged.
     """
     damaged: InputError | None = None
     for path in reversed(steps(folder)):
@@ -146,9 +131,7 @@ def stored(run_dir: Path, config: RunConfig, resume: bool) -> dict[str, Any] | N
 def exclusive(run_dir: Path) -> Iterator[None]:
     """Lock `run_dir` against other processes; the lock ends with the process.
 
-    Raises:
-        BusyError: another process has it.
-        InputError: the folder cannot be written.
+    BusyError if another process has it, InputError if the folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -158,18 +141,15 @@ def exclusive(run_dir: Path) -> Iterator[None]:
                 f"the run folder {run_dir} cannot be written ({error.strerror}). Choose another."
             ) from None
         if not free:
-            raise BusyError(
-                f"another process is training in {run_dir}. "
-                "Wait for it, or choose another run name."
-            )
+            raise BusyError(f"another process is training in {run_dir}. Wait, or use another name.")
         yield
 
 
 def held(run_dir: Path) -> bool:
     """Whether a process is training in `run_dir`, as far as its file system can tell."""
-    if not (run_dir / LOCK).exists():
-        return False
     try:
+        if not (run_dir / LOCK).exists():
+            return False
         with lock(run_dir / LOCK) as free:
             return not free
     except OSError:

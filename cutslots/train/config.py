@@ -81,10 +81,8 @@ class RunConfig:
 
 
 # Options that a resumed run may change: none of them affects the steps already taken.
-RESUMABLE = tuple(
-    f"train.{name}"
-    for name in ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
-)
+_RESUMABLE = ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
+RESUMABLE = tuple(f"train.{name}" for name in _RESUMABLE)
 
 # Options added after the first recorded runs: left out of the hash if unset, so it stays valid.
 HASH_EXEMPT_WHEN_UNSET = ("model.cut.reach",)
@@ -131,14 +129,10 @@ def paper_movi() -> RunConfig:
 
 def small_video() -> RunConfig:
     """The video model in the sizes of `small`: 8 slots, 32 x 32 frames."""
-    base = small()
-    matching = min_cut_video.MatchingConfig(hidden=64)
-    return replace(
-        base,
-        model=min_cut_video.Config(**{**vars(base.model), "num_slots": 8}, matching=matching),
-        optim=replace(base.optim, batch_size=8),
-        train=replace(base.train, best_metric="video_ari_fg"),
-    )
+    base, matching = small(), min_cut_video.MatchingConfig(hidden=64)
+    model = min_cut_video.Config(**{**vars(base.model), "num_slots": 8}, matching=matching)
+    optim = replace(base.optim, batch_size=8)
+    return RunConfig(model, optim, replace(base.train, best_metric="video_ari_fg"))
 
 
 def slot_attention_clevr() -> RunConfig:
@@ -159,17 +153,14 @@ def slot_attention_clevrtex() -> RunConfig:
 def slot_attention_small() -> RunConfig:
     """Slot Attention with images, encoder, decoder, slots, batches and steps of `small`."""
     base = small()
-    return replace(
-        base,
-        model=slot_attention.Config(
-            image_size=32,
-            num_slots=4,
-            encoder=base.model.encoder,
-            attention=AttentionConfig(size=32, hidden=64),
-            decoder=base.model.decoder,
-        ),
-        optim=replace(base.optim, learning_rate=1e-3),
+    model = slot_attention.Config(
+        image_size=32,
+        num_slots=4,
+        encoder=base.model.encoder,
+        attention=AttentionConfig(size=32, hidden=64),
+        decoder=base.model.decoder,
     )
+    return RunConfig(model, replace(base.optim, learning_rate=1e-3), base.train)
 
 
 def genesis_v2_clevr() -> RunConfig:
@@ -187,24 +178,15 @@ def genesis_v2_small() -> RunConfig:
     # A narrower likelihood (the goal is still a squared error of 0.003) and a lighter prior than
     # published, which learn faster.
     geco = genesis_v2.GecoConfig(goal=-0.653, start=0.01)
-    return replace(
-        base,
-        model=genesis_v2.Config(image_size=32, num_slots=4, size=16, deviation=0.2, geco=geco),
-        optim=replace(base.optim, learning_rate=2e-3, decay=0.64),
-    )
+    model = genesis_v2.Config(image_size=32, num_slots=4, size=16, deviation=0.2, geco=geco)
+    return RunConfig(model, replace(base.optim, learning_rate=2e-3, decay=0.64), base.train)
 
 
+_MIN_CUTS = (paper_clevr, paper_clevrtex, small, paper_movi, small_video)
+_BASELINES = (slot_attention_clevr, slot_attention_clevrtex, slot_attention_small)
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "paper-clevr": paper_clevr,
-    "paper-clevrtex": paper_clevrtex,
-    "small": small,
-    "paper-movi": paper_movi,
-    "small-video": small_video,
-    "slot-attention-clevr": slot_attention_clevr,
-    "slot-attention-clevrtex": slot_attention_clevrtex,
-    "slot-attention-small": slot_attention_small,
-    "genesis-v2-clevr": genesis_v2_clevr,
-    "genesis-v2-small": genesis_v2_small,
+    function.__name__.replace("_", "-"): function
+    for function in (*_MIN_CUTS, *_BASELINES, genesis_v2_clevr, genesis_v2_small)
 }
 
 
@@ -247,8 +229,5 @@ def run_hash(config: RunConfig, data_digest: str) -> str:
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """The options that differ between two configs, `{path: (old, new)}`."""
     before, after = options.flat(old), options.flat(new)
-    return {
-        path: (before.get(path), after.get(path))
-        for path in {**before, **after}
-        if before.get(path) != after.get(path)
-    }
+    pairs = {path: (before.get(path), after.get(path)) for path in {**before, **after}}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}

@@ -30,11 +30,8 @@ def save_model(
     folder: Path,
     about: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write a model's `state_dict()` and configuration into `folder`.
-
-    Args:
-        about: JSON values that describe the model, for the header of the weights file.
-    """
+    """Write a model's `state_dict()` and configuration into `folder`; `about` are JSON values that
+    describe the model, for the header of the weights file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, {"format": "pt", ABOUT: json.dumps(dict(about))})
@@ -53,13 +50,10 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
-    """A trained model in evaluation mode.
+    """The trained model of an exported folder, a run's folder (its best checkpoint) or a checkpoint
+    file, in evaluation mode.
 
-    Args:
-        path: an exported folder, a run's folder (its best checkpoint), or a checkpoint file.
-
-    Raises:
-        InputError: no model at `path`, or weights that do not fit their configuration.
+    InputError if `path` holds no model, or weights that do not fit their configuration.
     """
     config, state = load_weights(Path(path), device)
     model = config.model.build().to(device)
@@ -116,8 +110,7 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
         that have one; video: identities over the clip); `cut_masks`, the same by the cuts of models
         that have them; `reconstructions`, `(N, size, size, 3)` uint8.
 
-    Raises:
-        InputError: wrong shape, type or `batch_size`, or a video model that has diverged.
+    InputError if shape, type or `batch_size` are wrong, or a video model has diverged.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise InputError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {images.shape}.")

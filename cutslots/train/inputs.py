@@ -12,11 +12,8 @@ from cutslots.errors import InputError
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
-    """The device called "cpu", "cuda" or "cuda:1"; None: the current GPU, else the CPU.
-
-    Raises:
-        InputError: an unknown device, or this machine does not have it.
-    """
+    """The device called "cpu", "cuda" or "cuda:1" (InputError if this machine does not have it);
+    None: the current GPU, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -12,10 +12,8 @@ from cutslots.train.ranks import Ranks
 
 
 class Meter:
-    """Means since the last reading, over all ranks.
-
-    Losses stay on the device, so that a step does not wait for the GPU.
-    """
+    """Means since the last reading, over all ranks; losses stay on the device, so that a step does
+    not wait for the GPU."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks

@@ -31,10 +31,8 @@ class Ranks:
 
     @classmethod
     def joined(cls) -> "Ranks":
-        """The ranks of torch's default process group, gloo or NCCL; one rank if there is none.
-
-        For NCCL the launcher must also have called `torch.cuda.set_device`.
-        """
+        """The ranks of torch's default process group; for NCCL the launcher has also called
+        `torch.cuda.set_device`. One rank if there is no group."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -61,11 +59,8 @@ class Ranks:
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over the ranks of the numbers that rank 0 names; a name counts 0 where missing."""
-        first, *others = self.gather(dict(values))
-        return {
-            name: sum((other.get(name, 0.0) for other in others), value)
-            for name, value in first.items()
-        }
+        gathered = self.gather(dict(values))
+        return {name: sum(each.get(name, 0.0) for each in gathered) for name in gathered[0]}
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""

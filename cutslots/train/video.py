@@ -41,13 +41,8 @@ class Tracked:
 
 @dataclass(frozen=True)
 class Clips(Sample):
-    """A few evaluated clips, on the CPU.
-
-    Attributes:
-        images: `(clips, T, 3, size, size)`.
-        true: `(clips, T, size, size)`.
-        outputs: `reconstruction` and the tracked `masks` and, if the model cuts, `cut_masks`.
-    """
+    """A few evaluated clips, on the CPU: images are `(clips, T, 3, size, size)`; the outputs are the
+    `reconstruction` and the tracked `masks` and, if the model cuts, `cut_masks`."""
 
 
 def track(model: nn.Module, frames: Tensor) -> Tracked:
@@ -86,14 +81,11 @@ def chain(similarity: np.ndarray) -> np.ndarray:
     """Identities of slots over time.
 
     Args:
-        similarity: `(T - 1, k, k)`, of slot i of frame t and slot j of frame t + 1.
+        similarity: `(T - 1, k, k)`, of slot i of frame t and slot j of frame t + 1. InputError if
+            it is not finite.
 
     Returns:
-        `(T, k)`, the identity of each slot of each frame: permutations of 0 to k - 1, the first
-        of them in order.
-
-    Raises:
-        InputError: a similarity is not finite.
+        `(T, k)`, the identity of each slot of each frame: permutations of 0 to k - 1, first sorted.
     """
     if not np.isfinite(similarity).all():
         raise InputError(
