@@ -70,8 +70,8 @@ def command(
     from cutslots.runs.provenance import log_scores, origin
     from cutslots.train import evaluate, load_model
     from cutslots.train.breakdown import Breakdown
+    from cutslots.train.evaluate import tiles_scores
     from cutslots.train.inputs import check_data, image_size, pick_device
-    from cutslots.train.tiles import tiles_scores
     from cutslots.train.video import Clips
 
     if figure and figure.suffix.lower() not in (".png", ".gif"):

@@ -13,18 +13,18 @@ def contingency(
     pred: Integer[Tensor, "batch height width"],
     num_pred: int | None = None,
 ) -> Integer[Tensor, "batch true pred"]:
-    """How many pixels carry each pair of labels; labels are >= 0, the table as wide as the largest of the batch.
+    """Number of pixels with each pair of labels (>= 0), up to the largest label of the batch.
 
     Args:
-        num_pred: width of the table's last axis, at least the largest predicted label + 1.
+        num_pred: minimum width of the table's last axis.
     """
     if not true.numel():
         return true.new_zeros(true.shape[0], 1, num_pred or 1, dtype=torch.int64)
     library: Any = torch
     arrays: Any = (torch.arange(len(true), device=true.device)[:, None, None], true, pred)
     if true.device.type == "cpu":
-        # The same lines in numpy, which stays in this thread: torch would share each of them among threads, and on a busy machine
-        # wait longer for the last one than the whole count takes.
+        # numpy stays in this thread; torch would split each line over threads, and on a busy
+        # machine waiting for the last one takes longer than the whole count.
         library, arrays = np, [array.numpy() for array in arrays]
     image, row, column = arrays
     num_true = int(row.max()) + 1
@@ -39,15 +39,16 @@ def contingency(
 def ari(
     true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batch height width"]
 ) -> Float[Tensor, " batch"]:
-    """Adjusted Rand index over all pixels, an image at a time: 1 for the same partition, about 0 for a random one.
+    """Adjusted Rand index over all pixels: 1 for the same partition, about 0 for a random one.
 
     Args:
-        true, pred: label maps, any integers >= 0; the names of the labels do not matter.
+        true, pred: label maps, integers >= 0 whose values are names only.
 
     Returns:
-        float64 in [-1, 1]; 1 where neither map splits anything.
+        float64 in [-1, 1]; 1 if neither map splits anything.
 
-    Source: Hubert and Arabie, Comparing partitions (1985), in the pair-counting form; equals scikit-learn's `adjusted_rand_score`.
+    Source: Hubert and Arabie, Comparing partitions (1985), in the pair-counting form; equals
+    scikit-learn's `adjusted_rand_score`.
     """
     return adjusted_rand(contingency(true, pred))
 
@@ -55,11 +56,11 @@ def ari(
 def ari_fg(
     true: Integer[Tensor, "batch height width"], pred: Integer[Tensor, "batch height width"]
 ) -> Float[Tensor, " batch"]:
-    """Adjusted Rand index over the pixels whose true label is > 0 (ARI-FG), an image at a time.
+    """Adjusted Rand index over the pixels whose true label is > 0 (ARI-FG).
 
     Returns:
-        float64 in [-1, 1]. An image with one true object gives 1 when the prediction keeps it whole and 0 when it is split;
-        an image without objects gives 1.
+        float64 in [-1, 1]. With one true object: 1 if the prediction keeps it whole, 0 if it is
+        split; without objects: 1.
 
     Source: the ClevrTex benchmark's definition, which the paper's Table 1 uses.
     """

@@ -1,4 +1,4 @@
-"""The scores of an evaluation: their names in logs and JSON, their titles, and which way is better."""
+"""The scores of an evaluation: names in logs and JSON, titles, and which direction is better."""
 
 from typing import NamedTuple
 

@@ -16,9 +16,9 @@ from cutslots.files import home
 from cutslots.runs.provenance import ABOUT
 from cutslots.tracking import fetch_model, find_run
 from cutslots.train import RunConfig, checkpoint
+from cutslots.train.checkpoint import CHECKPOINTS, CONFIG
 from cutslots.train.config import differences, from_json
 from cutslots.train.export import WEIGHTS, find_checkpoint
-from cutslots.train.fit import CHECKPOINTS, CONFIG
 
 
 def runs_dir() -> Path:

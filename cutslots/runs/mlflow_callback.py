@@ -19,9 +19,9 @@ from cutslots.tracking.queries import SECONDS
 from cutslots.tracking.run_log import Status
 from cutslots.train import Callback, Result, RunConfig
 from cutslots.train.callbacks import Examples, ProgressBar, Sample, Start
+from cutslots.train.checkpoint import CHECKPOINTS, CONFIG
 from cutslots.train.config import RESUMABLE, run_hash
 from cutslots.train.export import find_checkpoint, load_weights, save_model
-from cutslots.train.fit import CHECKPOINTS, CONFIG
 from cutslots.train.video import Clips
 
 DELIVERY_SECONDS = 30.0  # a finished run waits so long for an unreachable tracking store

@@ -1,7 +1,7 @@
-"""How well objects are found, by what the metadata say of them."""
+"""IoU of the true objects, grouped by their metadata."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,30 +9,30 @@ from torch import Tensor
 
 from cutslots.data.batches import Batches
 from cutslots.metrics import object_iou
-from cutslots.train.scoring import label_maps
+from cutslots.train.inputs import label_maps
 
-MOST_NUMBERS = 10  # a key of more different numbers than this is shown in thirds
+MAX_GROUPS = 30  # a key with more values, such as a position, does not group objects
 
 
 def keys(batches: Batches) -> list[str]:
-    """The keys of metadata that objects can be grouped by: those of words and numbers."""
-    found: dict[str, None] = {}
+    """The metadata keys that group objects: strings and numbers with at most 30 values."""
+    values: dict[str, set[Any]] = defaultdict(set)
     for objects in batches.metadata(range(batches.num_scenes)):
-        for entry in objects:
-            found |= {
-                key: None for key, value in entry.items() if isinstance(value, str | int | float)
-            }
-    return list(found)
+        for metadata in objects:
+            for key, value in metadata.items():
+                if isinstance(value, str | int | float):
+                    values[key].add(value)
+    return [key for key, distinct in values.items() if len(distinct) <= MAX_GROUPS]
 
 
 class Breakdown:
-    """IoUs of the true objects of a split by keys of their metadata; made to be `evaluate`'s `watch`.
+    """Mean IoU of a split's objects by metadata; passed to `evaluate` as `watch`.
 
-    Every object counts once that has a pixel at the model's size, with `metrics.object_iou` on the alpha masks and, in models that
-    cut, on the cut masks. Means are over objects, not over images.
+    Every object with a pixel at the model's size counts once, with `metrics.object_iou` by the
+    alpha masks (`iou`) and the cuts of models that have them (`cut_iou`). Means are over objects.
 
     Args:
-        keys: of `keys`.
+        keys: the keys to group by, some of `keys(batches)`.
     """
 
     def __init__(self, batches: Batches, keys: Sequence[str]) -> None:
@@ -41,60 +41,35 @@ class Breakdown:
         self._ious: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def __call__(self, index: np.ndarray, true: Tensor, outputs: Any) -> None:
-        """Take in the objects of a batch."""
-        ious = {
-            f"{name.removesuffix('masks')}iou": object_iou(true, labels, outputs.alpha.shape[1])
-            .cpu()
-            .numpy()
-            for name, labels in label_maps(outputs, true.shape[-1]).items()
-        }
-        seen = ~np.isnan(ious["iou"])
-        for name, values in ious.items():
-            self._ious[name].append(values[seen])
-        described = self._batches.metadata(index)
-        for image, column in np.argwhere(seen):
+        """Add the objects of a batch."""
+        num_slots, visible = outputs.alpha.shape[1], np.empty(0)
+        for name, labels in label_maps(outputs, true.shape[-1]).items():
+            ious = object_iou(true, labels, num_slots).cpu().numpy()
+            visible = ~np.isnan(ious)
+            self._ious[f"{name.removesuffix('masks')}iou"].append(ious[visible])
+        metadata = self._batches.metadata(index)
+        for image, column in np.argwhere(visible):
             for key, values in self._values.items():
-                values.append(described[image][column].get(key))
+                values.append(metadata[image][column].get(key))
 
     def means(self) -> dict[str, float]:
-        """Over all objects: `num_objects`, `iou` and, in models that cut, `cut_iou`."""
+        """Over all objects: `num_objects`, `iou` and, for models that cut, `cut_iou`."""
         return self._means(slice(None))
 
     def groups(self) -> dict[str, dict[str, dict[str, float]]]:
-        """For every key and value of it what `means` gives of the objects with that value, in the order of the values.
-
-        A key of more than ten different numbers is cut into three groups of about as many objects, named by their least and
-        largest number.
-        """
-        return {
-            key: {name: self._means(rows) for name, rows in _groups(values)}
-            for key, values in self._values.items()
-        }
+        """For each key and each of its values, in order, the `means` of the objects with it."""
+        groups: dict[str, dict[str, dict[str, float]]] = {}
+        for key, values in self._values.items():
+            numeric = all(
+                isinstance(value, int | float) and not isinstance(value, bool) for value in values
+            )
+            names = ["(none)" if value is None else str(value) for value in values]
+            array = np.array(values if numeric else names)
+            groups[key] = {str(value): self._means(array == value) for value in np.unique(array)}
+        return groups
 
     def _means(self, rows: Any) -> dict[str, float]:
         ious = {name: np.concatenate(parts)[rows] for name, parts in self._ious.items()}
         count = len(ious["iou"])
-        return {"num_objects": count} | {
-            name: float(values.mean()) for name, values in ious.items() if count
-        }
-
-
-def _groups(values: Sequence[Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and rows of every group."""
-    array = np.array(
-        values
-        if _numbers(values)
-        else ["(none)" if value is None else str(value) for value in values]
-    )
-    distinct = np.unique(array)
-    if array.dtype.kind not in "if" or len(distinct) <= MOST_NUMBERS:
-        yield from ((str(value), array == value) for value in distinct)
-        return
-    third = np.searchsorted(np.quantile(array, [1 / 3, 2 / 3]), array)
-    for number in np.unique(third):
-        rows = third == number
-        yield f"{array[rows].min():g} to {array[rows].max():g}", rows
-
-
-def _numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        means = {name: float(values.mean()) for name, values in ious.items() if count}
+        return {"num_objects": count, **means}

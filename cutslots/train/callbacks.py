@@ -1,27 +1,26 @@
-"""What `fit` tells whoever listens: the terminal, the run log, a sweep. One class, every method does nothing until overridden."""
+"""Callbacks of `fit`, and the one that shows progress in a terminal."""
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich import progress
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from torch import Tensor
+
+from cutslots.metrics.registry import SCORES, title
+
+LINE_SECONDS = 10.0  # between lines of progress if the output is not a terminal
+SHOWN = (*SCORES, "cut_ari_fg", "cut_miou", "video_ari_fg", "video_ari")  # after an evaluation
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts."""
+    """Where a run starts: its first and last step, its model and its hardware."""
 
     step: int
     steps: int
@@ -33,7 +32,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Sample:
-    """A few evaluated images with everything the model made of them, on the CPU."""
+    """A few evaluated images with the model's outputs, on the CPU."""
 
     images: Tensor
     true: Tensor
@@ -42,14 +41,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Examples:
-    """The scenes of the best, the median and the worst score, in this order; fewer where there are fewer.
+    """The items with the best, median and worst score, in this order; fewer in a tiny split.
 
     Attributes:
-        score: its name.
-        roles: best, median or worst.
-        ids: of the scenes; of clips those of the clips.
+        score: name of the score.
+        roles: "best", "median" or "worst".
+        ids: of the images or clips.
         values: their scores.
-        sample: the scenes, and what the model makes of them.
+        sample: the items and the model's outputs.
     """
 
     score: str
@@ -60,7 +59,10 @@ class Examples:
 
 
 class Callback:
-    """Base of listeners. `fit` calls it in the training process, on every rank, so a method returns quickly."""
+    """Base class: every method does nothing.
+
+    `fit` calls the methods in the training process, on every rank, so they should return quickly.
+    """
 
     def on_start(self, start: Start) -> None: ...
 
@@ -69,7 +71,7 @@ class Callback:
     def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None: ...
 
     def on_improve(self, step: int, examples: Examples) -> None:
-        """After `evaluated`, when its scores are the best so far; on rank 0 alone."""
+        """Called after `on_evaluate` if its scores are the best so far; on rank 0 only."""
 
     def on_save(self, step: int, path: Path, best: bool) -> None: ...
 
@@ -77,78 +79,48 @@ class Callback:
 
 
 class CallbackList(Callback):
-    """Several listeners as one."""
+    """Calls several callbacks in order."""
 
-    def __init__(self, listeners: Sequence[Callback]) -> None:
-        self.listeners = listeners
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
 
-    def on_start(self, start: Start) -> None:
-        for listener in self.listeners:
-            listener.on_start(start)
-
-    def on_log(self, step: int, values: Mapping[str, float]) -> None:
-        for listener in self.listeners:
-            listener.on_log(step, values)
-
-    def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
-        for listener in self.listeners:
-            listener.on_evaluate(step, scores, sample)
-
-    def on_improve(self, step: int, examples: Examples) -> None:
-        for listener in self.listeners:
-            listener.on_improve(step, examples)
-
-    def on_save(self, step: int, path: Path, best: bool) -> None:
-        for listener in self.listeners:
-            listener.on_save(step, path, best)
-
-    def on_message(self, message: str) -> None:
-        for listener in self.listeners:
-            listener.on_message(message)
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+        methods = [getattr(callback, name) for callback in self.callbacks]
+        return lambda *arguments: [method(*arguments) for method in methods]
 
 
-QUIET_SECONDS = 10.0
-
-
-class _Inset(NamedTuple):
-    """Leaves two columns for the terminal to echo ^C: a wrapped line would not be erased."""
-
-    content: RenderableType
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from console.render(self.content, options.update(width=options.max_width - 2))
-
-
-class _Bar(Progress):
+class _Progress(progress.Progress):
     def get_renderable(self) -> RenderableType:
-        return _Inset(super().get_renderable())
+        # Two columns stay free for the terminal's echo of ^C: a wrapped line cannot be erased.
+        return Padding(super().get_renderable(), (0, 2, 0, 0))
 
 
 class ProgressBar(Callback):
-    """A live bar with loss, images a second and time left; plain lines every ten seconds where the output is no terminal.
+    """A live bar with loss, images per second and time left; else a line every ten seconds.
 
     Args:
-        live: False prints lines on a terminal too: a bar would redraw itself over a debugger's prompt.
+        live: False prints lines in a terminal too, so that a debugger's prompt stays readable.
     """
 
     def __init__(self, console: Console | None = None, live: bool = True) -> None:
         self.console = console or Console(file=sys.stderr)
         self.live = live and self.console.is_terminal
-        self.bar = _Bar(
-            TextColumn("step {task.completed:>6.0f}/{task.total:.0f}"),
-            BarColumn(),
-            TextColumn("{task.fields[values]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+        self.bar = _Progress(
+            progress.TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            progress.BarColumn(None),
+            progress.TextColumn("{task.fields[values]}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
             console=self.console,
             disable=not self.live,
+            expand=True,
         )
-        self.task: TaskID | None = (
-            None  # added once the number of steps is known: a column formats it
-        )
-        self.begun, self.first, self.steps = time.monotonic(), 0, 0
-        self.printed = 0.0
+        # Added by `on_start`, as a column formats its total.
+        self.task: progress.TaskID | None = None
+        self.start, self.started_at, self.printed_at = Start(0, 0, 0, "", ""), 0.0, 0.0
 
     def __enter__(self) -> "ProgressBar":
         self.bar.start()
@@ -158,47 +130,35 @@ class ProgressBar(Callback):
         self.bar.stop()
 
     def on_start(self, start: Start) -> None:
-        self.first, self.steps, self.begun = start.step, start.steps, time.monotonic()
-        origin = f"resumed at step {start.step}" if start.step else "from scratch"
-        where = (
-            start.device
-            if start.num_ranks == 1
-            else f"{start.num_ranks} ranks, here {start.device},"
-        )
+        self.start, self.started_at = start, time.monotonic()
+        origin = f"resumed at step {start.step:,}" if start.step else "from scratch"
+        ranks = f"{start.num_ranks} ranks, rank 0 " if start.num_ranks > 1 else ""
         self.say(
-            f"{start.num_parameters:,} parameters on {where} in {start.precision}, {origin}, to step {start.steps:,}"
+            f"{start.num_parameters:,} parameters, {ranks}on {start.device} in {start.precision}, "
+            f"{origin}, to step {start.steps:,}"
         )
         if self.task is not None:
             self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(
-            "training", total=start.steps, completed=start.step, values=""
-        )
+        self.task = self.bar.add_task("", total=start.steps, completed=start.step, values="")
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
-        shown = f"loss {values['loss']:.5f}  {values['images_per_second']:.0f} images/s"
+        rate = values["images_per_second"]
+        shown = f"loss {values['loss']:.5f}  {rate:.{0 if rate >= 10 else 1}f} images/s"
         if self.task is not None:
             self.bar.update(self.task, completed=step, values=shown)
-        now = time.monotonic()
-        if not self.live and (now - self.printed > QUIET_SECONDS or step == self.steps):
-            self.printed = now
-            left = (now - self.begun) / max(step - self.first, 1) * (self.steps - step)
-            self.say(f"step {step:>6}/{self.steps}  {shown}  {clock(left)} left")
+        now, steps = time.monotonic(), self.start.steps
+        if not self.live and (now - self.printed_at > LINE_SECONDS or step == steps):
+            self.printed_at = now
+            left = (now - self.started_at) / max(step - self.start.step, 1) * (steps - step)
+            self.say(f"step {step:>6}/{steps}  {shown}  {clock(left)} left")
 
     def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
-        cuts = ""
-        if "cut_ari_fg" in scores:
-            cuts = (
-                f"   by cut masks: ARI-FG {scores['cut_ari_fg']:.3f}  mIoU {scores['cut_miou']:.3f}"
-            )
-        clips = ""
-        if "video_ari_fg" in scores:
-            clips = (
-                f"   over clips: ARI-FG {scores['video_ari_fg']:.3f}  ARI {scores['video_ari']:.3f}"
-            )
-        self.say(
-            f"step {step:>6}  ARI-FG {scores['ari_fg']:.3f}  ARI {scores['ari']:.3f}  mIoU {scores['miou']:.3f}"
-            f"  MSE {scores['mse']:.1f}{cuts}{clips}   ({scores['num_images']:.0f} validation images)"
+        shown = "  ".join(
+            f"{title(name)} {scores[name]:.{1 if name == 'mse' else 3}f}"
+            for name in SHOWN
+            if name in scores
         )
+        self.say(f"step {step:>6}  {shown}   ({scores['num_images']:.0f} validation images)")
 
     def on_save(self, step: int, path: Path, best: bool) -> None:
         if best:
@@ -213,7 +173,7 @@ class ProgressBar(Callback):
 
 
 def clock(seconds: float) -> str:
-    """A time that passes: 0:07, 12:40, 1:20:05."""
+    """A duration: 0:07, 12:40, 1:20:05."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

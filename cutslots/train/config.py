@@ -1,4 +1,4 @@
-"""The whole of a run in one frozen value: model, optimisation, run; its presets, its JSON form and its signature."""
+"""The configuration of a run (model, optimization, training), its presets, JSON form and hash."""
 
 import dataclasses
 import hashlib
@@ -21,18 +21,21 @@ from cutslots.options import option
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Adam and its schedule: `learning_rate * min(1, (step + 1) / warmup_steps) * decay ** (step / (decay_share * steps))`."""
+    """Adam and its learning rate:
+
+    `learning_rate * min(1, (step + 1) / warmup_steps) * decay ** (step / (decay_share * steps))`.
+    """
 
     learning_rate: float = option(4e-4, "Adam's learning rate before warm-up and decay", low=0.0)
     batch_size: int = option(
-        64, "images a step, pairs of frames for a model of video, over all workers", low=1
+        64, "images per step over all workers; pairs of frames for a video model", low=1
     )
-    warmup_steps: int = option(0, "steps over which the rate rises from zero", low=0)
+    warmup_steps: int = option(0, "steps in which the rate rises from zero", low=0)
     decay: float = option(0.8, "factor of the exponential decay", low=1e-6, high=1.0)
     decay_share: float = option(
         0.2, "share of all steps after which the factor has been applied once", low=1e-6
     )
-    clip_norm: float | None = option(None, "largest gradient norm; none: no clipping", low=1e-12)
+    clip_norm: float | None = option(None, "maximum gradient norm; none: no clipping", low=1e-12)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of one step, counted from 0."""
@@ -42,28 +45,30 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how often, and what is kept."""
+    """Length of a run, how often it logs, evaluates and saves, and what it keeps."""
 
     steps: int = option(312_500, "optimisation steps", low=1)
     seed: int = option(0, "seed of the weights and of the order of images", low=0)
     precision: str = option(
-        "auto", "bfloat16 autocast where the device has it", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "auto: bfloat16 autocast if supported",
+        choices=("auto", "float32", "bfloat16"),
     )
     log_every: int = option(50, "steps between training metrics", low=1)
     eval_every: int = option(5_000, "steps between evaluations on the validation split", low=1)
-    eval_images: int = option(1_000, "validation images of an evaluation, at most", low=1)
+    eval_images: int = option(1_000, "maximum number of validation images per evaluation", low=1)
     checkpoint_every: int = option(2_000, "steps between checkpoints", low=1)
-    keep_last: int = option(2, "checkpoints kept besides the best", low=1)
+    keep_last: int = option(2, "checkpoints kept in addition to the best", low=1)
     best_metric: str = option(
         "ari_fg",
-        "validation score that names the best checkpoint; video_* of data with clips",
+        "validation score that selects the best checkpoint; video_* needs clips",
         choices=("ari_fg", "ari", "miou", "mse", "video_ari_fg", "video_ari"),
     )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run's numbers."""
+    """Everything that determines a run's numbers."""
 
     model: Any = field(default_factory=min_cut_slots.Config)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -75,14 +80,12 @@ class RunConfig:
         return type(self.model).__module__.rpartition(".")[2]
 
 
-# What may differ between a checkpoint and the command that resumes it: nothing here changes the steps already taken.
-RESUMABLE = tuple(
-    f"train.{name}"
-    for name in ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
-)
+# Options that a resumed run may change: none of them affects the steps already taken.
+_RESUMABLE = ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
+RESUMABLE = tuple(f"train.{name}" for name in _RESUMABLE)
 
-# Options that came after the first recorded runs: unset they do not count in a signature, so that older runs keep theirs.
-YOUNGER = ("model.cut.reach",)
+# Options added after the first recorded runs: left out of the hash if unset, so it stays valid.
+HASH_EXEMPT_WHEN_UNSET = ("model.cut.reach",)
 
 
 def paper_clevr() -> RunConfig:
@@ -96,7 +99,7 @@ def paper_clevrtex() -> RunConfig:
 
 
 def small() -> RunConfig:
-    """32 x 32 images and 16 x 16 cuts: learns plain scenes of two or three objects on two CPU cores in two minutes."""
+    """32 x 32 images, 16 x 16 cuts: learns scenes of 2 or 3 objects on 2 CPU cores in 2 minutes."""
     return RunConfig(
         model=min_cut_slots.Config(
             image_size=32,
@@ -118,26 +121,22 @@ def small() -> RunConfig:
 
 
 def paper_movi() -> RunConfig:
-    """The paper's model of moving objects for MOVi-A (section 6.3): 8 slots, adjacent frames; the rest as `paper-clevr`."""
+    """The paper's video model for MOVi-A (section 6.3): 8 slots, adjacent frames."""
     return RunConfig(
         model=min_cut_video.Config(num_slots=8), train=TrainConfig(best_metric="video_ari_fg")
     )
 
 
 def small_video() -> RunConfig:
-    """The model of moving objects in the sizes of `small`: 8 slots and 32 x 32 frames."""
-    base = small()
-    matching = min_cut_video.MatchingConfig(hidden=64)
-    return replace(
-        base,
-        model=min_cut_video.Config(**{**vars(base.model), "num_slots": 8}, matching=matching),
-        optim=replace(base.optim, batch_size=8),
-        train=replace(base.train, best_metric="video_ari_fg"),
-    )
+    """The video model in the sizes of `small`: 8 slots, 32 x 32 frames."""
+    base, matching = small(), min_cut_video.MatchingConfig(hidden=64)
+    model = min_cut_video.Config(**{**vars(base.model), "num_slots": 8}, matching=matching)
+    optim = replace(base.optim, batch_size=8)
+    return RunConfig(model, optim, replace(base.train, best_metric="video_ari_fg"))
 
 
 def slot_attention_clevr() -> RunConfig:
-    """Slot Attention for CLEVR between the encoder and decoder of `paper-clevr`, on its own published schedule."""
+    """Slot Attention for CLEVR with encoder and decoder of `paper-clevr`, on its own schedule."""
     return RunConfig(
         model=slot_attention.Config(),
         optim=OptimConfig(warmup_steps=10_000, decay=0.5),  # the rate halves every 100,000 steps
@@ -146,31 +145,26 @@ def slot_attention_clevr() -> RunConfig:
 
 
 def slot_attention_clevrtex() -> RunConfig:
-    """Slot Attention for ClevrTex between the encoder and decoder of `paper-clevrtex`."""
-    config = slot_attention_clevr()
-    return replace(
-        config, model=slot_attention.Config(encoder=EncoderConfig(kind="resnet", channels=100))
-    )
+    """Slot Attention for ClevrTex with encoder and decoder of `paper-clevrtex`."""
+    model = slot_attention.Config(encoder=EncoderConfig(kind="resnet", channels=100))
+    return replace(slot_attention_clevr(), model=model)
 
 
 def slot_attention_small() -> RunConfig:
-    """Slot Attention beside `small`: the same images, encoder, decoder, number of slots, batches and steps."""
+    """Slot Attention with images, encoder, decoder, slots, batches and steps of `small`."""
     base = small()
-    return replace(
-        base,
-        model=slot_attention.Config(
-            image_size=32,
-            num_slots=4,
-            encoder=base.model.encoder,
-            attention=AttentionConfig(size=32, hidden=64),
-            decoder=base.model.decoder,
-        ),
-        optim=replace(base.optim, learning_rate=1e-3),
+    model = slot_attention.Config(
+        image_size=32,
+        num_slots=4,
+        encoder=base.model.encoder,
+        attention=AttentionConfig(size=32, hidden=64),
+        decoder=base.model.decoder,
     )
+    return RunConfig(model, replace(base.optim, learning_rate=1e-3), base.train)
 
 
 def genesis_v2_clevr() -> RunConfig:
-    """GENESIS-V2 for CLEVR, sizes and schedule as published; the U-Net and decoder are its own."""
+    """GENESIS-V2 for CLEVR, with the published sizes and schedule."""
     return RunConfig(
         model=genesis_v2.Config(),
         optim=OptimConfig(learning_rate=1e-4, batch_size=32, decay=1.0),
@@ -179,55 +173,38 @@ def genesis_v2_clevr() -> RunConfig:
 
 
 def genesis_v2_small() -> RunConfig:
-    """GENESIS-V2 beside `small`: the same images, number of slots, batches and steps."""
+    """GENESIS-V2 with images, number of slots, batches and steps of `small`."""
     base = small()
-    # A narrower likelihood (with the goal still at a squared error of 0.003) and a lighter prior: the published ones take longer.
+    # A narrower likelihood (the goal is still a squared error of 0.003) and a lighter prior than
+    # published, which learn faster.
     geco = genesis_v2.GecoConfig(goal=-0.653, start=0.01)
-    return replace(
-        base,
-        model=genesis_v2.Config(image_size=32, num_slots=4, size=16, deviation=0.2, geco=geco),
-        optim=replace(base.optim, learning_rate=2e-3, decay=0.64),
-    )
+    model = genesis_v2.Config(image_size=32, num_slots=4, size=16, deviation=0.2, geco=geco)
+    return RunConfig(model, replace(base.optim, learning_rate=2e-3, decay=0.64), base.train)
 
 
+_MIN_CUTS = (paper_clevr, paper_clevrtex, small, paper_movi, small_video)
+_BASELINES = (slot_attention_clevr, slot_attention_clevrtex, slot_attention_small)
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "paper-clevr": paper_clevr,
-    "paper-clevrtex": paper_clevrtex,
-    "small": small,
-    "paper-movi": paper_movi,
-    "small-video": small_video,
-    "slot-attention-clevr": slot_attention_clevr,
-    "slot-attention-clevrtex": slot_attention_clevrtex,
-    "slot-attention-small": slot_attention_small,
-    "genesis-v2-clevr": genesis_v2_clevr,
-    "genesis-v2-small": genesis_v2_small,
+    function.__name__.replace("_", "-"): function
+    for function in (*_MIN_CUTS, *_BASELINES, genesis_v2_clevr, genesis_v2_small)
 }
 
 
 def preset(name: str) -> RunConfig:
-    """A preset by name.
-
-    Raises:
-        InputError: no such preset.
-    """
+    """A preset by name; InputError if there is none."""
     if name not in PRESETS:
-        raise InputError(f"preset {name!r} is unknown. {nearest(name, list(PRESETS))}")
+        raise InputError(f"unknown preset {name!r}. {nearest(name, list(PRESETS))}")
     return PRESETS[name]()
 
 
 def to_json(config: RunConfig) -> str:
     """A config as indented JSON."""
-    return (
-        json.dumps({"model_name": config.model_name, **dataclasses.asdict(config)}, indent=2) + "\n"
-    )
+    values = {"model_name": config.model_name, **dataclasses.asdict(config)}
+    return json.dumps(values, indent=2) + "\n"
 
 
 def from_json(text: str) -> RunConfig:
-    """The config that `to_json` wrote.
-
-    Raises:
-        InputError: not JSON, or options that this version does not have.
-    """
+    """The config in a text of `to_json`; InputError if it is not one, or has unknown options."""
     try:
         values = json.loads(text)
         name = values.pop("model_name")
@@ -237,24 +214,20 @@ def from_json(text: str) -> RunConfig:
 
 
 def run_hash(config: RunConfig, data_digest: str) -> str:
-    """A run's identity: twelve hexadecimal digits of its configuration and its data, hardware excluded.
+    """Twelve hexadecimal digits of the options that change a run's numbers, and of its data.
 
-    How often a run logs, evaluates and saves does not change its numbers, so it does not count.
+    How often a run logs, evaluates and saves does not change them; neither does the hardware.
     """
     ignored = {name for name in RESUMABLE if name != "train.steps"}
     flat = options.flat(config)
-    ignored |= {name for name in YOUNGER if flat.get(name) is None}
+    ignored |= {name for name in HASH_EXEMPT_WHEN_UNSET if flat.get(name) is None}
     values = {path: value for path, value in flat.items() if path not in ignored}
-    return hashlib.sha256(
-        json.dumps([config.model_name, values, data_digest], sort_keys=True).encode()
-    ).hexdigest()[:12]
+    text = json.dumps([config.model_name, values, data_digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """The options in which two configs differ, `{path: (old, new)}`."""
+    """The options that differ between two configs, `{path: (old, new)}`."""
     before, after = options.flat(old), options.flat(new)
-    return {
-        path: (before.get(path), after.get(path))
-        for path in {**before, **after}
-        if before.get(path) != after.get(path)
-    }
+    pairs = {path: (before.get(path), after.get(path)) for path in {**before, **after}}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,9 +1,8 @@
-"""A trained model as one file of `torch.export`: a graph of torch's own operations, which runs without cutslots."""
+"""A trained model as one torch.export file: a graph of torch operations that needs no cutslots."""
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ from torch import Tensor, nn
 
 from cutslots.errors import InputError
 from cutslots.files import atomic
-from cutslots.train.export import readings
+from cutslots.train.export import to_bytes
 from cutslots.train.inputs import image_size, is_video, to_model
 
-BATCHES = (1, 3, 2)  # on which a program is compared
-CLOSE = 1e-4  # of opacities
-SAME = 0.999  # share of pixels whose label must be the same: near a tie rounding decides
+# A program must give the model's opacities up to 1e-4, and the same label for 99.9% of the pixels:
+# rounding decides near a tie.
+TOLERANCE, SAME = 1e-4, 0.999
 
 
 class Program(nn.Module):
-    """Images in, uint8 `(batch, size, size, 3)`; out what `predict` gives for images of the model's size, and `alpha`."""
+    """Maps uint8 images `(batch, size, size, 3)` to the outputs of `predict`, and `alpha`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -30,105 +29,70 @@ class Program(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         size = image_size(self.model)
         outputs = self.model(to_model(images, size, images.device))
-        return {**readings(outputs, size), "alpha": outputs.alpha}
+        return {**to_bytes(outputs, size), "alpha": outputs.alpha}
 
 
 @torch.no_grad()
 def save_program(model: nn.Module, path: Path) -> bool:
-    """Write a model in evaluation mode as a program for the device that it is on, read it back, and compare it on random images.
+    """Export a model in evaluation mode for its device, and compare the file with the model.
 
     Returns:
-        Whether a call may have any number of images; else it has to have one.
+        Whether a call takes any number of images; otherwise it takes one.
 
     Raises:
-        InputError: torch cannot trace the model, or the program does not do what the model does; nothing is written then.
+        InputError: torch cannot trace the model, or the program differs from it; no file is left.
     """
     if is_video(model):
         raise InputError(
-            "a model of video follows its slots through a clip by an assignment, which torch.export cannot trace"
+            "a video model cannot be exported with --torch: torch.export cannot trace the "
+            "assignment that tracks its slots"
         )
+    size, device = image_size(model), next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    # The first two are traced. A program that holds their results as constants fails on the others.
+    images = [
+        torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+        for count in (2, 1, 1, 3, 2)
+    ]
+    several, one, *tests = (batch.to(device) for batch in images)
     program = Program(copy.deepcopy(model)).eval()
-    # Tables that parts of the model make when they are first used must be real before they are traced.
-    truth = [program(_images(model, batch)) for batch in BATCHES]
-    exported, any_number = _traced(program)
-    program.requires_grad_(
-        False
-    )  # after it: weights that take no gradient are traced in ways that fix the batch
-    with atomic(path) as temporary:
-        with open(temporary, "wb") as file, _quiet():
+    # Before tracing: this also fills the tables that parts of the model make at their first use.
+    expected = [program(batch) for batch in tests]
+    with warnings.catch_warnings(), atomic(path) as temporary:
+        warnings.simplefilter("ignore")  # torch's remarks on its internals
+        try:
+            batch_axis = {"images": {0: torch.export.Dim("batch", min=1)}}
+            exported = torch.export.export(program, (several,), dynamic_shapes=batch_axis)
+            any_number = True
+        except Exception:  # torch's tracer raises many types
+            try:
+                exported, any_number = torch.export.export(program, (one,)), False
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise InputError(
+                    f"torch.export cannot trace this model: {reason} (cuts need cut.solver=dct)"
+                ) from error
+        # After tracing: weights without gradient are traced in ways that fix the batch.
+        program.requires_grad_(False)
+        with open(temporary, "wb") as file:
             torch.export.save(exported, file)
         loaded = load_program(temporary)
-        for size, expected in zip(BATCHES, truth, strict=True):
-            if any_number or size == 1:
-                _compare(loaded(_images(model, size)), expected)
+        for batch, outputs in zip(tests, expected, strict=True):
+            if any_number or len(batch) == 1:
+                _compare(loaded(batch), outputs)
     return any_number
 
 
 def load_program(path: Path | str) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The program in a file that `save_program` wrote; see `Program` for what it takes and gives."""
-    with open(path, "rb") as file, _quiet():
+    """The program in a file of `save_program`; see `Program` for its input and outputs."""
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return torch.export.load(file).module()
 
 
-def _images(model: nn.Module, batch: int, seed: int = 0) -> Tensor:
-    size, device = image_size(model), next(model.parameters()).device
-    return torch.randint(
-        0,
-        256,
-        (batch, size, size, 3),
-        dtype=torch.uint8,
-        generator=torch.Generator().manual_seed(seed),
-    ).to(device)
-
-
-def _traced(program: Program) -> tuple[Any, bool]:
-    """The traced program, and whether it takes any number of images: where the model allows that, else one."""
-    # Other images than it is compared on: a program that holds the answer for these is found out.
-    several, one = (_images(program.model, batch, seed=1) for batch in (2, 1))
-    try:
-        return _export(program, several, {"images": {0: torch.export.Dim("batch", min=1)}}), True
-    except Exception:  # torch's tracer raises many kinds
-        try:
-            return _export(program, one, None), False
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise InputError(
-                f"torch.export cannot trace this model{_solver(program.model)}: {reason}"
-            ) from error
-
-
-def _export(program: Program, images: Tensor, dynamic_shapes: Any) -> Any:
-    with _quiet():
-        return torch.export.export(program, (images,), dynamic_shapes=dynamic_shapes)
-
-
-def _solver(model: nn.Module) -> str:
-    choice = getattr(getattr(model, "cut", None), "choice", None)
-    return (
-        f" (its cuts are solved by {choice.name!r}; 'dct' can be traced)"
-        if choice and choice.name != "dct"
-        else ""
-    )
-
-
-def _compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def _compare(outputs: dict[str, Tensor], expected: dict[str, Any]) -> None:
     for name, value in expected.items():
-        if name == "alpha":
-            same = bool(torch.allclose(found[name], value, atol=CLOSE))
-        else:
-            close = (found[name].int() - value.int()).abs() <= (
-                1 if name == "reconstructions" else 0
-            )
-            same = bool(close.float().mean() >= SAME)
-        if not same:
-            raise InputError(
-                f"the program that torch.export made gives other {name} than the model, so it is not kept"
-            )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch's remarks on its own insides."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+        tolerance = {"alpha": TOLERANCE, "reconstructions": 1.0}.get(name, 0.0)
+        close = (outputs[name].double() - value.double()).abs() <= tolerance
+        if close.double().mean() < (1.0 if name == "alpha" else SAME):
+            raise InputError(f"the exported program gives other {name} than the model.")

@@ -1,4 +1,4 @@
-"""Several processes that train one model together, and what they tell each other: everything of torch.distributed is here."""
+"""The processes that train one model together; all use of torch.distributed is in this file."""
 
 import inspect
 import pickle
@@ -15,13 +15,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this is. With one nothing below does anything.
+    """This process among those that train together; with one process all methods are no-ops.
 
-    With more, all ranks must call the same methods in the same order; each method waits for the others. A rank that ends
-    elsewhere than in `agreed` leaves the others waiting until its process is gone (gloo) or their launcher ends them (NCCL).
+    All ranks must call the same methods in the same order, as each method waits for the others.
+    If a rank raises outside `agreed` and `from_first`, the others wait until its process ends
+    (gloo) or the launcher, such as Ray Train, ends the group (NCCL).
 
     Attributes:
-        rank: 0 to size - 1; rank 0 is the one that writes and reports.
+        rank: 0 to size - 1; rank 0 writes and reports.
         size: number of processes.
     """
 
@@ -30,10 +31,8 @@ class Ranks:
 
     @classmethod
     def joined(cls) -> "Ranks":
-        """The ranks of torch's default process group, of gloo or NCCL, which the launcher has joined; one rank where there is none.
-
-        Over NCCL the launcher has also chosen each process's GPU by `torch.cuda.set_device`.
-        """
+        """The ranks of torch's default process group; for NCCL the launcher has also called
+        `torch.cuda.set_device`. One rank if there is no group."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
@@ -44,101 +43,73 @@ class Ranks:
         return self.rank == 0
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over the ranks, bit for bit the same on all. No gradient passes."""
+        """The mean of a tensor over the ranks, bit for bit the same on all; without gradient."""
         if self.size == 1:
             return tensor
-        total = tensor.detach().to(_device() if _nccl() else tensor.device, copy=True)
+        total = tensor.detach().clone()
         distributed.all_reduce(total)
-        return total.div_(self.size).to(tensor.device)
+        return total.div_(self.size)
+
+    def gather(self, value: T) -> list[T]:
+        """The picklable values of all ranks, in their order."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value)
+        return values
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Numbers by name, summed over the ranks. Rank 0 has all the names; a rank that lacks one adds nothing to it."""
-        if self.size == 1:
-            return dict(values)
-        names = self.from_first(lambda: list(values))
-        assert values.keys() <= set(names), f"rank 0 lacks {sorted(values.keys() - set(names))}"
-        total = torch.tensor(
-            [values.get(name, 0.0) for name in names], dtype=torch.float64, device=_device()
-        )
-        distributed.all_reduce(total)
-        return dict(zip(names, total.tolist(), strict=True))
+        """Sums over the ranks of the numbers that rank 0 names; a name counts 0 where missing."""
+        gathered = self.gather(dict(values))
+        return {name: sum(each.get(name, 0.0) for each in gathered) for name in gathered[0]}
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
-        return self._largest(int(flag)) > 0
+        """Whether the flag is set on any rank."""
+        return any(self.gather(flag))
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` returns on rank 0, on every rank; it is called there only, and what it raises is raised on every rank."""
+        """Call `make` on rank 0 and return its result, or raise its exception, on every rank."""
         value: Any = None
         with self.agreed():
             if self.is_first:
                 value = make()
-        return self._given(value, 0)
+        if self.size > 1:
+            box = [value]
+            distributed.broadcast_object_list(box, 0)
+            value = box[0]
+        return value
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """What the body raises on any rank is raised on every rank: of several errors that of the lowest rank.
+        """Raise on every rank what the body raises on any: the exception of the lowest rank.
 
-        The body may not speak to other ranks. An interrupt is not waited with; it ends its own rank at once.
+        The body must not call other methods. A KeyboardInterrupt ends its own rank at once.
         """
-        if self.size == 1:
-            yield
-            return
         error: Exception | None = None
         try:
             yield
         except Exception as caught:
+            if self.size == 1:
+                raise
             error = caught
-        failed = self._largest(0 if error is None else self.size - self.rank)
-        if not failed:
-            return
-        lowest = self.size - failed
-        told: Any = self._given(None if error is None else _portable(error, self.rank), lowest)
-        raise error if error is not None and lowest == self.rank else told
+        sent = error
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            sent = RuntimeError(f"rank {self.rank} raised {type(error).__name__}: {error}")
+        raised = [(rank, other) for rank, other in enumerate(self.gather(sent)) if other]
+        if raised:
+            rank, other = raised[0]
+            raise error if error and rank == self.rank else other
 
     def synchronised(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """`module`, which returns a loss, with gradients that are means over the ranks after its backward pass."""
+        """`module`, which returns a loss, with gradients averaged over the ranks by backward."""
         if self.size == 1:
             return module
         wrap = nn.parallel.DistributedDataParallel
-        # Buffers move alike on all ranks (`cutslots.nn.batch_shard`) and need no sending at every step; torch renamed that option.
-        renamed = "forward_sync_buffers" in inspect.signature(wrap).parameters
-        unsent: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return wrap(
-            module,
-            [device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            **unsent,
-        )
-
-    def _largest(self, number: int) -> int:
-        if self.size == 1:
-            return number
-        largest = torch.tensor(number, device=_device())
-        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-        return int(largest)
-
-    def _given(self, value: T, source: int) -> T:
-        if self.size == 1:
-            return value
-        box = [value]
-        distributed.broadcast_object_list(box, source, device=_device())
-        return box[0]
-
-
-def _nccl() -> bool:
-    return distributed.get_backend() == "nccl"
-
-
-def _device() -> torch.device:
-    """Where what ranks tell each other has to lie."""
-    return torch.device("cuda", torch.cuda.current_device()) if _nccl() else torch.device("cpu")
-
-
-def _portable(error: Exception, rank: int) -> Exception:
-    """An error as another process can raise it."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"rank {rank} ended with {type(error).__name__}: {error}")
-    return error
+        # Buffers are computed alike on all ranks (BatchNorm2d of cutslots.nn) and need not be
+        # sent at every step; newer versions of torch renamed that option.
+        names = ("forward_sync_buffers", "broadcast_buffers")
+        name = names[names[0] not in inspect.signature(wrap).parameters]
+        devices = [device] if device.type == "cuda" else None
+        unsynced: dict[str, Any] = {name: False}
+        return wrap(module, devices, gradient_as_bucket_view=True, **unsynced)

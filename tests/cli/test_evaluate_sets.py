@@ -17,8 +17,8 @@ from cutslots.runs.mlflow_callback import MLflowCallback
 from cutslots.train import checkpoint, evaluate, load_model
 from cutslots.train.callbacks import ProgressBar, Start
 from cutslots.train.config import RunConfig, preset, to_json
+from cutslots.train.evaluate import tiles_scores
 from cutslots.train.export import save_model
-from cutslots.train.tiles import tiles_scores
 
 TINY = (
     "encoder.channels=8",

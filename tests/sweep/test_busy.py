@@ -45,7 +45,7 @@ def test_the_log_of_the_one_that_trains_is_left_alone(
     with RunLog(folder, experiment="e", run_name="the other") as log:
         log.tags({"state": "running"})
         before = list(events(folder))
-        with exclusive(folder, print):
+        with exclusive(folder):
             assert held(folder)
             if ended == "stopped":
                 monkeypatch.setattr(

@@ -1,12 +1,11 @@
-"""A small prepared set and a model that takes a step in a few milliseconds."""
+"""Small prepared datasets, and models that take a step in a few milliseconds."""
 
 import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import TINY
+from tiny_runs import TINY, TINY_VIDEO, changed
 
-from cutslots import options
 from cutslots.data import prepare, sources
 from cutslots.train.config import RunConfig, preset
 
@@ -18,17 +17,16 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def config() -> RunConfig:
-    made = preset("small")
-    for assignment in TINY:
-        made = options.override(made, assignment)
-    return made
+@pytest.fixture(scope="session")
+def other_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "other"
+    prepare("scenes", None, folder, sources.load("scenes").Options(count=50, size=32, seed=9))
+    return folder
 
 
 @pytest.fixture(scope="session")
 def clips_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A miniature MOVi-A, prepared: 5 training and 4 validation clips of 5 frames, 32 x 32."""
+    """A small MOVi-A: 5 training and 4 validation clips of 5 frames, 32 x 32."""
     sys.path.append(str(Path(__file__).parents[1] / "data"))
     from movi_files import write_folder
 
@@ -39,8 +37,15 @@ def clips_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def config() -> RunConfig:
+    return changed(preset("small"), *TINY)
+
+
+@pytest.fixture
 def video_config() -> RunConfig:
-    made = preset("small-video")
-    for assignment in (*TINY, "num_slots=4", "matching.hidden=16", "optim.batch_size=4"):
-        made = options.override(made, assignment)
-    return made
+    return changed(preset("small-video"), *TINY_VIDEO)
+
+
+@pytest.fixture(params=["image", "video"])
+def any_config(request: pytest.FixtureRequest) -> RunConfig:
+    return request.getfixturevalue("config" if request.param == "image" else "video_config")

@@ -1,4 +1,4 @@
-"""Two processes that are ranks of one group over gloo, and what they are asked to do: a module, as the processes import it."""
+"""Two processes that are the ranks of one gloo group; a module, as the processes import it."""
 
 import multiprocessing
 import os
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_runs import Recorder
 
-from cutslots.train import Callback, Ranks, RunConfig, fit
+from cutslots.train import Ranks, RunConfig, fit
 
 TIMEOUT = 120.0
 
 
 class TwoRanks:
-    """Calls functions of modules in both ranks at once. One group serves many calls, as starting it takes seconds."""
+    """Calls module functions in both ranks; one group serves many calls, as it starts slowly."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -34,22 +35,22 @@ class TwoRanks:
             pipe.send((function, arguments))
 
     def results(self) -> list[Any]:
-        """What each returned or raised."""
+        """The result or the exception of each."""
         for pipe in self.pipes:
             assert pipe.poll(TIMEOUT), "a rank does not answer"
         return [pipe.recv() for pipe in self.pipes]
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What each returns."""
+        """The result of each."""
         self.start(function, *arguments)
-        found = self.results()
-        for value in found:
-            if isinstance(value, Exception):
-                raise value
-        return found
+        results = self.results()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
 
     def fail(self, function: Callable[..., Any], *arguments: Any) -> Exception:
-        """What both raise, which must be the same."""
+        """The exception of both, which must be the same."""
         self.start(function, *arguments)
         first, second = self.results()
         assert isinstance(first, Exception), "rank 0 raised nothing"
@@ -59,35 +60,22 @@ class TwoRanks:
     def kill(self) -> None:
         for process in self.processes:
             process.kill()
-        for process in self.processes:
             process.join()
 
 
-class Recorder(Callback):
-    """Keeps what `fit` says. Its rank is known once it trains."""
-
-    rank = 0
-
-    def __init__(self) -> None:
-        self.values, self.scores, self.examples, self.paths, self.lines = [], [], [], [], []
-
-    def on_start(self, start):
-        self.start = start
-
-    def on_log(self, step, values):
-        self.values.append((step, dict(values)))
-
-    def on_evaluate(self, step, scores, sample):
-        self.scores.append((step, dict(scores)))
-
-    def on_improve(self, step, examples):
-        self.examples.append((step, examples.roles))
-
-    def on_save(self, step, path, best):
-        self.paths.append((step, path.name, best))
-
-    def on_message(self, message):
-        self.lines.append(message)
+def _serve(rank: int, folder: Path, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ["CUTSLOTS_FACTORS"] = str(folder / "factors")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = (folder / "store").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    while True:
+        function, arguments = pipe.recv()
+        try:
+            result = function(Ranks.joined(), *arguments)
+        except Exception as error:
+            result = error
+        pipe.send(result)
 
 
 def train(
@@ -100,10 +88,9 @@ def train(
     recorder: Recorder | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """`fit` on one rank or as one of several, and what there is to compare. Ranks share no folder.
+    """`fit` with these ranks; its recorded calls and its end. `stop` is called with the rank.
 
-    Args:
-        stop: is given the rank.
+    Only rank 0 may use the run's folder, so the ranks share none.
     """
     folder = run if ranks.is_first else run.with_name(f"{run.name}-elsewhere")
     recorder = recorder or Recorder()
@@ -115,27 +102,10 @@ def train(
     assert folder.exists() == ranks.is_first
     return {
         **vars(recorder),
+        "examples": [(step, examples.roles) for step, examples in recorder.examples],
         "step": result.step,
         "best": result.best,
-        "parameters": {
-            name: value.detach().cpu().numpy() for name, value in result.model.named_parameters()
-        },
-        "buffers": {name: value.cpu().numpy() for name, value in result.model.named_buffers()},
-        "random": torch.get_rng_state().numpy(),
+        "parameters": {name: tensor.detach() for name, tensor in result.model.named_parameters()},
+        "buffers": dict(result.model.named_buffers()),
+        "random": torch.get_rng_state(),
     }
-
-
-def _serve(rank: int, folder: Path, pipe: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ["CUTSLOTS_FACTORS"] = str(folder / "factors")
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.distributed.init_process_group(
-        "gloo", init_method=(folder / "store").as_uri(), rank=rank, world_size=2
-    )
-    while True:
-        function, arguments = pipe.recv()
-        try:
-            found = function(Ranks.joined(), *arguments)
-        except Exception as error:
-            found = error
-        pipe.send(found)
