@@ -9,7 +9,7 @@ import pytest
 from cutslots.cli import parser
 from cutslots.report.results import main as draw
 from cutslots.report.results import put_table, results_table
-from cutslots.sweep.cli import parser as sweep_parser
+from cutslots.sweep.cli import parse as parse_sweep
 from cutslots.train.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def test_sweep_commands_parse(command):
     _, file, *arguments = shlex.split(command)
     assert (ROOT / file).is_file()
     if "SWEEP = " in (ROOT / file).read_text():
-        assert sweep_parser().parse_args(arguments)
+        assert parse_sweep(arguments)
 
 
 def test_links_into_the_project_exist():

@@ -59,7 +59,7 @@ ELSEWHERE = {  # commands that do not run here: why, and the test that runs them
     "python sweeps/clevrtex.py": ("a sweep on Ray, weeks", SWEEP),
     "python sweeps/clevrtex.py --resume": (
         "the same",
-        "tests/sweep/test_survival.py::test_a_killed_driver_is_followed_by_another",
+        "tests/sweep/test_survival.py::test_next_driver_continues_after_a_killed_one",
     ),
     "ray submit cluster/gpu.yaml sweeps/clevrtex.py": ("needs a cluster", SUBMIT),
     "cutslots best --dataset clevrtex --metric ari_fg": (
@@ -72,7 +72,7 @@ ELSEWHERE = {  # commands that do not run here: why, and the test that runs them
     ),
     "python sweeps/reach.py --only reach-plain": (
         "a sweep on Ray, minutes",
-        "tests/sweep/test_command.py::test_a_file_with_several_sweeps",
+        "tests/sweep/test_sweep_cli.py::test_file_with_several_sweeps",
     ),
     "cutslots report reach-plain reach-textured --compare cut.reach": (
         "needs the runs of two sweeps",

@@ -18,14 +18,14 @@ from cutslots.bench._timing import machine
 from cutslots.data import prepare, sources
 from cutslots.errors import InputError
 from cutslots.sweep.cluster import Resources, connected
-from cutslots.sweep.driver import Driver, Plan
-from cutslots.sweep.spec import Sweep, log_uniform
+from cutslots.sweep.driver import SweepContext, SweepDriver
+from cutslots.sweep.spec import Sweep, loguniform
 from cutslots.sweep.study import Study
-from cutslots.sweep.trial import Ending, Report, Task
+from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.tracking import events
 from cutslots.train.ranks import Ranks
 
-SPACE = {"optim.learning_rate": log_uniform(1e-5, 1e-2)}
+SPACE = {"optim.learning_rate": loguniform(1e-5, 1e-2)}
 IDLE_SECONDS = 6.0
 
 
@@ -118,8 +118,8 @@ def _timed(
         search="random",
     )
     home = folder / "sweeps" / sweep.name
-    driver = Driver(
-        Study(sweep, home), Plan(data, "scenes", "bench"), home, None, lambda text: None
+    driver = SweepDriver(
+        Study(sweep, home), SweepContext(data, "scenes", "bench"), home, None, lambda text: None
     )
     with _Memory() as memory:
         start = time.perf_counter()
@@ -133,11 +133,11 @@ def _timed(
     return seconds, memory.most
 
 
-def _nothing(task: Task, report: Report, ranks: Ranks) -> Ending:
-    return Ending("finished", 1, {"ari_fg": 1 / (1 + task.number)})
+def _nothing(task: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
+    return TrialResult("finished", 1, {"ari_fg": 1 / (1 + task.number)})
 
 
-def _idle(task: Task, report: Report, ranks: Ranks) -> Ending:
+def _idle(task: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
     time.sleep(IDLE_SECONDS)
     return _nothing(task, report, ranks)
 

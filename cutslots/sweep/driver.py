@@ -95,7 +95,8 @@ def run(sweep: Sweep, folder: Path, context: SweepContext, options: RunOptions) 
             resources can never be met.
         KeyboardInterrupt: stopped without waiting for checkpoints.
     """
-    with lock(folder / ".lock") as acquired, _sigterm_as_interrupt():
+    sigterm = signal_handler(_interrupt, signal.SIGTERM)  # so that everything is closed
+    with lock(folder / ".lock") as acquired, sigterm:
         if not acquired:
             raise BusyError(
                 f"sweep {folder.name!r} is run by another process. Wait for it, or give another "
@@ -604,17 +605,17 @@ def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM too, so that everything is closed."""
+def signal_handler(handle: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Call `handle` on these signals; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+        numbers = ()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

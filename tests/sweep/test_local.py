@@ -1,4 +1,4 @@
-"""One run in this process: what it remembers."""
+"""A run in this process on remote data."""
 
 import json
 import shutil
@@ -22,8 +22,9 @@ SMALLEST = (
 
 @pytest.mark.slow
 def test_a_run_on_a_uri_is_resumed_without_the_copy(tmp_path):
-    uri = f"file://{tmp_path}/set"
-    data.prepare("scenes", None, uri, scenes.Options(count=50, size=32))
+    folder = tmp_path / "set"
+    data.prepare("scenes", None, folder, scenes.Options(count=50, size=32))
+    uri = f"file://{folder}"
     sets = [word for value in SMALLEST for word in ("--set", value)]
     assert main(["train", "scenes", "--data", uri, "--name", "far", "--steps", "1", *sets]) == 0
     assert json.loads((home() / "runs/far/run.json").read_text())["data"] == uri
