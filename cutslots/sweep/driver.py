@@ -361,14 +361,8 @@ class SweepDriver:
         row = self._rows[number]
         if row.state == "failed" and latest(row.run_dir) is None and self.log:
             # Its process died before it opened its log.
-            name, parent = row.run_dir.name, self.log.run_id
-            log = RunLog(
-                row.run_dir,
-                experiment=self.context.experiment,
-                run_name=name,
-                parent_run_id=parent,
-                say=self.say,
-            )
+            names: Any = {"experiment": self.context.experiment, "run_name": row.run_dir.name}
+            log = RunLog(row.run_dir, **names, parent_run_id=self.log.run_id, say=self.say)
             sweep = self.sweep.name
             log.tags({"sweep": sweep, f"sweep.{sweep}": number, "label": row.label})
             log.close("KILLED", 0.0)
