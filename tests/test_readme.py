@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cutslots.sweep.cli import parse as parse_sweep
 from cutslots.train.config import PRESETS
 from tests.commands import parse
 
@@ -47,6 +48,14 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cutslots ")])
 def test_commands_parse(command):
     parse(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python sweeps/")])
+def test_sweep_commands_parse(command):
+    _, file, *words = shlex.split(command)
+    assert (ROOT / file).is_file()
+    if "Sweep(" in (ROOT / file).read_text():
+        assert parse_sweep(words)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.py")), ids=lambda file: file.stem)

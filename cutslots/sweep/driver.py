@@ -96,7 +96,8 @@ def run(sweep: Sweep, folder: Path, context: SweepContext, options: RunOptions) 
             resources can never be met.
         KeyboardInterrupt: stopped without waiting for checkpoints.
     """
-    with lock(folder / ".lock") as acquired, _sigterm_as_interrupt():
+    sigterm = signal_handler(_interrupt, signal.SIGTERM)  # so that everything is closed
+    with lock(folder / ".lock") as acquired, sigterm:
         if not acquired:
             raise BusyError(
                 f"sweep {folder.name!r} is run by another process. Wait for it, or give another "
@@ -361,14 +362,8 @@ class SweepDriver:
         row = self._rows[number]
         if row.state == "failed" and latest(row.run_dir) is None and self.log:
             # Its process died before it opened its log.
-            name, parent = row.run_dir.name, self.log.run_id
-            log = RunLog(
-                row.run_dir,
-                experiment=self.context.experiment,
-                run_name=name,
-                parent_run_id=parent,
-                say=self.say,
-            )
+            names: Any = {"experiment": self.context.experiment, "run_name": row.run_dir.name}
+            log = RunLog(row.run_dir, **names, parent_run_id=self.log.run_id, say=self.say)
             sweep = self.sweep.name
             log.tags({"sweep": sweep, f"sweep.{sweep}": number, "label": row.label})
             log.close("KILLED", 0.0)
@@ -603,17 +598,17 @@ def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM too, so that everything is closed."""
+def signal_handler(handle: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Call `handle` on these signals; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+        numbers = ()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

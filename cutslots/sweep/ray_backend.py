@@ -18,9 +18,8 @@ import contextlib
 import os
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from ray.tune.search import Searcher
 
 from cutslots.sweep import trial
 from cutslots.sweep.cluster import Resources
-from cutslots.sweep.driver import SweepDriver
+from cutslots.sweep.driver import SweepDriver, signal_handler
 from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.train.ranks import Ranks
 
@@ -87,7 +86,16 @@ def run(
             verbose=0,
         ),
     )
-    with _signals(driver), contextlib.suppress(_UnresponsiveTrials):
+
+    def handle(number: int, frame: Any) -> None:
+        if driver.stopping_since is not None:
+            raise KeyboardInterrupt
+        driver.stop()
+        name = signal.Signals(number).name
+        driver.say(f"{name}: trials write their checkpoints and stop; repeat it to kill them")
+
+    signals = signal_handler(handle, signal.SIGINT, signal.SIGTERM)
+    with signals, contextlib.suppress(_UnresponsiveTrials):
         return tuner.fit()
 
 
@@ -182,28 +190,6 @@ class _Watch(tune.Callback):
             raise _UnresponsiveTrials
         if waited > START_SECONDS and not self._driver.any_started():
             raise _UnresponsiveTrials  # they wait for nodes
-
-
-@contextlib.contextmanager
-def _signals(driver: SweepDriver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM let all trials write a checkpoint; the second one does not wait."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if driver.stopping_since is not None:
-            raise KeyboardInterrupt
-        driver.stop()
-        name = signal.Signals(number).name
-        driver.say(f"{name}: trials write their checkpoints and stop; repeat it to kill them")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _in_function(run_trial: RunTrial) -> Callable[[Mapping[str, Any]], None]:

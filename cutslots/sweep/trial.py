@@ -139,24 +139,16 @@ def run(spec: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
     if not ranks.is_first:
         try:
             return _result(_fit(spec, config, reporter, stop, ranks), config, stop)
-        except BusyError as error:
-            return TrialResult(stop.state) if stop() else TrialResult("failed", cause=str(error))
         except AGREED as error:
-            return TrialResult("failed", cause=str(error))
+            stopped = isinstance(error, BusyError) and stop()
+            return TrialResult(stop.state) if stopped else TrialResult("failed", cause=str(error))
     with _log_file(run_dir / LOG) as console:
         terminal = ProgressBar(console, live=False)
         terminal.say(f"trial {spec.number} of {spec.sweep}: {spec.label}")
         tags = {"sweep": spec.sweep, f"sweep.{spec.sweep}": spec.number, "label": spec.label}
         tags["mlflow.note.content"] = spec.label
-        logger = MLflowCallback(
-            config,
-            spec.data,
-            run_dir,
-            spec.experiment,
-            terminal,
-            parent_run_id=spec.parent_run_id,
-            tags=tags,
-        )
+        run, parent = (config, spec.data, run_dir, spec.experiment), spec.parent_run_id
+        logger = MLflowCallback(*run, terminal, parent_run_id=parent, tags=tags)
         # The reporter comes first: it waits for all ranks, and an error of the other two must not
         # keep them waiting.
         callbacks = CallbackList([reporter, logger, terminal])

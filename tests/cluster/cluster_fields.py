@@ -48,7 +48,7 @@ def _object(value: Any, fields: dict[str, str], path: str) -> Iterator[str]:
 
 
 def spoilt(value: Any, free: str, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every copy of `value` with one name misspelt, and which; names whose path matches `free` may be any."""
+    """Every copy of `value` with one name misspelt, except names whose path matches `free`."""
     items = (
         value.items()
         if isinstance(value, dict)

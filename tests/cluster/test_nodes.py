@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TREE = Path(__file__).parents[2]
-# As Ray calls everything on a node, and as ssh calls a single command: this leaves ~/.bashrc at the test for interactive shells.
+# As Ray runs commands on a node, and as ssh does, where ~/.bashrc returns early.
 RAY, SSH = ["bash", "--login", "-c", "-i"], ["bash", "-c"]
 GUARDED = """# a person's own
 case $- in *i*) ;; *) return ;; esac

@@ -1,4 +1,4 @@
-"""cluster/slurm.sh on this machine: real Ray, tracking server and driver; srun and scontrol on PATH are stand-ins that act here."""
+"""cluster/slurm.sh with real Ray, MLflow and driver, and stand-ins for srun and scontrol."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ from mlflow import MlflowClient
 
 asked = []
 ray.init(logging_level="ERROR", log_to_driver=False)
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))  # after Ray, which takes the signal for itself
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))  # Ray has set its own handler
 
 @ray.remote(num_cpus=1)
 def work():
@@ -119,7 +119,7 @@ def test_the_time_limit_sends_it_back_into_the_queue_and_it_goes_on(
 
 
 def run(job: dict[str, str], folder: Path, sign: str, end: bool) -> str:
-    """the output of the job, with SIGTERM for the batch script once `sign` is there; nothing may be left behind."""
+    """Run the job, with SIGTERM if `end`, and return its output; no process may be left."""
     output = folder / f"{sign}.out"
     with output.open("w") as file:
         command = ["bash", str(SCRIPT), str(folder / "sweep.py"), "--trials", "3"]

@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -68,11 +67,10 @@ class Head:
 
     def processes(self) -> list[psutil.Process]:
         """Living processes of the server and of its keeper."""
-        names = ["CUTSLOTS_LOCAL"]
         found = []
         for process in psutil.process_iter():
             try:
-                local = process.environ().get(names[0])
+                local = process.environ().get("CUTSLOTS_LOCAL")
                 if local == str(self.local.parent) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
@@ -111,8 +109,9 @@ def test_server_restarts_stops_and_moves(tmp_path: Path) -> None:
         assert first.status(name, f"http://{name}") == 200
         assert first.status("evil.example:80") == 403
         assert first.status(origin="http://evil.example") == 403
-        listening: Any = [c.laddr for c in psutil.net_connections("tcp") if c.status == "LISTEN"]
-        assert [a.ip for a in listening if a.port == first.port] == ["127.0.0.1"]
+        connections = psutil.net_connections("tcp")
+        listening = [tuple(each.laddr) for each in connections if each.status == "LISTEN"]
+        assert [each for each in listening if first.port in each] == [("127.0.0.1", first.port)]
 
         # Artifacts go through the server to the shared folder.
         client = MlflowClient(first.uri)

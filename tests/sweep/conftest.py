@@ -38,7 +38,7 @@ def sweep(made: Path, tmp_path: Path) -> Iterator[Callable[..., DriverProcess]]:
 def compared(
     made: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[int, DriverProcess]]:
-    """The sweep `workers.py`, run to its end with one worker a trial and with two, by number of workers."""
+    """The finished sweep `workers.py` with one and with two workers per trial."""
     with sweeps(made, tmp_path_factory.mktemp("compared")) as make:
         found = {1: make("workers.py"), 2: make("workers.py")}
         for number, driver in found.items():

@@ -37,7 +37,7 @@ def task(tmp_path: Path) -> TrialSpec:
 
 
 @pytest.mark.parametrize("ended", ["stopped", "out of patience"])
-def test_the_log_of_the_one_that_trains_is_left_alone(
+def test_waiting_trial_leaves_the_log_alone(
     task: TrialSpec, ended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(task.run_dir)
@@ -62,7 +62,7 @@ def test_the_log_of_the_one_that_trains_is_left_alone(
     ] == "interrupted"
 
 
-def test_a_folder_without_a_lock_is_not_held(tmp_path: Path) -> None:
+def test_folder_without_a_lock_is_not_held(tmp_path: Path) -> None:
     assert not held(tmp_path / "nowhere")
     (tmp_path / LOCK).touch()
     assert not held(tmp_path)

@@ -13,16 +13,15 @@ from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.train import Ranks
 
 
-def trial(spec: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
-    for step in (1, 2):
-        report(step, {"ari_fg": 0.1 * step + spec.number, "mse": 5.0})
-    return TrialResult("finished", 2, {"ari_fg": 0.2 + spec.number, "mse": 5.0, "step": 2.0})
-
-
 @pytest.mark.slow
 def test_tune_has_parameters_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it
     from cutslots.sweep import ray_backend
+
+    def trial(spec: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
+        for step in (1, 2):
+            report(step, {"ari_fg": 0.1 * step + spec.number, "mse": 5.0})
+        return TrialResult("finished", 2, {"ari_fg": 0.2 + spec.number, "mse": 5.0, "step": 2.0})
 
     prepare("scenes", None, tmp_path / "data", sources.load("scenes").Options(count=20, size=16))
     space = {"cut.gamma": loguniform(0.1, 1.0), "num_slots": randint(3, 5)}

@@ -31,7 +31,7 @@ def at_its_end(driver: DriverProcess) -> Path | None:
     )
 
 
-def test_a_killed_trial_goes_on_from_its_checkpoint(
+def test_killed_trial_resumes_from_its_checkpoint(
     sweep: Callable[..., DriverProcess], tmp_path: Path
 ) -> None:
     driver = sweep()
@@ -53,8 +53,8 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
     assert "resumes from its last checkpoint" in driver.log.read_text()
 
 
-def test_a_killed_driver_is_followed_by_another(sweep: Callable[..., DriverProcess]) -> None:
-    """One trial is finished, one has only its log to end, one is in the middle, one has not begun."""
+def test_next_driver_continues_after_a_killed_one(sweep: Callable[..., DriverProcess]) -> None:
+    """One trial is finished, one must close its log, one is half-way, one has not started."""
     driver = sweep()
     driver.start("--trials", "3", "--concurrent", "2")
     ending = driver.wait(lambda: at_its_end(driver), "a trial at its last checkpoint")
@@ -95,7 +95,7 @@ def test_a_killed_driver_is_followed_by_another(sweep: Callable[..., DriverProce
     assert written(done) == before[0]
 
 
-def test_what_can_never_run_is_refused(sweep: Callable[..., DriverProcess]) -> None:
+def test_impossible_resources_are_refused(sweep: Callable[..., DriverProcess]) -> None:
     driver = sweep()
     for asked, answer in (
         ("--gpus-per-trial 8", "--gpus-per-trial"),
@@ -111,7 +111,7 @@ def test_what_can_never_run_is_refused(sweep: Callable[..., DriverProcess]) -> N
     assert find_runs("tags.kind = 'sweep'", tracking_uri=driver.uri) == []
 
 
-def test_sigterm_leaves_checkpoints_and_nothing_else(sweep: Callable[..., DriverProcess]) -> None:
+def test_sigterm_leaves_only_checkpoints(sweep: Callable[..., DriverProcess]) -> None:
     driver = sweep()
     rarely = (
         "--trials",

@@ -49,7 +49,7 @@ def failed_alone(driver: DriverProcess, number: int, cause: str) -> None:
     assert cause in run.tags["cause"]
 
 
-def test_failing_trials_fail_alone(sweep: Callable[..., DriverProcess]) -> None:
+def test_other_trials_survive_failing_ones(sweep: Callable[..., DriverProcess]) -> None:
     driver = sweep("faults.py")
     driver.start("--retries", "1")
 
@@ -67,7 +67,7 @@ def test_failing_trials_fail_alone(sweep: Callable[..., DriverProcess]) -> None:
     failed_alone(driver, 4, "its process died 2 times")
 
 
-def test_two_workers_give_the_numbers_of_one(compared: dict[int, DriverProcess]) -> None:
+def test_two_workers_have_the_scores_of_one(compared: dict[int, DriverProcess]) -> None:
     """As long as rounding has not grown: each step turns it into a little more."""
     one, two = (driver.run_of("sound") for driver in compared.values())
     assert one.name == two.name
@@ -89,7 +89,9 @@ def test_two_workers_give_the_numbers_of_one(compared: dict[int, DriverProcess])
         assert curves[0] == pytest.approx(curves[1], rel=1e-4, abs=1e-4), name
 
 
-def test_failing_trials_of_two_workers_fail_alone(compared: dict[int, DriverProcess]) -> None:
+def test_other_trials_survive_failing_ones_of_two_workers(
+    compared: dict[int, DriverProcess],
+) -> None:
     driver = compared[2]
     assert [each["state"] for each in driver.records()] == ["finished", "failed", "failed"]
     failed_alone(driver, 1, DIVERGED)
@@ -99,7 +101,7 @@ def test_failing_trials_of_two_workers_fail_alone(compared: dict[int, DriverProc
     )
 
 
-def test_workers_are_killed_and_interrupted(
+def test_trial_of_two_workers_survives_kills_and_ctrl_c(
     sweep: Callable[..., DriverProcess], compared: dict[int, DriverProcess]
 ) -> None:
     """Rank 1 is killed, then all get Ctrl-C, then, resumed, rank 0 is killed."""
@@ -141,8 +143,8 @@ def test_workers_are_killed_and_interrupted(
     )
 
 
-def test_a_second_ctrl_c_does_not_wait(sweep: Callable[..., DriverProcess]) -> None:
-    """Several workers heed the first one when they log the next time, and these do not."""
+def test_second_ctrl_c_does_not_wait(sweep: Callable[..., DriverProcess]) -> None:
+    """Several workers stop when they log the next time, and these never log."""
     driver = sweep()
     endless = [f"train.{name}=1000000" for name in ("steps", "log_every", "eval_every")]
     driver.start(
@@ -171,7 +173,7 @@ def test_a_second_ctrl_c_does_not_wait(sweep: Callable[..., DriverProcess]) -> N
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A Ray cluster with three nodes on this machine: the head without a CPU, two with one CPU each."""
+    """A Ray cluster on this machine: a head without CPUs, and two nodes with one CPU each."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it
     from ray.cluster_utils import Cluster
@@ -270,7 +272,7 @@ def server(made: Path, tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-def test_a_tracking_server_goes_away_and_comes_back(
+def test_tracking_server_is_away_for_a_while(
     sweep: Callable[..., DriverProcess], server: Server
 ) -> None:
     """One trial ends while it is away, and another begins."""
@@ -311,7 +313,7 @@ def test_a_tracking_server_goes_away_and_comes_back(
     assert "version 1" in driver.log.read_text()
 
 
-def test_a_tracking_server_stays_away(sweep: Callable[..., DriverProcess], server: Server) -> None:
+def test_tracking_server_stays_away(sweep: Callable[..., DriverProcess], server: Server) -> None:
     """The sweep ends without it, and `--resume` brings all there is when it is back."""
     driver = sweep(env={"MLFLOW_TRACKING_URI": server.uri})
     server.start()
@@ -335,10 +337,8 @@ def test_a_tracking_server_stays_away(sweep: Callable[..., DriverProcess], serve
     assert "version 1" in driver.log.read_text()
 
 
-def test_a_cluster_is_free_after_its_sweep(
-    sweep: Callable[..., DriverProcess], cluster: Any
-) -> None:
-    """After a driver that was killed, and after one that was asked to end; the cluster itself stays."""
+def test_cluster_is_free_after_a_sweep(sweep: Callable[..., DriverProcess], cluster: Any) -> None:
+    """After a killed driver, and after SIGTERM; the cluster itself keeps running."""
     driver, arguments = (
         sweep(env={"RAY_ADDRESS": cluster.address}),
         ("--trials", "0", "--workers-per-trial", "2"),
@@ -363,7 +363,7 @@ def test_a_cluster_is_free_after_its_sweep(
 
 
 def taken(cluster: Any) -> list[str]:
-    """What is in use on a cluster: CPUs, placement groups, actors but the one that Ray keeps for itself."""
+    """Used CPUs, placement groups and actors, except Ray's own actor."""
     look = """
 import sys
 import ray
