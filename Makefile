@@ -37,7 +37,8 @@ test-survival: $(VENV)/installed ## what sweeps survive: killed workers and node
 test-fast: $(VENV)/installed ## the tests that take less than ten seconds
 	$(BIN)/python -m pytest -q -m "not slow"
 
-lint: $(VENV)/installed ## ruff and pyright
+lint: $(VENV)/installed ## ruff, pyright and the words to avoid (tests/check_language.py)
+	$(BIN)/python tests/check_language.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The layer, imported when it is asked for: torch takes seconds, which `cutslots --help` need not wait for."""
+    """Import the layer on first use: torch takes seconds that `cutslots --help` should not."""
     if name not in ("CutSolution", "MinCut"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from cutslots import qp

@@ -1,6 +1,7 @@
-"""Lint step: refuse words that make the project's English hard to read. `python tests/check_language.py`.
+"""Lint step: refuse words that make the English of the project hard to read.
 
-It prints one line per finding, FILE:LINE: the word and what to write, and exits with status 1 if there are any.
+`python tests/check_language.py [FILE...]` prints FILE:LINE: WORD: ADVICE for every finding, and
+exits with status 1 if there are any. Default: all files that git tracks.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Shapes in the annotations of the mathematics, the models and the metrics are checked while the tests run, and only then."""
+"""Fixtures of all tests; jaxtyping checks the annotated shapes while tests run."""
 
 from jaxtyping import install_import_hook
 
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says where tests in a browser have kept what they saw; the processes of pytest-xdist can say nothing themselves."""
+    """Print the folders of screenshots; the processes of pytest-xdist cannot print."""
     reports = (report for some in terminalreporter.stats.values() for report in some)
     noted = (note for report in reports for note in getattr(report, "user_properties", ()))
     for folder in sorted({value for name, value in noted if name == "screenshots"}):
