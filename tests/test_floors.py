@@ -1,4 +1,4 @@
-"""Imports go down only: each floor knows the floors below it and its own neighbours as listed here."""
+"""Imports go down only, and no file of a package imports itself through others."""
 
 import ast
 from pathlib import Path
@@ -62,7 +62,7 @@ def imports(path: Path) -> set[str]:
 
 
 def inner(names: set[str]) -> set[str]:
-    """The parts of cutslots among imported names. What the package itself offers, `cutslots.MinCut`, is of qp."""
+    """The parts of cutslots among imported names; `cutslots.MinCut` is part of qp."""
     modules = {child.stem for child in PACKAGE.iterdir()}
     heads = {name.split(".")[1] for name in names if name.startswith("cutslots.")}
     return {
@@ -96,3 +96,25 @@ def test_imports_go_down_only(path):
     for package, owner in OWNED.items():
         if any(name.split(".")[0] == package for name in names):
             assert part in owner, f"{part} imports {package}, which only {owner} may"
+
+
+def module(path: Path) -> str:
+    return ".".join(["cutslots", *path.relative_to(PACKAGE).with_suffix("").parts])
+
+
+def test_no_circle_of_imports_between_files():
+    """Imports inside functions count too: a file is read with all that it uses."""
+    files = {module(path).removesuffix(".__init__"): path for path in PACKAGE.rglob("*.py")}
+    graph = {
+        name: {
+            target
+            for imported in imports(path)
+            for target in [imported if imported in files else imported.rpartition(".")[0]]
+            if target in files and target not in (name, "cutslots")
+        }
+        for name, path in files.items()
+    }
+    while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"in or above circles: {sorted(graph)}"

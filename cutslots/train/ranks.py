@@ -32,7 +32,7 @@ class Ranks:
     @classmethod
     def joined(cls) -> "Ranks":
         """The ranks of torch's default process group; for NCCL the launcher has also called
-        `torch.cuda.set_device`. One rank if there is no group."""
+        `torch.cuda.set_device`. One rank if no group exists."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())

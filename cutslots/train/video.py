@@ -41,7 +41,7 @@ class Tracked:
 
 @dataclass(frozen=True)
 class Clips(Sample):
-    """A few evaluated clips, on the CPU: images are `(clips, T, 3, size, size)`; the outputs are the
+    """Evaluated clips on the CPU: images are `(clips, T, 3, size, size)`; the outputs are the
     `reconstruction` and the tracked `masks` and, if the model cuts, `cut_masks`."""
 
 

@@ -1,6 +1,6 @@
-"""What a person sees: the demo sweep on MLflow's page and on its report's, in a real browser without a screen.
+"""The demo sweep in MLflow and in its report, in headless Chromium.
 
-CUTSLOTS_SCREENSHOTS=DIR keeps the screenshots, for which pytest has a temporary folder otherwise.
+CUTSLOTS_SCREENSHOTS=DIR keeps the screenshots (default: a temporary folder of pytest).
 """
 
 import os
@@ -37,7 +37,7 @@ DEMO = Path(__file__).parents[2] / "sweeps" / "demo.py"
 SWEEP, EXPERIMENT, SCORE = "demo-smoke", "smoke", "best/ari_fg"
 PATIENCE = 60_000.0  # milliseconds for anything to appear on a machine that does other things too
 
-# The runs that MLflow's list shows, by id, from top to bottom; its grid keeps the order of rows in their places only.
+# Ids of the runs in MLflow's list from top to bottom; only their positions give the order.
 LISTED = """() => [...document.querySelectorAll('[role=grid] a[href*="/runs/"]')]
   .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)
   .map(link => link.getAttribute('href').match(/runs\\/(\\w+)/)[1])"""
@@ -45,7 +45,7 @@ LISTED = """() => [...document.querySelectorAll('[role=grid] a[href*="/runs/"]')
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """That of commands which share a home."""
+    """The environment of commands that share a home."""
     own = {
         "CUTSLOTS_HOME": str(tmp_path_factory.mktemp("demo")),
         "CUTSLOTS_FACTORS": str(tmp_path_factory.mktemp("factors")),
@@ -61,7 +61,7 @@ def home(environment: dict[str, str]) -> Path:
     prepare(
         "scenes", None, home / "data" / "scenes", sources.load("scenes").Options(count=160, size=32)
     )
-    # With two seeds the first setting is two runs, which are never ended early; the third one may be.
+    # Two seeds: two runs of the baseline, never stopped early, and one sampled trial.
     command = [sys.executable, str(DEMO), "--smoke", "--seeds", "1", "2", "--trials", "1"]
     ran = subprocess.run(
         command, cwd=home, env=environment, capture_output=True, text=True, timeout=300
@@ -72,13 +72,13 @@ def home(environment: dict[str, str]) -> Path:
 
 @pytest.fixture(autouse=True)
 def at_home(own_home: None, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test asks of the store, it asks of that home's."""
+    """Tests read the tracking store of that home."""
     monkeypatch.setenv("CUTSLOTS_HOME", str(home))
 
 
 @pytest.fixture(scope="module")
 def served(home: Path, environment: dict[str, str]) -> Iterator[str]:
-    """`cutslots ui` on a free port of this machine: the address of the sweep's experiment, as it is said."""
+    """The link to the experiment that `cutslots ui` prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -92,16 +92,16 @@ def served(home: Path, environment: dict[str, str]) -> Iterator[str]:
         start_new_session=True,
     ) as server:
         assert server.stderr is not None
-        said = []
+        lines = []
         try:
             for line in server.stderr:
-                said.append(line)
+                lines.append(line)
                 if found := re.fullmatch(
                     rf"runs of {EXPERIMENT}: (http://127\.0\.0\.1:{port}/\S+)\n", line
                 ):
                     yield found[1]
                     return
-            raise AssertionError("".join(said))
+            raise AssertionError("".join(lines))
         finally:
             server.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -119,14 +119,14 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def screenshots(kept: Path, record_property: Callable[[str, object], None]) -> Path:
-    """The folder for what the browser showed, which the end of the tests' output names."""
+    """The folder of screenshots; the summary of the tests names it."""
     record_property("screenshots", str(kept))
     return kept
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, without its sandbox and /dev/shm, which it cannot have as root in a container."""
+    """Chromium without sandbox and /dev/shm, which root in a container lacks."""
     with sync_playwright() as play:
         browser = play.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
@@ -137,7 +137,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A new page, as if nobody had looked before, that asks nothing but this machine."""
+    """A new page; requests to other machines fail the test."""
     page = browser.new_page(viewport={"width": 1920, "height": 1000})
     page.set_default_timeout(PATIENCE)
     asked: list[str] = []
@@ -153,7 +153,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def listed(page: Page, expected: list[str]) -> list[str]:
-    """The ids of the listed runs, from top to bottom, as soon as they are the expected ones, or after waiting for it."""
+    """Ids of the listed runs, from top to bottom, after waiting for the expected ones."""
     with suppress(TimeoutError):
         page.wait_for_function(
             f"expected => String(({LISTED})()) === expected", arg=",".join(expected)
@@ -162,7 +162,7 @@ def listed(page: Page, expected: list[str]) -> list[str]:
 
 
 def runs(direction: str) -> list[FoundRun]:
-    """The sweep's run and its trials by ARI-FG, as MLflow's API says."""
+    """The sweep's run and its trials by ARI-FG, from MLflow's API."""
     return find_runs(f"tags.sweep = '{SWEEP}'", [f"metrics.`{SCORE}` {direction}"])
 
 
@@ -218,14 +218,15 @@ def test_a_run_shows_its_scores_and_masks(served: str, page: Page, screenshots: 
     page.get_by_text("figures", exact=True).click()
     last = f"step-{30:08d}.png"
     page.get_by_text(last, exact=True).click()
-    picture = page.get_by_alt_text(f"figures/{last}")
-    picture.wait_for()
+    image = page.get_by_alt_text(f"figures/{last}")
+    image.wait_for()
     page.wait_for_function(
-        "picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle()
+        "image => image.complete && image.naturalWidth > 0", arg=image.element_handle()
     )
-    assert picture.evaluate(
-        "picture => [picture.naturalWidth > 500, picture.clientWidth > 300]"
-    ) == [True, True]
+    assert image.evaluate("image => [image.naturalWidth > 500, image.clientWidth > 300]") == [
+        True,
+        True,
+    ]
     page.screenshot(path=screenshots / "mlflow-masks.png")
 
 
@@ -260,12 +261,12 @@ def test_the_report_opens_from_disk(
     page.emulate_media(color_scheme=scheme)
     page.goto(report.as_uri())
     assert page.title() == f"{SWEEP}: cutslots sweep"
-    pictures = page.locator("img").all()
-    assert len(pictures) >= 3
-    for picture in pictures:
-        picture.scroll_into_view_if_needed()  # it is loaded when it comes into sight
+    images = page.locator("img").all()
+    assert len(images) >= 3
+    for image in images:
+        image.scroll_into_view_if_needed()  # it is loaded when it comes into sight
         page.wait_for_function(
-            "picture => picture.complete && picture.naturalWidth > 0", arg=picture.element_handle()
+            "image => image.complete && image.naturalWidth > 0", arg=image.element_handle()
         )
     configurations = sweep_runs(SWEEP).configurations
     shown = page.locator("table").first.locator("tbody tr").all_inner_texts()
@@ -273,7 +274,7 @@ def test_the_report_opens_from_disk(
     for text, configuration in zip(shown, configurations, strict=True):
         assert all(trial.run.tags["signature"] in text for trial in configuration.trials)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, (
-        "only tables and pictures are wider than the page"
+        "only tables and images are wider than the page"
     )
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=screenshots / f"report-{width}-{scheme}.png", full_page=True)

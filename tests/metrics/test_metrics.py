@@ -66,7 +66,7 @@ def test_scores_computed_by_hand():
     # (2 - 12/15) / (7/2 - 12/15); its foreground is whole.
     np.testing.assert_allclose(ari(true, pred), [16 / 21, 4 / 9], atol=1e-15)
     np.testing.assert_allclose(ari_fg(true, pred), [4 / 7, 1], atol=1e-15)
-    # First: IoUs 1, 1, 1/2, and three spare slots of which one, 3, has a pixel. Second: 1/2, 2/3, 1.
+    # First: IoUs 1, 1, 1/2, and three spare slots, of which 3 has a pixel. Second: 1/2, 2/3, 1.
     np.testing.assert_allclose(miou(true, pred), [2.5 / 4, (1 / 2 + 2 / 3 + 1) / 3], atol=1e-15)
 
 

@@ -163,9 +163,10 @@ def test_kill_before_best_checkpoint_is_named(config, data_dir, tmp_path, monkey
 
     config = changed(config, "train.eval_every=100")  # the only evaluation is at step 12
     best = tmp_path / "checkpoints" / "best.pt"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "mark_best", kill)
-        fit(config, data_dir, tmp_path)
+        with pytest.raises(Killed):
+            fit(config, data_dir, tmp_path)
     assert not best.exists()
     assert fit(config, data_dir, tmp_path, resume=True).best["step"] == 12
     assert checkpoint.load(best)["step"] == 12
@@ -240,8 +241,11 @@ def test_resume_with_fewer_steps(config, data_dir, tmp_path):
 
 @pytest.mark.parametrize(
     ("assignments", "newest"),
-    [((), "step 8"), (("checkpoint_every=10",), "step 6")]
-    + [(("checkpoint_every=10", "eval_every=10"), "none")],
+    [
+        ((), "step 8"),
+        (("checkpoint_every=10",), "step 6"),
+        (("checkpoint_every=10", "eval_every=10"), "none"),
+    ],
 )
 def test_interrupt_reports_newest_checkpoint(config, data_dir, tmp_path, assignments, newest):
     class Interrupt(Recorder):
