@@ -23,7 +23,8 @@ from cutslots.files import home
 from cutslots.runs.lookup import find_run_dir, runs_dir
 from cutslots.runs.train import train_run
 from cutslots.sweep.cluster import Resources, has_gpus
-from cutslots.sweep.driver import RunOptions, SweepContext, run
+from cutslots.sweep.driver import SweepContext
+from cutslots.sweep.run import RunOptions, run
 from cutslots.sweep.spec import Baseline, Sweep
 from cutslots.sweep.study import FILE, Study
 from cutslots.train.checkpoint import CONFIG

@@ -14,7 +14,7 @@ from cutslots.files import home
 from cutslots.runs.lookup import runs_dir
 from cutslots.sweep import Baseline, Sweep, choice, loguniform
 from cutslots.sweep.cli import find_or_make, main, parse
-from cutslots.sweep.driver import COMPLETE
+from cutslots.sweep.run import COMPLETE
 from cutslots.sweep.study import PlannedTrial, Study
 from cutslots.tracking import events
 
