@@ -26,6 +26,7 @@ fail() {
 for name in CUTSLOTS_HOME CUTSLOTS_LOCAL MLFLOW_TRACKING_URI; do
     [ -n "${!name:-}" ] || fail "$name is not set. Source ~/.cutslots.env first."
 done
+CUTSLOTS_TRACKING_NAMES=${CUTSLOTS_TRACKING_NAMES:-}
 [[ $MLFLOW_TRACKING_URI =~ ^http://(.+):([0-9]+)/?$ ]] ||
     fail "MLFLOW_TRACKING_URI must be http://ADDRESS:PORT, got $MLFLOW_TRACKING_URI."
 address=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]} uri=$MLFLOW_TRACKING_URI

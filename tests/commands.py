@@ -20,4 +20,5 @@ def parse(words: Sequence[str], command: click.Command = group, name: str = "cut
         if subcommand is None:
             raise click.UsageError(f"no command {words[0]!r} in {name}")
         command, name = subcommand, f"{name} {words.pop(0)}"
-    command.make_context(name, words)
+    parent = click.Context(group, info_name="cutslots", **group.context_settings)
+    command.make_context(name, words, parent=parent)

@@ -41,7 +41,7 @@ ELSEWHERE = {  # commands that take Ray, a server or minutes -> the test that ru
     r"make ": "tests/test_readme.py::test_make_targets_exist",
     r"cutslots ui": "tests/cli/test_ui.py::test_serves_until_a_signal",
     r"cutslots (best|report) .*clevrtex": "tests/cli/test_report.py::test_all_or_named_sweeps",
-    r"cutslots report reach": "tests/report/test_compare.py::test_the_command_writes_it",
+    r"cutslots report reach": "tests/cli/test_report.py::test_all_or_named_sweeps",
     r"cutslots bench": "tests/bench/test_bench_solvers.py::test_the_quick_benchmark",
     r"ray submit|python sweeps/(demo|reach)": SUBMIT,
     r"python sweeps/clevrtex.py( --smoke| --resume)?$": SUBMIT,

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -144,7 +143,7 @@ COMMANDS = {
     "evaluate": ["run", "--data", "plain"],
     "predict": ["run", "black.png", "--out", "predicted-{columns}"],
     "check": ["plain"],
-    "bench": ["metrics", "--images", "2", "--size", "16"],
+    "bench": ["batches", "--count", "320", "--epochs", "1"],
 }
 
 
@@ -162,7 +161,10 @@ def test_a_command_in_a_terminal(name: str, columns: int, home: Path) -> None:
 
 
 def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "parser", Mock(side_effect=KeyboardInterrupt))
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.group, "make_context", interrupt)
     assert cli.main(["train"]) == 130
 
 

@@ -46,8 +46,7 @@ def _benchmark(name: str) -> click.Command:
 def _parameter(name: str, parameter: inspect.Parameter) -> click.Parameter:
     """A click parameter from `name: Annotated[type, help] = default`; lists are comma-separated."""
     kind, text = get_args(parameter.annotation)
-    is_list = get_origin(kind) is list
-    if not is_list and get_args(kind):  # X | None
+    if get_origin(kind) is not list and get_args(kind):  # X | None
         kind = get_args(kind)[0]
     required = parameter.default is inspect.Parameter.empty
     default = None if required else parameter.default
@@ -56,7 +55,7 @@ def _parameter(name: str, parameter: inspect.Parameter) -> click.Parameter:
     option = [f"--{name.replace('_', '-')}", name]
     if kind is bool:
         return click.Option(option, is_flag=True, default=default, help=text)
-    if is_list:
+    if get_origin(kind) is list:
         kind = _Commas(get_args(kind)[0])
     return click.Option(option, type=kind, required=required, default=default, help=text)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -113,7 +114,9 @@ class Display:
             with self._harmless():
                 rows = list(self._get_rows())
                 if self._live:
-                    self._live.update(self.table(rows), refresh=True)
+                    # Two columns stay free for the terminal's echo of ^C: a wrapped line stays.
+                    table = Constrain(self.table(rows), self.console.width - 2)
+                    self._live.update(table, refresh=True)
                 else:
                     for line in self.lines(rows, last):
                         self.say(line)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich import progress
 from rich.console import Console, RenderableType
-from rich.padding import Padding
+from rich.constrain import Constrain
 from torch import Tensor
 
 from cutslots.metrics.registry import SCORES, title
@@ -94,7 +94,7 @@ class CallbackList(Callback):
 class _Progress(progress.Progress):
     def get_renderable(self) -> RenderableType:
         # Two columns stay free for the terminal's echo of ^C: a wrapped line cannot be erased.
-        return Padding(super().get_renderable(), (0, 2, 0, 0))
+        return Constrain(super().get_renderable(), self.console.width - 2)
 
 
 class ProgressBar(Callback):

@@ -193,7 +193,7 @@ def test_training_evaluation_figure_and_export(still, scenes, tmp_path):
 
 def test_new_model_is_one_file(scenes, tmp_path, monkeypatch):
     """The README's example, saved in the folder of models, trains and predicts."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "cutslots/models/README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     code = next(block for block in blocks if "class Layers" in block)
     (tmp_path / "layers.py").write_text(code)
