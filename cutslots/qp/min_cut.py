@@ -192,11 +192,11 @@ class MinCut(nn.Module):
 
     def _in_chunks(self, solve: Callable, *inputs: Tensor) -> Any:
         """`solve` of a batch; on a CPU in chunks whose temporaries fit in caches."""
-        chunk, batch = self._solver.CPU_CHUNK, len(inputs[0])
-        # The number of chunks depends on the batch, which a traced program leaves open.
+        chunk = self._solver.CPU_CHUNK
+        # A traced program leaves the size of the batch open, so nothing may read it before this.
         if chunk is None or inputs[0].device.type != "cpu" or torch.compiler.is_compiling():
             return solve(*inputs)
-        size = max(1, chunk // self.graph.num_vertices)
+        batch, size = len(inputs[0]), max(1, chunk // self.graph.num_vertices)
         if batch <= size:
             return solve(*inputs)
         outputs: list[Tensor] = []
