@@ -254,8 +254,8 @@ def test_debug_stays_in_one_process_and_thread(scenes):
             "cutslots train: error: unrecognized arguments: --stepz 3. Did you mean '--steps'?",
         ),
         (["sync", "one", "two"], "usage: cutslots sync"),
-        (["check", "{missing}"], "does not exist. Make it with: cutslots prepare SOURCE"),
-        (["check", "{scenes}/manifest.json"], "manifest.json is a file. Give a folder"),
+        (["check", "{missing}"], "does not exist. Prepare it: cutslots prepare SOURCE"),
+        (["check", "{scenes}/manifest.json"], "Give a folder that cutslots prepare wrote"),
         (
             ["evaluate", "x", "--data", "{scenes}", "--json", "{scenes}"],
             "is a folder. Give the name of a file.",
