@@ -46,9 +46,10 @@ format: $(VENV)/installed ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: $(VENV)/installed ## every benchmark of this machine, figures in results/benchmarks/; RAW=FILE prepares real CLEVR
+benchmarks: $(VENV)/installed ## every benchmark, results in results/benchmarks/; RAW=FILE prepares real CLEVR
 	@mkdir -p results/benchmarks
-	for name in layer model transform metrics batches fit tracking orchestration; do $(BIN)/cutslots bench $$name --json results/benchmarks/$$name.json || exit 1; done
+	for name in model batches tracking; do $(BIN)/cutslots bench $$name --json results/benchmarks/$$name.json || exit 1; done
+	$(BIN)/cutslots bench orchestration --sweep sweeps/demo.py --json results/benchmarks/orchestration.json
 	$(BIN)/cutslots bench solvers --json results/benchmarks/solvers.json --figure results/benchmarks/solvers.png
 	$(BIN)/cutslots bench prepare $(if $(RAW),clevr $(RAW),scenes) --json results/benchmarks/prepare.json
 

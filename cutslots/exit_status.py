@@ -1,4 +1,4 @@
-"""How a command ends, `cutslots ...` and a sweep's alike: its exit status, and what is said of an error."""
+"""Exit status and error message of a command, for `cutslots` and for sweep files."""
 
 import errno
 import os
@@ -7,80 +7,83 @@ import select
 import sys
 from collections.abc import Callable
 
+import click
+
 from cutslots.errors import InputError, NonFiniteLossError
 
-USERS_FAULT, INTERRUPTED, NOBODY_READS = (
-    2,
-    130,
-    141,
-)  # the last two are what a shell says of SIGINT and SIGPIPE
+USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # as shells report SIGINT and SIGPIPE
 
-# What to do about the errors of a file system; nothing half-written is left by any of them.
+# No error of a file system leaves a half-written file.
 REMEDIES = {
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        "Make room, or choose another folder, and run the same command again.",
+        "Free some space or choose another folder, then run the same command again.",
     ),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder you may write to."),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a writable folder."),
     errno.EISDIR: "Give the path of a file.",
-    errno.ENOTDIR: "Give a path that leads through folders only.",
-    errno.ENOENT: "Give a path that exists, or to write to, one in a folder that exists.",
+    errno.ENOTDIR: "Give a path whose parents are all folders.",
+    errno.ENOENT: "Give a path that exists, or a new one in a folder that exists.",
 }
-OUT_OF_MEMORY = "can't allocate memory|out of memory"
 
 
 def exit_status(
     work: Callable[[], int | None], *, debug: bool = False, interrupted: str = "interrupted"
 ) -> int:
-    """Do a command's work and return its exit status.
+    """Run a command and return its exit status.
 
     Args:
-        work: returns an exit status, None for 0.
-        debug: let errors of the user's making through as well, with their traceback.
-        interrupted: what to say after Ctrl-C.
+        work: the command; returns an exit status, or None for 0.
+        debug: raise user errors too, with their traceback.
+        interrupted: the message after Ctrl-C.
 
-    Raises: what is a fault of cutslots.
+    Raises: every error that is a fault of cutslots.
     """
     try:
         status = work() or 0
-        print(
-            end="", flush=True
-        )  # here, where a pipe without a reader can still be told from other faults
+        print(end="", flush=True)  # a closed pipe shows here and not at exit
         return status
-    except KeyboardInterrupt:
+    except click.exceptions.Exit as exit:
+        return exit.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return NOBODY_READS
-        message = users_fault(error)
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+            return BROKEN_PIPE
+        message = user_message(error)
         if message is None or debug:
             raise
         print(f"error: {message}", file=sys.stderr)
-        return USERS_FAULT
+        return USAGE_ERROR
 
 
-def users_fault(error: Exception) -> str | None:
-    """What to print for an error that is no fault of cutslots; None for the others."""
+def user_message(error: Exception) -> str | None:
+    """The message to print for an error that the user can fix; None for a fault of cutslots."""
     if isinstance(error, InputError | NonFiniteLossError):
         return str(error)
     if isinstance(error, OSError) and error.errno in REMEDIES:
         return f"{error.strerror}: {error.filename or 'disk'}. {REMEDIES[error.errno]}"
-    # Torch's by their words: its name for them is that of GPUs only, and it is not imported for the sake of others.
+    # By torch's message: the class of its error exists for GPUs only.
+    memory = r"can't allocate memory|out of memory"
     if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search(OUT_OF_MEMORY, str(error))
+        isinstance(error, RuntimeError) and re.search(memory, str(error))
     ):
-        said = str(error).strip().partition("\n")[0]
-        return f"not enough memory{': ' if said else ''}{said}. A smaller batch, image or model needs less; --debug shows where."
+        detail = str(error).strip().partition("\n")[0]
+        return (
+            f"not enough memory{': ' if detail else ''}{detail}. "
+            "Try a smaller batch size, image size or model; --debug shows the traceback."
+        )
     return None
 
 
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe that nobody reads any more, as after `| head`; what was still to be written is dropped."""
+def _stdout_is_closed() -> bool:
+    """Whether the reader of standard output has left, as after `| head`; discards the rest."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
-    gone = any(event & select.POLLERR for _, event in poll.poll(0))
-    if gone:
-        # Python flushes once more when it exits.
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:  # Python flushes once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return gone
+    return closed

@@ -1,27 +1,38 @@
-"""The command line as a person uses it: the whole path once, and every refusal."""
+"""The command line: the whole path from data to MLflow once, and bad input."""
 
-import argparse
-import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
 
-from cutslots.cli import ORDER, main, names, parser
-from cutslots.cli._facts import tracking_store
+from cutslots.cli import COMMANDS, group, main
+from cutslots.cli.doctor import tracking_store
 from cutslots.files import home
-from cutslots.report.figures import GAP, HEADER
 
 SMALLEST = [
-    "--set", "encoder.channels=8", "--set", "weights.hidden=8", "--set", "slots.size=8", "--set", "slots.hidden=16",
-    "--set", "decoder.channels=8", "--set", "optim.batch_size=8", "--set", "eval_every=5", "--set", "log_every=2",
-]  # fmt: skip
+    "--set",
+    "encoder.channels=8",
+    "--set",
+    "weights.hidden=8",
+    "--set",
+    "slots.size=8",
+    "--set",
+    "slots.hidden=16",
+    "--set",
+    "decoder.channels=8",
+    "--set",
+    "optim.batch_size=8",
+    "--set",
+    "eval_every=5",
+    "--set",
+    "log_every=2",
+]
 
 
 def prepared(size: int) -> Path:
@@ -49,14 +60,10 @@ def logged(experiment: str) -> Any:
 
 def refused(arguments, capsys) -> str:
     """The message of a command that must fail with status 2."""
-    try:
-        status = main(arguments)
-    except SystemExit as exit:
-        status = exit.code
-    assert status == 2, arguments
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    return captured.err
+    assert main(arguments) == 2, arguments
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
 
 
 @pytest.mark.slow
@@ -73,7 +80,7 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     assert main(["check", "scenes"]) == 0
     for _ in range(2):
         assert main(["train", "scenes", "--steps", "10", "--name", "first", *SMALLEST]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     figure, scores = tmp_path / "figure.png", tmp_path / "scores.json"
     arguments = [
         "evaluate",
@@ -141,33 +148,14 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     # The run's folder, the exported folder and MLflow hold the same model.
     for path in (home() / "runs" / "first", home() / "runs" / "first" / "model"):
         np.testing.assert_array_equal(predict(load_model(path), images)["masks"], masks)
-    # The run can also be asked for by its MLflow id; scores of a part of a split are not logged as those of the split.
+    # By MLflow id too; scores on part of a split are not logged.
     again = ["evaluate", run.info.run_id, "--data", str(scenes), "--split", "val"]
     assert main([*again, "--images", "2"]) == 0
     assert "scenes/val/ari_fg" not in logged("scenes").data.metrics
     assert main(again) == 0
     assert "scenes/val/ari_fg" in logged("scenes").data.metrics
     (store,) = tracking_store()
-    assert store.mark == "ok"
-    assert store.text.endswith("runs: 1")
-
-
-def test_the_figure_has_a_row_an_image_and_a_column_a_view(scenes, tmp_path):
-    import torch
-
-    from cutslots.data import Batches
-    from cutslots.report.figures import sample_figure
-    from cutslots.train import evaluate, preset
-
-    model = preset("small").model.build()
-    batches = Batches(scenes, "val", 8, shuffle=False, drop_last=False)
-    _, sample = evaluate(model, batches, torch.device("cpu"))
-    sample_figure(sample, tmp_path / "figure.png", rows=3, tile=32)
-    picture = np.asarray(Image.open(tmp_path / "figure.png"))
-    columns = 5 + model.config.num_slots
-    assert picture.shape == (HEADER + 3 * (32 + GAP), GAP + columns * (32 + GAP), 3)
-    stored = batches.batch(0, 0).images[1].numpy()
-    np.testing.assert_array_equal(picture[HEADER + 36 : HEADER + 68, GAP : GAP + 32], stored)
+    assert (store.mark, store.text.split(", ")[-1]) == ("ok", "1 runs")
 
 
 @pytest.mark.slow
@@ -202,13 +190,15 @@ def test_debug_stays_in_one_process_and_thread(scenes):
         "from cutslots.models.min_cut_slots import MinCutSlots\n"
         "real = MinCutSlots.loss\n"
         "def loss(outputs, images):\n"
-        "    assert threading.current_thread() is threading.main_thread() and 'ray' not in sys.modules\n"
+        "    assert threading.current_thread() is threading.main_thread()\n"
+        "    assert 'ray' not in sys.modules\n"
         "    assert torch.is_anomaly_enabled()\n"
         "    assert 'system metrics' not in [thread.name for thread in threading.enumerate()]\n"
         "    breakpoint()\n"
         "    return real(outputs, images)\n"
         "MinCutSlots.loss = staticmethod(loss)\n"
-        f"sys.exit(main(['train', 'scenes', '--data', {str(scenes)!r}, '--debug', '--steps', '1', *{SMALLEST!r}]))\n"
+        f"words = ['--data', {str(scenes)!r}, '--debug', '--steps', '1', *{SMALLEST!r}]\n"
+        "sys.exit(main(['train', 'scenes', *words]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -221,60 +211,47 @@ def test_debug_stays_in_one_process_and_thread(scenes):
     assert "torch.Size([8, 4, 32, 32])" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "scenes", "--preset", "paper-clever"], "Did you mean 'paper-clevr'"),
-        (["train", "scenes", "--set", "cut.gama=1"], "Did you mean 'cut.gamma'"),
-        (["train", "scenes", "--set", "cut.gamma"], "has no value"),
-        (["train", "scenes", "--steps", "0"], "train.steps is 0; it must be >= 1"),
-        (["train", "scene"], "Did you mean 'scenes'"),
-        (["train", "clevr"], "--data is missing"),
-        (["train", "clevr", "--data", "{scenes}"], "holds scenes, not clevr"),
-        (["train", "scenes", "--data", "{missing}"], "missing"),
-        (["train", "scenes", "--resume", "no-such-run"], "no run 'no-such-run'"),
-        (["train", "scenes", "--set", "optim.batch_size=999"], "batch_size is 999"),
-        (
-            ["train", "scenes", "--preset", "paper-clevr", "--set", "batch_size=8"],
-            "32 x 32 and the model takes 128 x 128",
-        ),
-        (
-            ["evaluate", "no-such-run", "--data", "{scenes}"],
-            "no run, checkpoint or model 'no-such-run'",
-        ),
-        (["check", "{missing}"], "missing"),
-        (["prepare", "clevr", "{missing}", "{out}"], "does not exist"),
-        (["prepare", "scenes", "{out}", "--style", "plane"], "Did you mean 'plain'"),
-        (["prepare", "scenes", "{out}", "--count", "few"], "expected int"),
-        (["prepare", "clever", "a", "b"], "invalid choice"),
-        (["prepare", "scenes", "{scenes}", "--seed", "5"], "seed"),
-        (["sync", "{missing}"], "no run log"),
-        (
-            ["train", "scenes", "--stepz", "3"],
-            "cutslots train: error: unrecognized arguments: --stepz 3. Did you mean '--steps'?",
-        ),
-        (["sync", "one", "two"], "usage: cutslots sync"),
-        (["check", "{missing}"], "does not exist. Prepare it: cutslots prepare SOURCE"),
-        (["check", "{scenes}/manifest.json"], "Give a folder that cutslots prepare wrote"),
-        (
-            ["evaluate", "x", "--data", "{scenes}", "--json", "{scenes}"],
-            "is a folder. Give the name of a file.",
-        ),
-        (
-            ["evaluate", "x", "--data", "{scenes}", "--figure", "a.xyz"],
-            "--figure a.xyz: give a name that ends in .png",
-        ),
-        (["evaluate", "x", "--data", "{scenes}", "--images", "0"], "--images is 0"),
-        (["ui"], "no tracking store"),
-    ],
-)
-def test_bad_input_gets_a_clear_error(arguments, message, scenes, tmp_path, capsys):
-    places = {"scenes": scenes, "missing": tmp_path / "missing", "out": tmp_path / "out"}
-    assert message in refused([argument.format(**places) for argument in arguments], capsys)
-    assert not (home() / "runs").exists(), "a refused command leaves no run behind"
+BAD_INPUT = """
+train scenes --preset paper-clever                           | paper-clevr
+train scenes --set cut.gama=1                                | cut.gamma
+train scenes --set cut.gamma                                 | NAME=VALUE
+train scenes --steps 0                                       | train.steps
+train scene                                                  | scenes
+train clevr                                                  | --data
+train clevr --data {scenes}                                  | cutslots train scenes
+train scenes --data {missing}                                | missing
+train scenes --resume no-such-run                            | no-such-run
+train scenes --set optim.batch_size=999                      | batch_size
+train scenes --preset paper-clevr --set batch_size=8         | 32 x 32
+train scenes --name a/b                                      | --name
+train scenes --stepz 3                                       | --steps
+evaluate no-such-run --data {scenes}                         | no-such-run
+evaluate x --data {scenes} --json {scenes}                   | --json
+evaluate x --data {scenes} --figure a.xyz                    | --figure
+evaluate x --data {scenes} --images 0                        | --images
+check {missing}                                              | cutslots prepare
+check {scenes}/manifest.json                                 | manifest.json
+prepare clevr {missing} {out}                                | {missing}
+prepare scenes {out} --style plane                           | plain
+prepare scenes {out} --count few                             | int
+prepare clever a b                                           | clever
+prepare scenes {scenes} --seed 5                             | seed
+sync {missing}                                               | {missing}
+sync one two                                                 | two
+trian scenes                                                 | train
+ui                                                           | cutslots train scenes
+""".strip().splitlines()
 
 
-def test_a_checkpoint_of_another_model_is_refused(scenes, tmp_path, capsys):
+def test_bad_input_names_the_argument_or_the_remedy(scenes, tmp_path, capsys):
+    paths = {"scenes": scenes, "missing": tmp_path / "missing", "out": tmp_path / "out"}
+    for line in BAD_INPUT:
+        command, fact = (part.strip().format(**paths) for part in line.split("|"))
+        assert fact in refused(command.split(), capsys), command
+        assert not (home() / "runs").exists(), f"{command}: a refused command leaves no run"
+
+
+def test_checkpoint_of_another_model_is_refused(scenes, tmp_path, capsys):
     from cutslots.train import checkpoint
     from cutslots.train.config import preset, to_json
 
@@ -290,16 +267,16 @@ def test_a_checkpoint_of_another_model_is_refused(scenes, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_dead_tracking_server_does_not_stop_training(scenes, monkeypatch, capsys):
-    """Nothing listens on that port; the run ends well, says so once, and is delivered when there is a store again."""
+def test_unreachable_tracking_server_does_not_stop_training(scenes, monkeypatch, capsys):
+    """Nothing listens on that port; the run finishes, reports it once, and is delivered later."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(
         "cutslots.runs.mlflow_callback.DELIVERY_SECONDS", 6
-    )  # an outage is said at the second failure
+    )  # the second failure reports an outage
     assert main(["train", "scenes", "--steps", "10", "--name", "alone", *SMALLEST]) == 0
-    said = capsys.readouterr().err
-    assert said.count("unreachable") == 1
-    assert "cutslots sync" in said
+    error = capsys.readouterr().err
+    assert error.count("unreachable") == 1
+    assert "cutslots sync" in error
     assert (home() / "runs" / "alone" / "checkpoints" / "step-00000010.pt").exists()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     from mlflow import MlflowClient
@@ -321,7 +298,7 @@ def test_a_dead_tracking_server_does_not_stop_training(scenes, monkeypatch, caps
     ]
 
 
-def test_what_needs_no_torch_does_not_wait_for_it():
+def test_version_does_not_import_torch():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "cutslots", "--version"],
         capture_output=True,
@@ -340,72 +317,52 @@ def test_what_needs_no_torch_does_not_wait_for_it():
 
 
 def test_help_lists_options_with_types_and_ranges(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
+    assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
     for word in (
-        "model.cut.gamma_terminal",
-        "optim.learning_rate",
-        "paper-clevrtex",
-        "cnn | resnet",
-        ">= 1",
+        *("model.cut.gamma_terminal", "optim.learning_rate", "paper-clevrtex"),
+        *("cnn | resnet", ">= 1"),
     ):
         assert word in text
 
 
-def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[list[str]]:
-    """The words of every command, and of every member where a command has members."""
-    yield list(words)
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, each in action.choices.items():
-                with contextlib.suppress(SystemExit):
-                    each.parse_args([])  # a command adds its members when it is chosen
-                yield from leaves(each, (*words, name))
-
-
 def test_every_command_has_help(capsys):
-    found = list(leaves(parser()))
-    assert ["prepare", "scenes"] in found
-    for words in found:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            main([*words, "--help"])
-        assert exit.value.code == 0
-        assert " ".join(["usage: cutslots", *words]) in capsys.readouterr().out
+    commands = [([name], group.get_command(click.Context(group), name)) for name in COMMANDS]
+    for words, command in commands:
+        assert command is not None
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            commands += [
+                ([*words, name], command.get_command(context, name))
+                for name in command.list_commands(context)
+            ]
+        assert main([*words, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(" ".join(["Usage: cutslots", *words]))
+        assert "-h, --help" in text
+    assert ["prepare", "scenes"] in [words for words, _ in commands]
 
 
-def test_help_lists_the_commands_in_their_order():
-    assert names()[: len(ORDER)] == list(ORDER)
-    text = parser().format_help()
-    places = [text.index(f"\n    {name} ") for name in names()]
-    assert places == sorted(places)
-
-
-def test_a_command_imports_nothing_for_the_others():
+def test_help_imports_nothing_heavy():
     script = (
         "import sys\n"
-        "from cutslots.cli import parser\n"
-        "parser().parse_args(['sync', 'name'])\n"
-        "print([name for name in ('cutslots.data', 'cutslots.train', 'mlflow', 'ray', 'pyarrow') if name in sys.modules])\n"
+        "from cutslots.cli import main\n"
+        "main(['--help'])\n"
+        "heavy = ('torch', 'cutslots.data', 'mlflow', 'ray', 'pyarrow')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
     )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
-        ).stdout
-        == "[]\n"
-    )
+    command = [sys.executable, "-c", script]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"
+    names = [line.split()[0] for line in output.splitlines() if line.startswith("  ")]
+    assert [name for name in names if name in COMMANDS] == list(COMMANDS)
 
 
-def test_the_module_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "cutslots", "sync", "nothing"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+def test_python_m_cutslots_is_the_command():
+    command = [sys.executable, "-m", "cutslots", "sync", "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing" in done.stderr
 
 
 def test_presets_prints_parameter_counts(capsys):
@@ -415,7 +372,7 @@ def test_presets_prints_parameter_counts(capsys):
     assert "1,970,288 parameters" in text
 
 
-def test_damage_is_found_by_check(scenes, capsys):
+def test_check_finds_damage(scenes, capsys):
     shard = scenes / "train-00000.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1

@@ -1,4 +1,4 @@
-"""Exit status and words of a command, and a reader that leaves early."""
+"""Exit status and messages of commands, and closed pipes."""
 
 import errno
 import os
@@ -10,6 +10,11 @@ import pytest
 from cutslots.errors import InputError, NonFiniteLossError
 from cutslots.exit_status import exit_status
 
+PROGRAM = (
+    "from cutslots.exit_status import exit_status; "
+    "raise SystemExit(exit_status(lambda: print('{}')))"
+)
+
 
 def failing(error: BaseException):
     def work() -> None:
@@ -18,44 +23,44 @@ def failing(error: BaseException):
     return work
 
 
-def test_what_a_command_returns():
+def test_status_of_work():
     assert exit_status(lambda: None) == 0
     assert exit_status(lambda: 3) == 3
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (InputError("k is 0; give at least 1."), 2, "error: k is 0; give at least 1.\n"),
         (NonFiniteLossError("the loss is nan"), 2, "error: the loss is nan\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "here"),
             2,
-            "error: No space left on device: here. Make room",
+            "error: No space left on device: here.",
         ),
         (
             RuntimeError("[x] DefaultCPUAllocator: can't allocate memory: of 9 bytes\nmore"),
             2,
             "error: not enough memory: [x]",
         ),
-        (MemoryError(), 2, "error: not enough memory. A smaller batch"),
+        (MemoryError(), 2, "error: not enough memory."),
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],
 )
-def test_what_is_said_of_an_error(error, status, said, capsys):
+def test_status_and_message_of_errors(error, status, message, capsys):
     assert exit_status(failing(error), interrupted="stopped") == status
-    assert capsys.readouterr().err.startswith(said)
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_without_standard_output():
-    code = "from cutslots.exit_status import exit_status; raise SystemExit(exit_status(lambda: print('lost')))"
+    code = PROGRAM.format("lost")
     done = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" -c "{code}" >&-'], capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_faults_of_the_program_keep_their_traceback():
+def test_faults_of_cutslots_raise():
     for error in (KeyError("lost"), BrokenPipeError(errno.EPIPE, "a server is gone")):
         with pytest.raises(type(error)):
             exit_status(failing(error))
@@ -64,8 +69,8 @@ def test_faults_of_the_program_keep_their_traceback():
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["when it flushes", "while it prints"])
-def test_a_reader_that_leaves_is_no_error(unbuffered):
-    code = "from cutslots.exit_status import exit_status; raise SystemExit(exit_status(lambda: print('line')))"
+def test_closed_pipe_is_not_an_error(unbuffered):
+    code = PROGRAM.format("line")
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -75,6 +80,6 @@ def test_a_reader_that_leaves_is_no_error(unbuffered):
     )
     assert process.stdout
     process.stdout.close()
-    _, said = process.communicate(timeout=60)
-    assert said == b""
+    _, error = process.communicate(timeout=60)
+    assert error == b""
     assert process.returncode == 141

@@ -1,18 +1,24 @@
-"""Benchmarks: one a file, each with `add_arguments(parser)` and `run(arguments) -> figures`. They print what they measure; compare
-figures of one run only."""
+"""Benchmarks: one function each, which prints its results and returns them as JSON values.
+
+The parameters of a benchmark are its command-line arguments, `Annotated[type, help]`: positional,
+or `--options` if keyword-only; lists are separated by commas. Compare results of one run only.
+"""
 
 import importlib
-import pkgutil
-from types import ModuleType
+from collections.abc import Callable
+from typing import Any
+
+# Benchmark -> its module in this package.
+COMMANDS = {
+    "solvers": "solvers",
+    "model": "training",
+    "prepare": "data",
+    "batches": "data",
+    "orchestration": "sweep",
+    "tracking": "sweep",
+}
 
 
-def names() -> list[str]:
-    """The benchmarks there are."""
-    return sorted(
-        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
-    )
-
-
-def load(name: str) -> ModuleType:
-    """A benchmark's module."""
-    return importlib.import_module(f"{__name__}.{name}")
+def load(name: str) -> Callable[..., dict[str, Any]]:
+    """The function of a benchmark."""
+    return getattr(importlib.import_module(f"{__name__}.{COMMANDS[name]}"), name)

@@ -1,20 +1,15 @@
-"""The command line: every module of this folder is a command, and what `Command` lists is all that it needs.
+"""The command line: one file per command, each with a click command named `command`."""
 
-Errors of the user's making exit with status 2.
-"""
-
-import argparse
 import importlib
-import pkgutil
 from collections.abc import Sequence
-from typing import Protocol, cast
+
+import click
 
 import cutslots
 from cutslots.errors import nearest
 from cutslots.exit_status import exit_status
 
-# The help lists commands in the order in which they are needed; a new one comes behind these, by name.
-ORDER = (
+COMMANDS = (
     "prepare",
     "check",
     "train",
@@ -27,90 +22,47 @@ ORDER = (
     "presets",
     "sync",
     "ui",
+    "doctor",
     "bench",
 )
 
 
-class Command(Protocol):
-    """What a command's module holds; the first line of its docstring is its help, the rest the description in its own help."""
+class _Commands(click.Group):
+    """Imports a command's file when it is asked for; nothing heavy is imported for --help."""
 
-    __doc__: str | None
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add its arguments; called only when this command is the chosen one."""
-        ...
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"{__name__}.{cmd_name}").command
 
-    def run(self, chosen: argparse.Namespace) -> int | None:
-        """Do it; returns the exit status, None for 0."""
-        ...
+    def resolve_command(self, ctx, args):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}. {nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
 
 
-def names() -> list[str]:
-    """The names of all commands, in the order of the help."""
-    found = sorted(
-        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
-    )
-    return sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="CUTSLOTS_HOME is the folder of runs, the tracking store and built-in datasets "
+    "(default: ./cutslots-home).",
+)
+@click.version_option(cutslots.__version__, message="cutslots %(version)s")
+def group() -> None:
+    """Object-centric learning by differentiable minimum s-t cuts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
-    chosen = parser().parse_args(arguments)
-    return exit_status(lambda: chosen.run(chosen), debug=getattr(chosen, "debug", False))
+    """Run one command; returns its exit status."""
+    import sys
 
+    words = list(sys.argv[1:] if arguments is None else arguments)
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; what it parses holds the command's `run`."""
-    top = argparse.ArgumentParser(
-        prog="cutslots",
-        description="Object-centric learning by differentiable minimum cuts.",
-        formatter_class=_Help,
-        epilog="CUTSLOTS_HOME names the folder of runs, tracking store and built-in data; default ./cutslots-home.",
-    )
-    top.add_argument("--version", action="version", version=f"cutslots {cutslots.__version__}")
-    commands = top.add_subparsers(
-        title="commands", required=True, metavar="COMMAND", parser_class=_CommandParser
-    )
-    for name in names():
-        command = cast(Command, importlib.import_module(f"{__name__}.{name}"))
-        help_line, _, description = (command.__doc__ or name).partition("\n")
-        each = commands.add_parser(name, help=help_line, description=description.strip() or None)
-        each.command = command
-        each.set_defaults(run=command.run)
-    return top
+    def run() -> int | None:
+        with group.make_context("cutslots", words) as context:
+            return group.invoke(context)
 
-
-class _Help(argparse.HelpFormatter):
-    """Leaves room for the longest command: argparse forgets by how much it indents them."""
-
-    def add_argument(self, action: argparse.Action) -> None:
-        super().add_argument(action)
-        self._action_max_length = max(
-            [self._action_max_length, *(len(name) + 4 for name in names())]
-        )
-
-
-class _CommandParser(argparse.ArgumentParser):
-    """Asks its command for arguments when it is chosen: what one command imports costs, and can break, no other command."""
-
-    command: Command | None = None
-
-    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        command, self.command = self.command, None
-        if command:
-            command.add_arguments(self)
-        namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown:  # said here, the usage is the command's own
-            options = [
-                name
-                for action in self._actions
-                for name in action.option_strings
-                if name.startswith("--")
-            ]
-            hint = (
-                nearest(unknown[0].partition("=")[0], options)
-                if unknown[0].startswith("--")
-                else ""
-            )
-            self.error(f"unrecognized arguments: {' '.join(unknown)}. {hint}".strip())
-        return namespace, unknown
+    return exit_status(run, debug="--debug" in words)

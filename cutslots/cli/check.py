@@ -1,35 +1,28 @@
-"""verify a prepared dataset: files, checksums, schema, masks"""
+"""Verify a prepared dataset."""
 
-import argparse
-import sys
+import click
 
-from cutslots.cli._places import place
-from cutslots.cli._texts import summary
+from cutslots.cli.common import dataset_path, summary
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folder."""
-    parser.add_argument(
-        "directory",
-        metavar="DIR",
-        help="a folder that `cutslots prepare` wrote, its name in CUTSLOTS_HOME/data, or a URI",
-    )
+@click.command
+@click.argument("dataset", metavar="DIR")
+def command(dataset: str) -> int:
+    """Verify a prepared dataset: files, checksums, schema, masks.
 
-
-def run(chosen: argparse.Namespace) -> int:
-    """Print every problem; status 1 when there is one."""
+    DIR is a prepared folder, its name in CUTSLOTS_HOME/data, or a URI. The exit status is 1 if
+    there is a problem.
+    """
     from cutslots.data import Manifest, check, local
 
-    where = place(chosen.directory)
-    problems = check(where)
+    path = dataset_path(dataset)
+    problems = check(path)
     for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
+        click.echo(f"problem: {problem}", err=True)
     if problems:
-        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-        print(
-            f"{count}. Run the same `cutslots prepare` with --overwrite to write the set anew.",
-            file=sys.stderr,
+        click.echo(
+            "Run the same `cutslots prepare` with --overwrite to write the dataset again.", err=True
         )
         return 1
-    print(f"{where}: complete and undamaged; {summary(Manifest.load(local(where)))}")
+    click.echo(f"{path}: complete and undamaged; {summary(Manifest.load(local(path)))}")
     return 0

@@ -1,104 +1,92 @@
-"""a trained model as a folder of its own: configuration, weights, card
+"""Export a trained model."""
 
-OUT gets config.json, weights.safetensors (neither holds code) and README.md, a card with scores, signature, digest of the data,
-commit, and how to load it; with --torch also model.pt2, a program of torch.export that runs without cutslots. What was written is
-loaded and compared with the model on random images before OUT is there.
-"""
-
-import argparse
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import click
+
+from cutslots.cli.common import MODEL
 from cutslots.errors import InputError
 from cutslots.files import write_text
 
 CARD = "README.md"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, and where to."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run's name or folder, a checkpoint, an exported folder, an MLflow run id, or models:/NAME@champion",
-    )
-    parser.add_argument("out", metavar="OUT", help="the folder to write")
-    parser.add_argument(
-        "--torch",
-        action="store_true",
-        help="also a program of torch.export, where the model can be traced",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
+@click.command(help=f"""Export a trained model as a folder: configuration, weights, model card.
 
+MODEL is {MODEL}. OUT gets config.json, weights.safetensors (neither contains code) and README.md, a
+card with scores, run hash, data digest, commit and how to load it. The export is loaded
+and compared with the model on random images before it moves to OUT.
+""")  # fmt: skip
+@click.argument("model", metavar="MODEL")
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--torch",
+    "as_program",
+    is_flag=True,
+    help="also export model.pt2, a torch.export program that runs without cutslots",
+)
+@click.option("--overwrite", is_flag=True, help="replace an earlier export in OUT")
+def command(model: str, out: Path, as_program: bool, overwrite: bool) -> int:
+    import numpy as np
 
-def run(chosen: argparse.Namespace) -> int:
-    """Export; status 1 when a program was asked for and cannot be had."""
     import cutslots
     from cutslots.report.card import PROGRAM, model_card
     from cutslots.runs.lookup import find_model
     from cutslots.runs.provenance import origin
-    from cutslots.train import load_model
+    from cutslots.train import load_model, predict
     from cutslots.train.export import CONFIG, WEIGHTS, load_weights, save_model, weights_digest
+    from cutslots.train.inputs import image_size
     from cutslots.train.program import save_program
 
-    out = Path(chosen.out)
-    _check(out, chosen.overwrite, (CONFIG, WEIGHTS, CARD, PROGRAM))
-    path = find_model(chosen.model)
-    model, known = load_model(path), origin(path)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"OUT must be a folder, got the file {out}.")
+    present = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    others = [name for name in present if name not in (CONFIG, WEIGHTS, CARD, PROGRAM)]
+    if others or (present and not overwrite):
+        raise InputError(
+            f"OUT must be empty, got {out} with {', '.join((others or present)[:3])}. "
+            + ("Give another folder." if others else "Give another folder, or --overwrite.")
+        )
+    path = find_model(model)
+    trained = load_model(path)
     config, state = load_weights(path)
-    known |= {"weights": weights_digest(model), "version": cutslots.__version__}
-    refused, any_number = None, None
+    about = origin(path)
+    about |= {"weights": weights_digest(trained), "version": cutslots.__version__}
+    refused, any_batch = None, None
     with _replaced(out) as folder:
-        save_model(state, config, folder, known)
-        _compare(model, load_model(folder))
-        if chosen.torch:
+        save_model(state, config, folder, about)
+        size = image_size(trained)
+        images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+        expected = predict(trained, images)
+        for name, value in predict(load_model(folder), images).items():
+            assert np.array_equal(value, expected[name]), f"{name} differ in the exported model"
+        if as_program:
             try:
-                any_number = save_program(model, folder / PROGRAM)
+                any_batch = save_program(trained, folder / PROGRAM)
             except InputError as error:
                 refused = error
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        name = out.resolve().name
-        write_text(folder / CARD, model_card(name, config, parameters, known, any_number))
-        files = ", ".join(
-            f"{file.name} {file.stat().st_size:,} bytes" for file in sorted(folder.iterdir())
-        )
-    print(f"{out}: {files}")
-    images = {None: "", True: "any number of images", False: "one image"}[any_number]
-    print(
-        "loaded back, it gives the same masks"
-        + (f"; so does {PROGRAM}, which takes {images} a call" if images else "")
-    )
+        parameters = sum(parameter.numel() for parameter in trained.parameters())
+        card = model_card(out.resolve().name, config, parameters, about, any_batch)
+        write_text(folder / CARD, card)
+        files = [f"{f.name} {f.stat().st_size:,} bytes" for f in sorted(folder.iterdir())]
+    click.echo(f"{out}: {', '.join(files)}")
+    batch = {None: "", True: "any number of images", False: "one image"}[any_batch]
+    program = f"; {PROGRAM} too, it takes {batch} per call" if batch else ""
+    click.echo(f"verified: the export gives the same masks as the model{program}")
     if refused:
-        print(f"{PROGRAM} is left out: {refused}", file=sys.stderr)
+        click.echo(f"{PROGRAM} was not written: {refused}", err=True)
     return int(refused is not None)
-
-
-def _check(out: Path, overwrite: bool, ours: tuple[str, ...]) -> None:
-    """Refuse to lose what is no export."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"OUT {out} is a file. Give a folder, which is made when it is missing.")
-    there = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    if there and not overwrite:
-        raise InputError(
-            f"OUT {out} is not empty. Give another folder, or --overwrite to replace an earlier export."
-        )
-    others = [name for name in there if name not in ours]
-    if others:
-        raise InputError(
-            f"OUT {out} holds {', '.join(others[:3])}, which no export has. Give another folder."
-        )
 
 
 @contextmanager
 def _replaced(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place in the end, as a whole."""
+    """Yield a new folder beside `out`, which replaces `out` as a whole at the end."""
     out = out.resolve()
-    new, old = (out.with_name(f".{out.name}.{os.getpid()}.{what}") for what in ("new", "old"))
+    new, old = (out.with_name(f".{out.name}.{os.getpid()}.{suffix}") for suffix in ("new", "old"))
     new.mkdir(parents=True)
     try:
         yield new
@@ -106,20 +94,7 @@ def _replaced(out: Path) -> Iterator[Path]:
             os.rename(out, old)
         os.rename(new, out)
     finally:
-        if old.exists() and not out.exists():  # interrupted between the two
+        if old.exists() and not out.exists():  # interrupted between the two renames
             os.rename(old, out)
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _compare(model: Any, exported: Any) -> None:
-    import numpy as np
-
-    from cutslots.train import predict
-    from cutslots.train.inputs import image_size
-
-    size = image_size(model)
-    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
-    expected = predict(model, images)
-    for name, value in predict(exported, images).items():
-        assert np.array_equal(value, expected[name]), f"the exported model gives other {name}"

@@ -1,153 +1,119 @@
-"""turn a raw dataset into shards that training reads"""
+"""Turn a raw dataset into shards."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
+import click
+
 from cutslots import options
-from cutslots.cli._counting import Counting
-from cutslots.cli._texts import summary
+from cutslots.cli.common import config_options, configured, overwrite_option, progress_bar, summary
 from cutslots.files import home
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One subcommand a source; each sets `prepare`, the function of the chosen arguments that does it."""
-    from cutslots.data import sources
+class _Sources(click.Group):
+    """One subcommand per dataset source, with the options of that source."""
 
-    by_source = parser.add_subparsers(title="sources", required=True, metavar="SOURCE")
-    for name in sources.names():
-        help_line = (sources.load(name).__doc__ or name).splitlines()[0]
-        _add_scenes(by_source.add_parser(name, help=help_line, description=help_line), name)
-    help_line = "Cora: matching instances from the citation graph, for sweeps/cora.py"
-    _add_cora(by_source.add_parser("cora", help=help_line, description=help_line))
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from cutslots.data import sources
 
+        return [*sources.names(), "cora"]
 
-def run(chosen: argparse.Namespace) -> None:
-    """Prepare from the chosen source."""
-    chosen.prepare(chosen)
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        return _cora() if cmd_name == "cora" else _source(cmd_name)
 
 
-def _add_scenes(parser: argparse.ArgumentParser, name: str) -> None:
-    """The arguments of an image dataset: its folders, its splits and every field of its `Options`."""
-    from cutslots.data import sources
-
-    source = sources.load(name)
-    if source.NEEDS_RAW:
-        parser.add_argument(
-            "raw", metavar="RAW", help="the raw dataset: its folder or file, or a URI"
-        )
-    where = f"the folder to write; default CUTSLOTS_HOME/data/{name}, of a variant {name}_VARIANT"
-    parser.add_argument(
-        "out",
-        metavar="OUT",
-        nargs="?",
-        help=where if source.NEEDS_RAW else where.partition(", of")[0],
-    )
-    parser.add_argument(
-        "--splits", help="records of each split, e.g. train=0:320,val=320:360,test=360:400"
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace what OUT holds if it was prepared otherwise",
-    )
-    workers = "processes (default: the Ray cluster that RAY_ADDRESS names, else every core)"
-    parser.add_argument("--workers", metavar="INT", type=int, help=workers)
-    _add_options(parser, source.Options())
-    parser.set_defaults(prepare=_prepare_scenes, source=name, raw=None)
+@click.group(cls=_Sources, subcommand_metavar="SOURCE ...")
+def command() -> None:
+    """Turn a raw dataset into shards that training reads."""
 
 
-def _add_options(parser: argparse.ArgumentParser, settings: Any) -> None:
-    for option in options.describe(settings):
-        help_text = f"{option.help} (default {option.value})"
-        parser.add_argument(
-            f"--{option.path.replace('_', '-').replace('.', '-')}",
-            dest=f"option:{option.path}",
-            metavar=option.range.replace(" ", "")
-            if "|" in option.range
-            else options.type_name(option.type).upper(),
-            help=help_text.replace("%", "%%"),  # argparse formats help with %
-        )
+RAW = click.Argument(["raw"], metavar="RAW")
+OUT = click.Argument(["out"], metavar="[OUT]", required=False)
 
 
-def _chosen_options(chosen: argparse.Namespace, settings: Any) -> Any:
-    for key, text in vars(chosen).items():
-        if key.startswith("option:") and text is not None:
-            settings = options.override(settings, f"{key.removeprefix('option:')}={text}")
-    return settings
-
-
-def _prepare_scenes(chosen: argparse.Namespace) -> None:
+def _source(name: str) -> click.Command:
     from cutslots.data import prepare, sources
 
-    settings = _chosen_options(chosen, sources.load(chosen.source).Options())
-    out = chosen.out or home() / "data" / _name(chosen.source, settings)
-    with Counting("scenes") as progress:
-        manifest = prepare(
-            chosen.source,
-            chosen.raw,
-            out,
-            settings,
-            splits=sources.parse_splits(chosen.splits) if chosen.splits else None,
-            overwrite=chosen.overwrite,
-            progress=progress,
-            workers=chosen.workers,
-        )
-    print(f"{out}: {summary(manifest)}")
+    source = sources.load(name)
+    where = f"OUT is the folder to write (default: CUTSLOTS_HOME/data/{name}"
+    where += f"; of a variant {name}_VARIANT)." if source.NEEDS_RAW else ")."
+    raw = "RAW is the folder, file or URI of the raw dataset. " if source.NEEDS_RAW else ""
+
+    @click.command(name, help=f"{source.__doc__}\n\n{raw}{where}")
+    @click.option("--splits", help="records of each split, e.g. train=0:320,val=320:360")
+    @overwrite_option
+    @click.option(
+        "--workers",
+        type=int,
+        help="processes (default: the Ray cluster of RAY_ADDRESS, else every core)",
+    )
+    def run(
+        splits: str | None,
+        overwrite: bool,
+        workers: int | None,
+        raw: str | None = None,
+        out: str | None = None,
+        **values: Any,
+    ) -> None:
+        config = configured(source.Options(), values)
+        target = out or home() / "data" / _default_name(name, source, config)
+        try:
+            with progress_bar("scenes") as update:
+                manifest = prepare(
+                    name,
+                    raw,
+                    target,
+                    config,
+                    splits=sources.parse_splits(splits) if splits else None,
+                    overwrite=overwrite,
+                    progress=update,
+                    workers=workers,
+                )
+        except KeyboardInterrupt:
+            click.echo("Run the same command again to continue.", err=True)
+            raise
+        click.echo(f"{target}: {summary(manifest)}")
+
+    run.params[:0] = [RAW, OUT] if source.NEEDS_RAW else [OUT]
+    run.params += config_options(source.Options())
+    return run
 
 
-def _name(source: str, settings: Any) -> str:
-    """The name by which sweeps look for a set of published files, such as clevrtex_outd; all built-in scenes are `scenes`."""
-    from cutslots.data import sources
-
-    loaded = sources.load(source)
-    described = zip(options.describe(settings), options.describe(loaded.Options()), strict=True)
-    words = [
-        str(ours.value)
-        for ours, default in described
-        if "|" in ours.range and ours.value != default.value
-    ]
-    return "_".join([source, *words]) if loaded.NEEDS_RAW else source
+def _default_name(name: str, source: Any, config: Any) -> str:
+    """The name by which sweeps find a published variant, such as clevrtex_outd."""
+    if not source.NEEDS_RAW:
+        return name
+    pairs = zip(options.describe(config), options.describe(source.Options()), strict=True)
+    words = [str(ours.value) for ours, default in pairs if "|" in ours.range and ours != default]
+    return "_".join([name, *words])
 
 
-def _add_cora(parser: argparse.ArgumentParser) -> None:
+def _cora() -> click.Command:
     from cutslots import cora
 
-    parser.add_argument(
-        "raw", metavar="RAW", help="the folder of cora.npz, or of cora.content and cora.cites"
-    )
-    parser.add_argument(
-        "out", metavar="OUT", nargs="?", help="the folder to write; default CUTSLOTS_HOME/data/cora"
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace what OUT holds if it was prepared otherwise",
-    )
-    _add_options(parser, cora.Options())
-    parser.set_defaults(prepare=_prepare_cora)
+    @click.command("cora")
+    @overwrite_option
+    def run(raw: str, out: str | None, overwrite: bool, **values: Any) -> None:
+        """Cora: matching instances from the citation graph, for sweeps/cora.py.
 
-
-def _prepare_cora(chosen: argparse.Namespace) -> None:
-    from cutslots import cora
-
-    out = Path(chosen.out) if chosen.out else home() / "data" / "cora"
-    with Counting("parts") as progress:
-        manifest = cora.prepare(
-            chosen.raw,
-            out,
-            _chosen_options(chosen, cora.Options()),
-            overwrite=chosen.overwrite,
-            progress=progress,
+        RAW is the folder of cora.npz, or of cora.content and cora.cites. OUT is the folder to
+        write (default: CUTSLOTS_HOME/data/cora).
+        """
+        target = Path(out) if out else home() / "data" / "cora"
+        config = configured(cora.Options(), values)
+        with progress_bar("parts") as update:
+            manifest = cora.prepare(raw, target, config, overwrite=overwrite, progress=update)
+        counts, used = manifest["counts"], manifest["options"]
+        click.echo(
+            f"{target}: {used['instances']} instances of {used['side']} x {used['side']}, "
+            f"digest {manifest['digest']}\n"
+            f"{counts['citations_crossing']:,} of {counts['citations']:,} citations cross between "
+            f"the sides; the best matching contains {manifest['optimum_mean']:.2f} on average, "
+            f"a random one {manifest['random_mean']:.2f}"
         )
-    counts, settings = manifest["counts"], manifest["options"]
-    print(
-        f"{out}: {settings['instances']} instances of {settings['side']} x {settings['side']}, digest {manifest['digest']}"
-    )
-    print(
-        f"{counts['citations_crossing']:,} of {counts['citations']:,} citations cross from side to side;",
-        end=" ",
-    )
-    print(
-        f"the best matching holds {manifest['optimum_mean']:.2f} in the mean, a random one {manifest['random_mean']:.2f}"
-    )
+
+    run.params[:0] = [RAW, OUT]
+    run.params += config_options(cora.Options())
+    return run

@@ -1,25 +1,19 @@
-"""list the presets with their parameter counts"""
+"""List the presets."""
 
-import argparse
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+import click
 
 
-def run(chosen: argparse.Namespace) -> None:
-    """Print every preset."""
+@click.command
+def command() -> None:
+    """List the presets with their parameter counts."""
     from cutslots.train.config import PRESETS, preset
 
     for name, function in PRESETS.items():
-        config = preset(name)
         parts = {
             part: sum(p.numel() for p in module.parameters())
-            for part, module in config.model.build().named_children()
+            for part, module in preset(name).model.build().named_children()
         }
-        print(f"{name}: {' '.join((function.__doc__ or '').split())}")
-        print(
-            f"  {sum(parts.values()):,} parameters: "
-            + ", ".join(f"{part} {count:,}" for part, count in parts.items() if count)
-        )
-    print("their options, with every preset's values: cutslots train --help")
+        click.echo(f"{name}: {' '.join((function.__doc__ or '').split())}")
+        counts = ", ".join(f"{part} {count:,}" for part, count in parts.items() if count)
+        click.echo(f"  {sum(parts.values()):,} parameters: {counts}")
+    click.echo("Options with the values of every preset: cutslots train --help")

@@ -1,50 +1,47 @@
-"""tables, figures and a page of sweeps, from MLflow
+"""Reports of sweeps."""
 
-Writes OUT/SWEEP/ for each sweep: index.html, which opens from disk, table.md, runs.csv and pictures. Means are over runs that
-differ in the seed only. Nothing but the tracking store is read, and the same runs give the same files.
-"""
-
-import argparse
-import sys
 from pathlib import Path
 
+import click
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which sweeps, and where to."""
-    parser.add_argument(
-        "sweeps", nargs="*", metavar="SWEEP", help="default: all sweeps of the tracking store"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="folder of the reports (default results)",
-    )
-    parser.add_argument(
-        "--compare",
-        metavar="SETTING",
-        help="also OUT/compare-SETTING.md and .png: the sweeps beside each other over this setting",
-    )
+from cutslots.errors import InputError
 
 
-def run(chosen: argparse.Namespace) -> None:
-    """Write the reports."""
-    from cutslots.errors import InputError
+@click.command
+@click.argument("sweeps", nargs=-1, metavar="[SWEEP]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="results",
+    show_default=True,
+    help="folder of the reports",
+)
+@click.option(
+    "--compare",
+    metavar="SETTING",
+    help="also write OUT/compare-SETTING.md and .png: the sweeps side by side over this setting",
+)
+def command(sweeps: tuple[str, ...], out: Path, compare: str | None) -> None:
+    """Write tables, figures and a page for each sweep, from MLflow.
+
+    Writes OUT/SWEEP/ for each sweep (default: all): index.html, which opens from disk, table.md,
+    runs.csv and figures. Means are over runs that differ only in their seed. The same runs give
+    the same files.
+    """
     from cutslots.report.importance import analysis
     from cutslots.report.plots import write_comparison
     from cutslots.report.sweep import sweep_names
     from cutslots.report.sweep_report import write_report
 
-    names = list(dict.fromkeys(chosen.sweeps or sweep_names()))
-    # First, for what it refuses: reports of many runs take a while.
-    compared = write_comparison(names, chosen.compare, chosen.out) if chosen.compare else []
+    names = list(dict.fromkeys(sweeps or sweep_names()))
+    # First because it refuses bad input: the reports of many runs take a while.
+    compared = write_comparison(names, compare, out) if compare else []
     for name in names:
         try:
-            print(write_report(name, chosen.out, analysis), flush=True)
+            click.echo(write_report(name, out, analysis))
         except InputError as error:
-            if chosen.sweeps:
+            if sweeps:
                 raise
-            print(f"left out: {error}", file=sys.stderr)
+            click.echo(f"skipped: {error}", err=True)
     for path in compared:
-        print(path)
+        click.echo(path)

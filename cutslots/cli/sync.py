@@ -1,25 +1,24 @@
-"""deliver to MLflow what a run logged while the tracking store was away"""
+"""Deliver what MLflow is missing."""
 
-import argparse
 from pathlib import Path
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run."""
-    parser.add_argument("run_dir", metavar="RUN", help="the run's folder or name")
+import click
 
 
-def run(chosen: argparse.Namespace) -> int:
-    """Deliver; status 1 when something is left."""
+@click.command
+@click.argument("run", metavar="RUN")
+def command(run: str) -> int:
+    """Send MLflow what a run logged while the tracking store was unreachable.
+
+    RUN is the run's folder or name. The exit status is 1 if something is left.
+    """
     from cutslots.runs.lookup import runs_dir
     from cutslots.tracking import sync
     from cutslots.tracking.journal import FILE
 
-    folder = Path(chosen.run_dir)
-    left = sync(folder if (folder / FILE).exists() else runs_dir() / chosen.run_dir)
-    print(
-        "everything is in the tracking store"
-        if not left
-        else f"{left} events are still undelivered"
+    folder = Path(run)
+    left = sync(folder if (folder / FILE).exists() else runs_dir() / run)
+    click.echo(
+        f"{left} events could not be delivered" if left else "the tracking store is up to date"
     )
-    return 1 if left else 0
+    return int(left > 0)

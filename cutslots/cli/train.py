@@ -1,158 +1,169 @@
-"""train one model in this process
+"""Train one model in this process."""
 
-Train one model in this process, without Ray: breakpoints work. Metrics, figures and the model go to MLflow.
-"""
-
-import argparse
 import shlex
-import sys
 from pathlib import Path
+from typing import Any
+
+import click
 
 from cutslots import options
-from cutslots.cli._counting import Counting
-from cutslots.cli._places import place
-from cutslots.cli._texts import options_table
+from cutslots.cli.common import dataset_path, device_option, progress_bar
 from cutslots.errors import InputError
 from cutslots.files import home
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to train on, from which preset, with which options, under which name."""
-    from cutslots.data import sources
-    from cutslots.train.config import PRESETS
+class _Train(click.Command):
+    """Shows every option of every preset below its help."""
 
-    parser.epilog = options_table()
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "source", metavar="SOURCE", help=f"which dataset: {', '.join(sources.names())}"
-    )
-    parser.add_argument(
-        "--data",
-        metavar="DIR",
-        help="its prepared folder, the name of one in CUTSLOTS_HOME/data, or the URI of one; default SOURCE, and the built-in "
-        "`scenes` are made when they are missing",
-    )
-    parser.add_argument(
-        "--preset", help=f"the settings to start from: {', '.join(PRESETS)} (default small)"
-    )
-    parser.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        dest="sets",
-        help="change an option (below); repeatable",
-    )
-    parser.add_argument("--steps", type=int, help="short for --set train.steps=N")
-    parser.add_argument("--seed", type=int, help="short for --set train.seed=N")
-    parser.add_argument(
-        "--name",
-        help="the run's name and folder under CUTSLOTS_HOME/runs; default SOURCE-PRESET-SIGNATURE",
-    )
-    parser.add_argument("--experiment", help="the MLflow experiment; default SOURCE")
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1...; default the first GPU, else the CPU"
-    )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="RUN",
-        help="continue this run if it was begun; with RUN, that run with its own settings",
-    )
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        help="no data threads, no live bar, anomaly detection, tracebacks in full",
-    )
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(f"\n{_options_table()}\n")
 
 
-def run(chosen: argparse.Namespace) -> None:
-    """Train, or go on with, one run; print where it is and how good."""
+@click.command(cls=_Train)
+@click.argument("source", metavar="SOURCE")
+@click.option(
+    "--data",
+    metavar="DIR",
+    help="prepared folder, its name in CUTSLOTS_HOME/data, or a URI (default: SOURCE; the built-in "
+    "`scenes` are generated if missing)",
+)
+@click.option("--preset", help="starting configuration, see `cutslots presets` (default: small)")
+@click.option(
+    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="set an option; repeatable"
+)
+@click.option("--steps", type=int, help="short for --set train.steps=N")
+@click.option("--seed", type=int, help="short for --set train.seed=N")
+@click.option(
+    "--name", help="run name and folder in CUTSLOTS_HOME/runs (default: made from a hash)"
+)
+@click.option("--experiment", help="MLflow experiment (default: SOURCE)")
+@device_option
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[RUN]",
+    help="resume this run if it exists; with RUN, resume that run with its own options",
+)
+@click.option(
+    "--debug", is_flag=True, help="no data threads, no bar, anomaly detection, tracebacks"
+)
+def command(
+    source: str,
+    data: str | None,
+    preset: str | None,
+    assignments: tuple[str, ...],
+    steps: int | None,
+    seed: int | None,
+    name: str | None,
+    experiment: str | None,
+    device: str | None,
+    resume: str | None,
+    debug: bool,
+) -> None:
+    """Train one model in this process, without Ray: breakpoints work.
+
+    Metrics, figures and the model go to MLflow. SOURCE is a dataset source such as scenes, clevr,
+    clevrtex or movi_a (`cutslots prepare --help` lists them).
+    """
     from cutslots.data import Manifest, local
     from cutslots.runs.lookup import finished, runs_dir, stored_run
     from cutslots.runs.provenance import ABOUT
     from cutslots.runs.train import train_run
-    from cutslots.train.config import preset, run_hash
+    from cutslots.train.config import preset as load_preset
+    from cutslots.train.config import run_hash
 
-    if chosen.resume:
-        run_dir, config, about = stored_run(chosen.resume)
-        data, experiment = place(chosen.data or about["data"]), about["experiment"]
-        if chosen.preset or chosen.name or chosen.experiment:
+    run_dir: Path | None = None
+    if resume:
+        if preset or name or experiment:
             raise InputError(
-                "--resume RUN takes RUN's own settings; leave out --preset, --name and --experiment."
+                "--resume RUN uses the options of RUN. Leave out --preset, --name, --experiment."
             )
+        run_dir, config, about = stored_run(resume)
+        path, experiment = dataset_path(data or about["data"]), about["experiment"]
     else:
-        config = preset(chosen.preset or "small")
-        data, experiment, run_dir = _data(chosen), chosen.experiment or chosen.source, None
-    for assignment in [
-        *chosen.sets,
-        *_short("train.steps", chosen.steps),
-        *_short("train.seed", chosen.seed),
-    ]:
+        config = load_preset(preset or "small")
+        path = dataset_path(data) if data else _default_data(source)
+    changes = {"train.steps": steps, "train.seed": seed}
+    for assignment in [*assignments, *(f"{k}={v}" for k, v in changes.items() if v is not None)]:
         config = options.override(config, assignment)
     options.check(config)
-    manifest = Manifest.load(local(data))
-    if manifest.source != chosen.source:
+    manifest = Manifest.load(local(path))
+    if manifest.source != source:
         raise InputError(
-            f"{data} holds {manifest.source}, not {chosen.source}. Run: cutslots train {manifest.source} --data {data}"
+            f"SOURCE must be {manifest.source}, the source of {path}, got {source}. "
+            f"Run: cutslots train {manifest.source} --data {path}"
         )
     if run_dir is None:
-        if chosen.name and (Path(chosen.name).name != chosen.name or chosen.name.startswith(".")):
+        if name and (Path(name).name != name or name.startswith(".")):
             raise InputError(
-                f"--name is {chosen.name!r}; give the name of a folder, without / and not beginning with a dot."
+                f"--name must be a folder name without / or a leading dot, got {name!r}."
             )
-        name = (
-            chosen.name
-            or f"{chosen.source}-{chosen.preset or 'small'}-{run_hash(config, manifest.digest)}"
-        )
-        run_dir = runs_dir() / name
+        digest = run_hash(config, manifest.digest)
+        run_dir = runs_dir() / (name or f"{source}-{preset or 'small'}-{digest}")
     best = finished(run_dir, config, manifest.digest)
     if best:
-        print(
-            f"run {run_dir.name} is finished already, in {run_dir}; --name or --seed makes another"
+        click.echo(
+            f"run {run_dir.name} is already finished: {run_dir}. --name or --seed starts another."
         )
     else:
-        resume = chosen.resume is not None
         try:
             best = train_run(
                 config,
-                data,
+                path,
                 run_dir,
-                experiment=experiment,
-                device=chosen.device,
-                resume=resume,
-                debug=chosen.debug,
+                experiment=experiment or source,
+                device=device,
+                resume=resume is not None,
+                debug=debug,
             ).best
         except KeyboardInterrupt:
             if (run_dir / ABOUT).is_file():
-                print(
-                    f"go on: cutslots train {manifest.source} --resume {shlex.quote(run_dir.name)}",
-                    file=sys.stderr,
-                )
+                again = shlex.join(["cutslots", "train", source, "--resume", run_dir.name])
+                click.echo(f"resume: {again}", err=True)
             raise
     metric = config.train.best_metric
-    print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")
-    evaluate = shlex.join(["cutslots", "evaluate", run_dir.name, "--data", str(data)])
-    print(f"evaluate it: {evaluate}      look at it: cutslots ui")
+    click.echo(
+        f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}"
+    )
+    evaluate = shlex.join(["cutslots", "evaluate", run_dir.name, "--data", str(path)])
+    click.echo(f"evaluate it: {evaluate}      look at it: cutslots ui")
 
 
-def _short(path: str, value: int | None) -> list[str]:
-    return [] if value is None else [f"{path}={value}"]
-
-
-def _data(chosen: argparse.Namespace) -> Path | str:
+def _default_data(source: str) -> Path:
     from cutslots.data import prepare, sources
 
-    if chosen.data:
-        return place(chosen.data)
-    source = sources.load(chosen.source)
-    default = home() / "data" / chosen.source
-    if not source.NEEDS_RAW and not (default / "manifest.json").exists():
-        with Counting("scenes") as progress:
-            prepare(chosen.source, None, default, progress=progress)
-    if not default.exists():
+    path = home() / "data" / source
+    if not sources.load(source).NEEDS_RAW and not (path / "manifest.json").exists():
+        with progress_bar("scenes") as update:
+            prepare(source, None, path, progress=update)
+    if not path.exists():
         raise InputError(
-            f"--data is missing. Prepare the set first: cutslots prepare {chosen.source} RAW {default}"
+            f"no prepared dataset {path}. Run: cutslots prepare {source} RAW, or give --data."
         )
-    return default
+    return path
+
+
+def _options_table() -> str:
+    """Every training option, one table per model: its value in each preset, meaning and range."""
+    from cutslots.train.config import PRESETS, preset
+
+    by_model: dict[str, dict[str, Any]] = {}
+    for name in PRESETS:
+        by_model.setdefault(preset(name).model_name, {})[name] = preset(name)
+    lines = ["Options for --set, by their full path or any unambiguous suffix:"]
+    for model, presets in by_model.items():
+        described = options.describe(next(iter(presets.values())))
+        columns = {name: options.flat(config) for name, config in presets.items()}
+        margin = 2 + max(len(option.path) for option in described)
+        widths = {name: max(15, len(name) + 2) for name in columns}
+        header = "".join(f"{name:<{width}}" for name, width in widths.items())
+        lines += ["", f"  {model:<{margin}}{header}"]
+        for option in described:
+            values = "".join(
+                f"{options.text(columns[name][option.path]):<{width}}"
+                for name, width in widths.items()
+            )
+            kind = ", ".join(filter(None, (options.type_name(option.type), option.range)))
+            lines.append(f"  {option.path:<{margin}}{values}{option.help} ({kind})")
+    return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""The matching experiment on the Cora citation graph: instances, learners, protocol, table (the paper's section 6.2).
+"""The matching experiment on the Cora citation graph (section 6.2 of the paper).
 
-`prepare` and `load` are the instances on disk; `sweeps/cora.py` runs the experiment.
+`prepare` writes the instances, `load` reads them, `sweeps/cora.py` runs the experiment.
 """
 
 from cutslots.cora.instances import Instances as Instances

@@ -1,16 +1,17 @@
-"""The Cora citation graph, read from either of its public forms: two text files, or one file of arrays."""
+"""The Cora citation graph from either of its public forms: two text files, or one of arrays."""
 
-import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 
 from cutslots.errors import InputError
 from cutslots.files import sha256
 
 ARRAYS, CONTENT, CITES = "cora.npz", "cora.content", "cora.cites"
+FIELDS = ("feature_indices", "feature_indptr", "num_features", "edges")
 
 
 @dataclass(frozen=True)
@@ -20,154 +21,101 @@ class Graph:
     Attributes:
         words: bool (papers, words), whether a paper contains a word.
         edges: int64 (citations, 2), undirected: u < v, without repetitions, sorted.
-        files: the SHA-256 of every file that was read, by name.
+        files: the SHA-256 of every raw file, by name.
     """
 
     words: np.ndarray
     edges: np.ndarray
     files: dict[str, str]
 
-    @property
-    def num_papers(self) -> int:
-        return len(self.words)
-
     def adjacency(self) -> np.ndarray:
         """Symmetric bool (papers, papers)."""
-        found = np.zeros((self.num_papers, self.num_papers), bool)
-        found[self.edges[:, 0], self.edges[:, 1]] = found[self.edges[:, 1], self.edges[:, 0]] = True
-        return found
+        adjacency = np.zeros((len(self.words), len(self.words)), bool)
+        u, v = self.edges.T
+        adjacency[u, v] = adjacency[v, u] = True
+        return adjacency
 
 
 def read(raw: Path | str) -> Graph:
-    """Read the graph from a folder, or from a file of it: `cora.npz`, else `cora.content` with `cora.cites` (LINQS).
+    """Read the graph from a folder or one of its files.
 
-    Papers are numbered in the order of the file. Self-citations and repeated citations are dropped.
+    Reads `cora.npz` if it exists, else `cora.content` and `cora.cites` (LINQS). Papers are numbered
+    in file order; self-citations and repeated citations are dropped.
 
     Raises:
-        InputError: none of the files is there, or one is damaged; the message names the file and the field or line.
+        InputError: a file is missing or damaged; names the file and its field or line.
     """
     raw = Path(raw)
+    names = f"{ARRAYS}, or {CONTENT} and {CITES}"
     if not raw.exists():
-        raise InputError(
-            f"raw {raw} does not exist. Give the folder of {ARRAYS}, or of {CONTENT} and {CITES}."
-        )
+        raise InputError(f"raw {raw} does not exist. Give the folder with {names}.")
     folder = raw if raw.is_dir() else raw.parent
     if raw.suffix == ".npz" or (raw.is_dir() and (raw / ARRAYS).exists()):
-        path = raw / ARRAYS if raw.is_dir() else raw
-        words, edges = _read_arrays(path)
-        return Graph(words, _undirected(edges), {path.name: sha256(path)})
-    content, cites = folder / CONTENT, folder / CITES
-    missing = [path.name for path in (content, cites) if not path.is_file()]
-    if missing or not (raw.is_dir() or raw in (content, cites)):
-        raise InputError(
-            f"raw {raw} has no {ARRAYS}, and no {' and no '.join(missing or [CONTENT])}. Give the folder of either."
-        )
-    papers, words = _read_content(content)
-    edges = _read_cites(cites, papers)
-    return Graph(words, _undirected(edges), {path.name: sha256(path) for path in (content, cites)})
-
-
-def _undirected(edges: np.ndarray) -> np.ndarray:
-    ordered = np.sort(edges.astype(np.int64).reshape(-1, 2), axis=1)
-    return np.unique(ordered[ordered[:, 0] != ordered[:, 1]], axis=0)
+        paths = [folder / ARRAYS if raw.is_dir() else raw]
+        words, edges = _read_arrays(paths[0])
+    else:
+        paths = [folder / CONTENT, folder / CITES]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing or not (raw.is_dir() or raw in paths):
+            absent = " and no ".join(missing or [CONTENT])
+            raise InputError(f"raw {raw} has no {absent}. Give the folder with {names}.")
+        words, edges = _read_texts(*paths)
+    edges = np.sort(edges.astype(np.int64).reshape(-1, 2), axis=1)
+    edges = np.unique(edges[edges[:, 0] != edges[:, 1]], axis=0)
+    return Graph(words, edges, {path.name: sha256(path) for path in paths})
 
 
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    names = ("feature_indices", "feature_indptr", "num_features", "edges")
     try:
         with np.load(path, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in names if name in stored}
+            fields = {name: stored[name] for name in FIELDS if name in stored}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         raise InputError(f"{path} cannot be read as arrays: {error}. Fetch it again.") from None
-    for name in names:
-        if name not in found:
-            raise InputError(f"{path} has no field {name}. It needs {', '.join(names)}.")
-        if found[name].dtype.kind not in "iu":
-            raise InputError(f"{path}, field {name}: {found[name].dtype} instead of integers.")
-    indices, starts, width, edges = (found[name].astype(np.int64) for name in names)
-    if width.ndim or width < 1:
-        raise InputError(f"{path}, field num_features: {width} instead of one number above 0.")
-    if (
-        starts.ndim != 1
-        or len(starts) < 2
-        or starts[0] != 0
-        or starts[-1] != indices.size
-        or (np.diff(starts) < 0).any()
-    ):
-        raise InputError(
-            f"{path}, field feature_indptr: no row starts from 0 up to the {indices.size} feature_indices."
-        )
-    if indices.ndim != 1 or (indices.size and not 0 <= indices.min() <= indices.max() < width):
-        raise InputError(f"{path}, field feature_indices: must lie in 0 to {width - 1}.")
-    papers = len(starts) - 1
-    if (
-        edges.ndim != 2
-        or edges.shape[1] != 2
-        or (edges.size and not 0 <= edges.min() <= edges.max() < papers)
-    ):
-        raise InputError(
-            f"{path}, field edges: must be pairs (n, 2) of paper numbers 0 to {papers - 1}; shape {edges.shape}."
-        )
-    words = np.zeros((papers, int(width)), bool)
-    words[np.repeat(np.arange(papers), np.diff(starts)), indices] = True
-    return words, edges
-
-
-def _read_content(path: Path) -> tuple[dict[str, int], np.ndarray]:
-    """Paper ids in file order, and their words, from lines `id word word ... topic`."""
-    papers: dict[str, int] = {}
-    rows: list[np.ndarray] = []
-    for number, fields in _lines(path):
-        where = f"{path} line {number}"
-        words = fields[1:-1]
-        if not words or (rows and len(words) != len(rows[0])):
-            raise InputError(
-                f"{where}: {len(words)} words, where {len(rows[0]) if rows else 'at least 1'} are due."
-            )
-        if not {"0", "1"}.issuperset(words):
-            raise InputError(
-                f"{where}: words must be 0 or 1, found {next(word for word in words if word not in '01')!r}."
-            )
-        if fields[0] in papers:
-            raise InputError(f"{where}: paper {fields[0]} stands there a second time.")
-        papers[fields[0]] = len(rows)
-        rows.append(np.array(words) == "1")
-    if not rows:
-        raise InputError(f"{path} holds no papers. Fetch it again.")
-    return papers, np.stack(rows)
-
-
-def _read_cites(path: Path, papers: dict[str, int]) -> np.ndarray:
-    """Pairs of paper numbers from lines `cited citing`."""
-    edges: list[tuple[int, int]] = []
-    for number, fields in _lines(path):
-        if len(fields) != 2:
-            raise InputError(
-                f"{path} line {number}: {len(fields)} fields, where 2 paper ids are due."
-            )
-        unknown = [paper for paper in fields if paper not in papers]
-        if unknown:
-            raise InputError(f"{path} line {number}: paper {unknown[0]} is not in {CONTENT}.")
-        edges.append((papers[fields[0]], papers[fields[1]]))
-    return np.array(edges, np.int64).reshape(-1, 2)
-
-
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    for name in FIELDS:
+        if name not in fields:
+            raise InputError(f"{path} has no field {name}. It must have {', '.join(FIELDS)}.")
+        if fields[name].dtype.kind not in "iu":
+            raise InputError(f"{path}: {name} must be integers, got {fields[name].dtype}.")
+    indices, starts, width, edges = (fields[name].astype(np.int64) for name in FIELDS)
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no text file. Give the unpacked file.") from None
-    return [
-        (number, line.split())
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip()
-    ]
+        if starts[-1] != len(indices):
+            raise ValueError(f"feature_indptr must end with {len(indices)}, got {starts[-1]}")
+        shape = len(starts) - 1, int(width)
+        words = sp.csr_array((np.ones(len(indices), bool), indices, starts), shape)
+        words.check_format()
+    except (ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            f"{path}: {', '.join(FIELDS[:3])} are not a sparse matrix: {error}"
+        ) from None
+    pairs = edges.ndim == 2 and edges.shape[1] == 2
+    if not pairs or (edges.size and not 0 <= edges.min() <= edges.max() < shape[0]):
+        raise InputError(f"{path}: edges must be pairs (n, 2) of papers 0 to {shape[0] - 1}.")
+    return words.toarray(), edges
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """12 hexadecimal digits that stand for the arrays' content, types and shapes."""
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(f"{array.dtype.str}{array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:12]
+def _read_texts(content: Path, cites: Path) -> tuple[np.ndarray, np.ndarray]:
+    """From lines `id word word ... topic` with words 0 or 1, and lines `cited citing`."""
+    tables: list[list[list[str]]] = []
+    for path in (content, cites):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{path} is not a text file. Give the unpacked file.") from None
+        rows = [line.split() for line in lines if line.strip()]
+        fields = 2 if path == cites else max(3, len(rows[0]) if rows else 0)
+        for paper, *others in rows or [[""]]:
+            if len(others) != fields - 1:
+                got = f"{paper!r} has {1 + len(others)}"
+                raise InputError(f"{path}: every line must have {fields} fields, {got}.")
+        tables.append(rows)
+    numbers: dict[str, int] = {}
+    for paper, *words, _ in tables[0]:
+        if wrong := set(words) - {"0", "1"}:
+            raise InputError(f"{content}: words must be 0 or 1, paper {paper} has {min(wrong)!r}.")
+        if paper in numbers:
+            raise InputError(f"{content}: duplicate paper id {paper}.")
+        numbers[paper] = len(numbers)
+    if unknown := {paper for pair in tables[1] for paper in pair} - set(numbers):
+        raise InputError(f"{cites}: paper {min(unknown)} is not in {CONTENT}.")
+    edges = np.array([[numbers[paper] for paper in pair] for pair in tables[1]])
+    return np.array([words[1:-1] for words in tables[0]]) == "1", edges

@@ -1,15 +1,16 @@
 """Bipartite matching instances from the citation graph.
 
-The graph is partitioned by METIS (recursive bisection, the best of ten partitions) into parts of about 100 papers. A part that came
-out larger gives up, one by one, the paper with the fewest citations inside the part; then a part that came out smaller takes,
-one by one, the given-up paper with the most citations into it (ties: the lowest paper number). What nobody takes is left out, 8
-papers of 2,708. Each part is split into two sides of 50 that many citations cross: balanced max-cut by swapping, always the best
-swap, until none helps, the best of several seeded starts. The side with the lowest paper number is the left one.
+METIS (recursive bisection, the best of ten partitions) splits the graph into parts of about 100
+papers. Every larger part gives up, one by one, the paper with the fewest citations inside it; then
+every smaller part takes, one by one, the given-up paper with the most citations into it (ties: the
+lowest paper number). The rest, 8 of 2,708 papers, is left out. Balanced max-cut splits each part
+into two sides of 50 that many citations cross: swap the best pair until none helps; the best of
+several seeded starts is kept. The side with the lowest paper number is the left one.
 """
 
+import hashlib
 import importlib.metadata
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,16 +20,17 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from cutslots import files
-from cutslots.cora.graph import Graph, digest, read
+from cutslots.cora.graph import Graph, read
 from cutslots.errors import InputError
 from cutslots.options import check, option
 
 INSTANCES, MANIFEST, SCHEMA_VERSION = "instances.npz", "manifest.json", 1
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the instances of a graph."""
+    """What determines the instances of a graph."""
 
     instances: int = option(27, "number of instances", low=1)
     side: int = option(50, "papers on each side of an instance", low=1)
@@ -41,7 +43,7 @@ class Instances:
     """Instances of the matching problem.
 
     Attributes:
-        words: bool (instances, 2, side, words), the words of the papers of the left and the right side.
+        words: bool (instances, 2, side, words), the words of the left and the right papers.
         edges: bool (instances, side, side), whether left paper u and right paper v cite each other.
         papers: int32 (instances, 2, side), the papers' numbers in the graph.
     """
@@ -55,16 +57,20 @@ class Instances:
 
     @property
     def digest(self) -> str:
-        """12 hexadecimal digits that stand for the content."""
-        return digest(self.words, self.edges, self.papers)
+        """12 hexadecimal digits, a hash of the arrays."""
+        digest = hashlib.sha256()
+        for array in (self.words, self.edges, self.papers):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:12]
 
     def optimum(self) -> np.ndarray:
-        """float (instances,): the most citations that one matching of the true graph can hold."""
-        return np.array([matched(each.astype(float), each) for each in self.edges])
+        """float (instances,): the most citations that a matching of the true graph can have."""
+        return np.array([matched(edges.astype(float), edges) for edges in self.edges])
 
 
 def matched(weights: np.ndarray, edges: np.ndarray) -> float:
-    """How many true edges the matching of largest weight holds: the matching LP, solved exactly."""
+    """True edges in the matching of largest weight: the matching LP, solved exactly."""
     left, right = linear_sum_assignment(weights, maximize=True)
     return float(edges[left, right].sum())
 
@@ -75,165 +81,138 @@ def prepare(
     settings: Options | None = None,
     *,
     overwrite: bool = False,
-    progress: Callable[[str, int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Make the instances of the graph in `raw` and write `instances.npz` and `manifest.json` to the folder `out`.
+    """Write the instances of the graph in `raw` to `out/instances.npz` and `out/manifest.json`.
 
     Args:
-        progress: called as progress("instances", finished, of).
+        overwrite: replace other instances in `out`.
+        progress: called as progress("instances", finished, total).
 
     Returns: the manifest.
 
     Raises:
-        InputError: a raw file is absent or damaged, the graph has too few papers, pymetis is not installed, or `out` holds
-            something else (other instances are replaced with `overwrite`).
+        InputError: a raw file is missing or damaged, the graph has too few papers, pymetis is not
+            installed, or `out` contains other instances or other files.
     """
     settings, out = settings or Options(), Path(out)
     check(settings)
     graph = read(raw)
-    made, about = make(graph, settings, progress)
-    _refuse(out, made.digest, overwrite)
+    instances, counts = make(graph, settings, progress)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out} is a file. Give a folder.")
+    old = _read_manifest(out)
+    if old and old.get("digest") != instances.digest and not overwrite:
+        digests = f"digest {old.get('digest')}, not {instances.digest}"
+        raise InputError(f"{out} contains other instances, {digests}. Use --overwrite.")
+    names = sorted(path.name for path in out.glob("*") if path.name[0] != ".")
+    if others := [name for name in names if name not in (INSTANCES, MANIFEST)]:
+        raise InputError(f"out {out} contains {', '.join(others[:3])}. Give a new or empty folder.")
     with files.atomic(out / INSTANCES) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, words=made.words, edges=made.edges, papers=made.papers)
+        np.savez_compressed(file, **vars(instances))
+    packages = ("cutslots", "pymetis", "numpy")
     manifest = {
         "source": "cora",
         "schema_version": SCHEMA_VERSION,
-        "digest": made.digest,
+        "digest": instances.digest,
         "raw": graph.files,
         "options": asdict(settings),
-        "counts": about,
-        "optimum_mean": float(made.optimum().mean()),
-        "random_mean": float(made.edges.sum((1, 2)).mean() / settings.side),
+        "counts": counts,
+        "optimum_mean": float(instances.optimum().mean()),
+        "random_mean": float(instances.edges.sum((1, 2)).mean() / settings.side),
         "files": {INSTANCES: files.sha256(out / INSTANCES)},
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("cutslots", "pymetis", "numpy")
-        },
+        "versions": {name: importlib.metadata.version(name) for name in packages},
     }
     files.write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
 def load(directory: Path | str) -> Instances:
-    """The instances that `prepare` wrote.
+    """Read the instances that `prepare` wrote.
 
     Raises:
-        InputError: the folder or one of its files is absent, damaged, or of something else.
+        InputError: the folder or one of its files is missing, damaged, or of another dataset.
     """
-    directory = Path(directory)
     again = "Make it with: cutslots prepare cora RAW OUT --overwrite"
-    manifest = _manifest(directory)
+    manifest, path = _read_manifest(Path(directory)), Path(directory) / INSTANCES
     if manifest is None:
         raise InputError(f"data folder {directory} has no {MANIFEST}. {again}")
-    path = directory / INSTANCES
     if not path.is_file() or files.sha256(path) != manifest["files"].get(INSTANCES):
         raise InputError(
-            f"{path} is {'damaged: its SHA-256 is not the manifest’s' if path.is_file() else 'missing'}. {again}"
+            f"{path} is missing or damaged: its SHA-256 must be the manifest's. {again}"
         )
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return Instances(stored["words"], stored["edges"], stored["papers"])
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged: {error}. {again}") from None
+    with np.load(path, allow_pickle=False) as stored:
+        return Instances(stored["words"], stored["edges"], stored["papers"])
 
 
-def _manifest(directory: Path) -> dict[str, Any] | None:
+def _read_manifest(directory: Path) -> dict[str, Any] | None:
     path = directory / MANIFEST
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        source, version, _ = found["source"], found["schema_version"], found["files"]
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, _ = (manifest["source"], manifest["schema_version"]), manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is damaged ({error!r}). Name another folder, or remove it."
-        ) from None
-    if (source, version) != ("cora", SCHEMA_VERSION):
-        raise InputError(
-            f"{path} is of {source}, version {version}, not of cora, version {SCHEMA_VERSION}. Name another folder."
-        )
-    return found
-
-
-def _refuse(out: Path, content: str, overwrite: bool) -> None:
-    """Raise unless `out` is empty, holds the same instances, or may be overwritten."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out {out} is a file. Name a folder.")
-    there = _manifest(out)
-    if there is not None and there.get("digest") != content and not overwrite:
-        raise InputError(
-            f"{out} already holds other instances, digest {there.get('digest')}, now {content}. Use --overwrite."
-        )
-    strangers = sorted(
-        path.name
-        for path in out.glob("*")
-        if path.name not in (INSTANCES, MANIFEST) and path.name[0] != "."
-    )
-    if strangers:
-        raise InputError(
-            f"out {out} holds other files ({', '.join(strangers[:3])}). Name a new or empty folder."
-        )
-
-
-# ---- from a graph to instances
+        raise InputError(f"{path} is damaged ({error!r}). Use another folder.") from None
+    if version != ("cora", SCHEMA_VERSION):
+        expected = f"cora, version {SCHEMA_VERSION}"
+        raise InputError(f"{path} must be of {expected}, got {version}. Use another folder.")
+    return manifest
 
 
 def make(
-    graph: Graph, settings: Options, progress: Callable[[str, int, int | None], None] | None = None
+    graph: Graph, settings: Options, progress: Progress | None = None
 ) -> tuple[Instances, dict[str, int]]:
-    """The instances of a graph, and counts of what was cut, moved and left out on the way."""
-    size = 2 * settings.side
-    if graph.num_papers < settings.instances * size:
+    """The instances of a graph, and counts of the papers and citations that each step kept."""
+    count, side = settings.instances, settings.side
+    if len(graph.words) < 2 * count * side:
         raise InputError(
-            f"the graph has {graph.num_papers} papers; {settings.instances} instances of {settings.side} x {settings.side} "
-            f"need {settings.instances * size}. Choose fewer instances or a smaller side."
+            f"{count} instances of {side} x {side} need {2 * count * side} papers, the graph has "
+            f"{len(graph.words)} papers. Choose fewer instances or a smaller side."
         )
     adjacency = graph.adjacency()
-    partition = metis(adjacency, settings.instances, settings.seed)
-    parts = even_parts(adjacency, partition, settings.instances, size)
-    papers = np.empty((settings.instances, 2, settings.side), np.int32)
+    partition = metis(adjacency, count, settings.seed)
+    parts = even_parts(adjacency, partition, count, 2 * side)
+    papers = np.empty((count, 2, side), np.int32)
     for number, members in enumerate(parts):
         generator = np.random.default_rng([settings.seed, number])
         left = balanced_max_cut(adjacency[np.ix_(members, members)], settings.starts, generator)
         papers[number] = members[left], members[~left]
         if progress:
-            progress("instances", number + 1, settings.instances)
+            progress("instances", number + 1, count)
     edges = adjacency[papers[:, 0, :, None], papers[:, 1, None, :]]
-    inside = partition[graph.edges[:, 0]] == partition[graph.edges[:, 1]]
-    about = {
-        "papers": graph.num_papers,
+    part_sizes = np.bincount(partition, minlength=count)
+    counts = {
+        "papers": len(graph.words),
         "words": graph.words.shape[1],
         "citations": len(graph.edges),
-        "citations_inside_metis_parts": int(inside.sum()),
-        "smallest_metis_part": int(np.bincount(partition, minlength=settings.instances).min()),
-        "largest_metis_part": int(np.bincount(partition, minlength=settings.instances).max()),
-        "papers_left_out": graph.num_papers - settings.instances * size,
-        "citations_inside_parts": sum(
-            int(adjacency[np.ix_(members, members)].sum()) // 2 for members in parts
-        ),
+        "citations_inside_metis_parts": int((np.diff(partition[graph.edges]) == 0).sum()),
+        "smallest_metis_part": int(part_sizes.min()),
+        "largest_metis_part": int(part_sizes.max()),
+        "papers_left_out": len(graph.words) - 2 * count * side,
+        "citations_inside_parts": sum(int(adjacency[np.ix_(p, p)].sum()) // 2 for p in parts),
         "citations_crossing": int(edges.sum()),
     }
-    return Instances(graph.words[papers], edges, papers), about
+    return Instances(graph.words[papers], edges, papers), counts
 
 
 def metis(adjacency: np.ndarray, parts: int, seed: int) -> np.ndarray:
-    """int (papers,), the part of every paper: METIS by recursive bisection, the least cut of ten partitions.
+    """int (papers,), the part of every paper: METIS's smallest cut of ten partitions.
 
-    Recursive, because it keeps to equal sizes (100 and 101 on Cora, where the k-way method leaves 97 to 103) at nearly the same
-    cut.
+    Recursive bisection keeps parts to nearly equal sizes (100 and 101 on Cora, 97 to 103 with the
+    k-way method) at nearly the same cut.
     """
     try:
         import pymetis
     except ImportError:
         raise InputError("pymetis is not installed. Run: pip install 'cutslots[cora]'") from None
     neighbours = [row.nonzero()[0].tolist() for row in adjacency]
-    _, partition = pymetis.part_graph(
-        parts, neighbours, recursive=True, options=pymetis.Options(seed=seed, ncuts=10)
-    )
-    return np.array(partition)
+    options = pymetis.Options(seed=seed, ncuts=10)
+    return np.array(pymetis.part_graph(parts, neighbours, recursive=True, options=options)[1])
 
 
 def even_parts(adjacency: np.ndarray, partition: np.ndarray, parts: int, size: int) -> np.ndarray:
-    """int (parts, size), ascending paper numbers of parts of one size; the module's text gives the rule."""
+    """int (parts, size), ascending paper numbers of parts of one size, by the rule above."""
     members = [set(np.flatnonzero(partition == part).tolist()) for part in range(parts)]
     pool: set[int] = set()
 
@@ -242,27 +221,27 @@ def even_parts(adjacency: np.ndarray, partition: np.ndarray, parts: int, size: i
 
     for part in members:
         while len(part) > size:
-            loose = min(part, key=lambda paper: (citations(paper, part), paper))
-            part.remove(loose)
-            pool.add(loose)
+            loosest = min(part, key=lambda paper: (citations(paper, part), paper))
+            part.remove(loosest)
+            pool.add(loosest)
     for part in members:
         while len(part) < size:
-            near = min(pool, key=lambda paper: (-citations(paper, part), paper))
-            pool.remove(near)
-            part.add(near)
+            nearest = min(pool, key=lambda paper: (-citations(paper, part), paper))
+            pool.remove(nearest)
+            part.add(nearest)
     return np.array([sorted(part) for part in members])
 
 
 def balanced_max_cut(
     adjacency: np.ndarray, starts: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """bool (n,), half of the vertices: the half that many edges leave. Vertex 0 is in it."""
+    """bool (n,), the half of the vertices that the most edges leave. Vertex 0 is in it."""
     counts, best, most = adjacency.astype(np.int64), None, -1
     for _ in range(starts):
         sides = np.where(generator.permutation(len(counts)) % 2, 1, -1)
         while True:
-            # A vertex gains its neighbours on its own side and loses those across; an edge between the two swapped stays cut,
-            # though both count it as lost.
+            # A vertex gains its neighbours on its own side and loses those across; an edge between
+            # the two swapped vertices stays cut, though both count it as lost.
             gain = sides * (counts @ sides)
             left, right = np.flatnonzero(sides > 0), np.flatnonzero(sides < 0)
             swap = gain[left, None] + gain[None, right] + 2 * counts[np.ix_(left, right)]

@@ -1,17 +1,8 @@
-"""A network predicts the weight of every pair of papers; it is trained through a relaxed matching, or to classify pairs.
-
-Three objectives, of the same network and the same loop:
-
-- `Decision`: the edge variables of the regularised program (the paper's Eq. 7) become an assignment; the loss is minus the number
-  of true edges that the assignment chooses.
-- `InequalityDecision`: the same loss through the program of Wilder et al. (2018), which keeps every inequality of the matching LP.
-- `TwoStage`: cross-entropy of "does this pair cite": the weights are learned without the program.
-"""
+"""Networks that predict the weight of every pair of papers, and the objectives they train for."""
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,10 +15,10 @@ from cutslots.qp import Matching
 
 
 class PairNetwork(nn.Module):
-    """A two-layer network on pairs of papers, a score a pair: `v . relu(U x_left + V x_right + b) + c`.
+    """A two-layer network on pairs of papers: `v . relu(U x_left + V x_right + b) + c`.
 
-    It is the plain network on the concatenated words of a pair. Because its first layer is linear, the two halves are computed once
-    a paper, from the few words that the paper holds, and added for every pair.
+    It equals the plain network on the concatenated words of a pair, but computes the two halves of
+    its linear first layer once per paper, from the few words that the paper contains.
     """
 
     def __init__(self, num_words: int, hidden: int) -> None:
@@ -39,39 +30,26 @@ class PairNetwork(nn.Module):
         self.score = nn.Linear(hidden, 1)
 
     def forward(self, left: "Side", right: "Side") -> Tensor:
-        """Scores (papers on the left, papers on the right)."""
+        """Scores (left papers, right papers)."""
         first, second = left.sums(self.left) + self.bias, right.sums(self.right)
         return self.score((first[:, None] + second[None]).relu_()).squeeze(2)
 
 
-@dataclass(frozen=True)
 class Side:
-    """The papers of one side of an instance as lists of words: all in one array, and where each paper's begin."""
+    """The papers on one side of an instance, from bool (papers, words), as lists of words."""
 
-    words: Tensor
-    starts: Tensor
-
-    @classmethod
-    def of(cls, words: np.ndarray) -> "Side":
-        """From bool (papers, words)."""
-        starts = np.concatenate([[0], words.sum(1).cumsum()[:-1]])
-        return cls(torch.from_numpy(words.nonzero()[1]), torch.from_numpy(starts.astype(np.int64)))
+    def __init__(self, words: np.ndarray) -> None:
+        starts = np.concatenate([[0], words.sum(1).cumsum()[:-1]]).astype(np.int64)
+        self.words, self.starts = torch.from_numpy(words.nonzero()[1]), torch.from_numpy(starts)
 
     def sums(self, weights: Tensor) -> Tensor:
         """(papers, hidden): the sum of the weights' rows over each paper's words."""
         return functional.embedding_bag(self.words, weights, self.starts, mode="sum")
 
 
-class Objective(Protocol):
-    """What a network is trained for: `loss` of scores and true edges (side, side), and the `weights` that the LP is given."""
-
-    def loss(self, scores: Tensor, edges: Tensor) -> Tensor: ...
-    def weights(self, scores: Tensor) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Decision:
-    """Minus the true edges chosen by the regularised program without inequalities.
+    """Minus the true edges in the assignment of the regularised program (Eq. 7 of the paper).
 
     Attributes:
         temperature: of the softmax over the second side.
@@ -93,7 +71,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class InequalityDecision:
-    """Minus the true edges chosen by the program with all inequalities (Wilder et al. 2018)."""
+    """The same loss through the program with all inequalities of the LP (Wilder et al. 2018)."""
 
     bounded: bool = True
     gamma: float = 0.1
@@ -107,21 +85,24 @@ class InequalityDecision:
 
 @dataclass(frozen=True)
 class TwoStage:
-    """Cross-entropy of every pair; the LP gets the predicted probabilities.
+    """Cross-entropy of "does this pair cite"; the LP gets the predicted probabilities.
 
     Attributes:
-        positive: how much a pair that cites counts, beside 1 for one that does not: citing pairs are one in twenty.
+        positive: weight of a citing pair, beside 1 for others: one pair in twenty cites.
     """
 
     positive: float = 1.0
 
     def loss(self, scores: Tensor, edges: Tensor) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(
-            scores, edges, pos_weight=scores.new_tensor(self.positive)
-        )
+        weight = scores.new_tensor(self.positive)
+        return functional.binary_cross_entropy_with_logits(scores, edges, pos_weight=weight)
 
     def weights(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores)
+
+
+# `loss` of scores and true edges (side, side), and the `weights` that the LP is given.
+Objective = Decision | InequalityDecision | TwoStage
 
 
 @dataclass(frozen=True)
@@ -129,11 +110,11 @@ class Settings:
     """How a network is trained.
 
     Attributes:
-        objective: what for.
         hidden: size of the hidden layer.
         learning_rate: of Adam.
-        epochs: passes over the training instances, one instance a step.
-        swap: which side is left means nothing, so in each step a coin exchanges them, and a prediction is the mean of both ways.
+        epochs: passes over the training instances, one instance per step.
+        swap: exchange left and right in half of the steps, by a seeded coin, and predict the mean
+            of both orders, since which side is left means nothing.
     """
 
     objective: Objective
@@ -144,16 +125,11 @@ class Settings:
 
 
 class Problems:
-    """Instances as tensors.
-
-    Attributes:
-        sides: for every instance, its left and its right papers.
-        edges: float (instances, side, side), 1 where a pair cites.
-    """
+    """Instances as tensors: the two `Side`s of each, and float `edges` (instances, side, side)."""
 
     def __init__(self, instances: Instances) -> None:
         self.instances, self.num_words = instances, instances.words.shape[-1]
-        self.sides = [(Side.of(left), Side.of(right)) for left, right in instances.words]
+        self.sides = [(Side(left), Side(right)) for left, right in instances.words]
         self.edges = torch.from_numpy(instances.edges.astype(np.float32))
 
 
@@ -164,7 +140,7 @@ def train(
     seed: int,
     stops: Sequence[int] = (),
 ) -> list[PairNetwork]:
-    """Train on the instances `members`, seeded; the networks after each of the epochs `stops` (default: the last).
+    """Train on the instances `members`; the networks after the epochs `stops` (default: the last).
 
     Raises:
         InputError: from the program, for settings it cannot use.
@@ -174,7 +150,7 @@ def train(
         torch.manual_seed(seed)
         network = PairNetwork(problems.num_words, settings.hidden)
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate, fused=True)
-    generator, kept = np.random.default_rng(seed), []
+    generator, networks = np.random.default_rng(seed), []
     for epoch in range(1, max(stops) + 1):
         for member in generator.permutation(members):
             (left, right), edges = problems.sides[member], problems.edges[member]
@@ -185,22 +161,21 @@ def train(
             loss.backward()
             optimizer.step()
         if epoch in stops:
-            kept.append(copy.deepcopy(network))
-    return kept
+            networks.append(copy.deepcopy(network))
+    return networks
 
 
 @torch.no_grad()
-def values(
+def evaluate(
     problems: Problems, members: Sequence[int], network: PairNetwork, settings: Settings
 ) -> list[float]:
-    """For each of the instances `members`: how many true edges the matching LP chooses under the learned weights."""
-    found = []
+    """Per instance of `members`: the true edges in the LP's matching under the learned weights."""
+    values = []
     for member in members:
         left, right = problems.sides[member]
         scores = network(left, right)
         if settings.swap:
             scores = (scores + network(right, left).T) / 2
-        found.append(
-            matched(settings.objective.weights(scores).numpy(), problems.instances.edges[member])
-        )
-    return found
+        weights = settings.objective.weights(scores).numpy()
+        values.append(matched(weights, problems.instances.edges[member]))
+    return values

@@ -1,43 +1,33 @@
-"""Who is trained on what: tuning instances, splits, methods, and their runs over all splits.
+"""Tuning instances, splits, methods, and their runs over all splits.
 
-Settings are chosen on 15 of the 27 instances, drawn once by seed (`tuning_members`), by five-fold cross-validation inside them
-(`tune`). Those 15 are never held out: a split holds out 5 of the other 12 and trains on the remaining 22, so no evaluated instance
-has had a say in any setting.
+Settings are chosen on 15 of the 27 instances, drawn by seed (`tuning_members`), by five-fold
+cross-validation (`tune`). Those 15 are never held out: a split holds out 5 of the other 12 and
+trains on the other 22, so no evaluated instance has influenced a setting.
 """
 
 import itertools
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import torch
 
+from cutslots.cora import learn
 from cutslots.cora.instances import Instances, matched
-from cutslots.cora.learn import (
-    Decision,
-    InequalityDecision,
-    Problems,
-    Settings,
-    TwoStage,
-    train,
-    values,
-)
+from cutslots.cora.learn import Decision, InequalityDecision, Problems, Settings, TwoStage
 from cutslots.errors import InputError
 
 TUNING_SHARE, HELD_OUT_SHARE, FOLDS = 15 / 27, 0.2, 5
 
-# As the publications describe it: 200 hidden units, Adam 1e-3; the 12 epochs are those of the code of Wilder et al.
+# As published: 200 hidden units, Adam 1e-3; 12 epochs are those of the code of Wilder et al.
 PLAIN = {
     "program, plain": Settings(Decision(), swap=False),
     "two-stage, plain": Settings(TwoStage(), swap=False),
 }
-# What `tune` chose on the tuning instances; results/cora/tuning.csv has every candidate.
+# Chosen by `tune`; results/cora/tuning.csv has every candidate.
 TUNED = {
     "program": Settings(Decision(temperature=3.0), epochs=24),
     "two-stage": Settings(TwoStage(positive=20.0), epochs=40),
@@ -46,13 +36,12 @@ PEER = {
     "inequality program, plain": Settings(InequalityDecision(), swap=False),
     "inequality program": Settings(InequalityDecision(gamma=0.3), epochs=16),
 }
-# Methods that learn nothing.
-REFERENCES = ("word overlap", "random", "optimum")
+REFERENCES = ("word overlap", "random", "optimum")  # these learn nothing
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: its number, which is the seed of all that is random in it, and the instances trained on and held out."""
+    """The instances trained on and held out; `number` is the seed of all randomness in it."""
 
     number: int
     train: tuple[int, ...]
@@ -61,7 +50,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Run:
-    """One method on one split: the number of true edges matched in each held-out instance, and the seconds it took."""
+    """One method on one split: true edges matched in each held-out instance, and the seconds."""
 
     split: Split
     method: str
@@ -76,227 +65,123 @@ class Run:
 
 def tuning_members(count: int) -> list[int]:
     """The instances, of `count`, on which settings are chosen."""
-    return sorted(
-        np.random.default_rng(0).permutation(count)[: round(TUNING_SHARE * count)].tolist()
-    )
+    order = np.random.default_rng(0).permutation(count)
+    return sorted(order[: round(TUNING_SHARE * count)].tolist())
 
 
 def splits(count: int, number: int, *, everywhere: bool = False) -> list[Split]:
     """Random splits of `count` instances, a fifth held out (5 of 27).
 
     Args:
-        everywhere: hold out any instance, those of the tuning too: the publications' protocol, but settings have seen some of them.
+        everywhere: hold out any instance, tuning instances too: the publications' protocol.
 
     Raises:
-        InputError: too few instances to hold a fifth out.
+        InputError: too few instances to hold out a fifth.
     """
-    pool = (
-        list(range(count)) if everywhere else sorted(set(range(count)) - set(tuning_members(count)))
-    )
-    held = round(HELD_OUT_SHARE * count)
-    if held < 1 or held > len(pool) or held >= count:
+    every, held, result = set(range(count)), round(HELD_OUT_SHARE * count), []
+    pool = sorted(every if everywhere else every - set(tuning_members(count)))
+    if not 1 <= held <= len(pool) or held >= count:
         raise InputError(f"{count} instances are too few for splits. Prepare at least 5.")
-    found = []
     for split in range(number):
-        out = np.random.default_rng([split, 1]).permutation(pool)[:held]
-        found.append(
-            Split(
-                split,
-                tuple(sorted(set(range(count)) - set(out.tolist()))),
-                tuple(sorted(out.tolist())),
-            )
-        )
-    return found
+        out = np.random.default_rng([split, 1]).permutation(pool)[:held].tolist()
+        result.append(Split(split, tuple(sorted(every - set(out))), tuple(sorted(out))))
+    return result
 
 
-def run_reference(instances: Instances, split: Split, method: str) -> list[float]:
-    """Values of a method that learns nothing: words in common as weights, random weights, or the true edges as weights."""
-    generator = np.random.default_rng([split.number, 2])
-    found = []
+def run_reference(instances: Instances, split: Split, method: str) -> Run:
+    """A method that learns nothing: weights are words in common, random, or the true edges."""
+    generator, values = np.random.default_rng([split.number, 2]), []
     for member in split.held_out:
         edges, (left, right) = instances.edges[member], instances.words[member].astype(np.float32)
-        weights = {
-            "word overlap": left @ right.T,
-            "random": generator.random(edges.shape),
-            "optimum": edges.astype(float),
-        }
-        found.append(matched(weights[method], edges))
-    return found
+        random = generator.random(edges.shape)
+        weights = {"word overlap": left @ right.T, "random": random, "optimum": edges * 1.0}
+        values.append(matched(weights[method], edges))
+    return Run(split, method, tuple(values), 0.0)
 
 
 def run_all(
-    instances: Instances,
-    chosen: Sequence[Split],
-    methods: Mapping[str, Settings],
-    workers: int,
-    progress: Callable[[str, int, int | None], None] | None = None,
-) -> list[Run]:
-    """Every method, and the references, on every split, in order of split and method.
-
-    Args:
-        workers: processes, one thread each; 1 works in this process, for a debugger.
-        progress: called as progress("runs", finished, of).
-    """
+    instances: Instances, chosen: Sequence[Split], methods: Mapping[str, Settings], workers: int
+) -> Iterator[Run]:
+    """Every method, then the references, on one split after the other, in `workers` processes."""
     jobs = [(split, method, settings) for split in chosen for method, settings in methods.items()]
-    done: dict[tuple[int, str], Run] = {}
-    for split, method in itertools.product(chosen, REFERENCES):
-        done[split.number, method] = Run(
-            split, method, tuple(run_reference(instances, split, method)), 0.0
-        )
-    for number, run in enumerate(_scattered(_run, instances, jobs, workers), start=1):
-        done[run.split.number, run.method] = run
-        if progress:
-            progress("runs", number, len(jobs))
-    return [done[split.number, method] for split in chosen for method in (*methods, *REFERENCES)]
+    learned = parallel(_run, instances, jobs, workers)
+    for split in chosen:
+        yield from itertools.islice(learned, len(methods))
+        yield from (run_reference(instances, split, method) for method in REFERENCES)
 
 
 def _run(problems: Problems, split: Split, method: str, settings: Settings) -> Run:
     start = time.perf_counter()
-    (network,) = train(problems, split.train, settings, seed=split.number)
-    found = values(problems, split.held_out, network, settings)
-    return Run(split, method, tuple(found), time.perf_counter() - start)
+    (network,) = learn.train(problems, split.train, settings, seed=split.number)
+    values = learn.evaluate(problems, split.held_out, network, settings)
+    return Run(split, method, tuple(values), time.perf_counter() - start)
 
 
-# ---- choice of settings
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Settings tried: the mean over tuning instances and repetitions, each instance predicted by a network that did not see it."""
+class Candidate(NamedTuple):
+    """Settings of a method and their cross-validated mean over the tuning instances."""
 
     method: str
     settings: Settings
     value: float
 
 
-def grid(method: str) -> tuple[list[Settings], tuple[int, ...]]:
-    """The settings tried for a method, and the epochs after which each is scored: 64 candidates; for a plain one itself alone."""
-    plain = {**PLAIN, **PEER}.get(method)
-    if plain is not None and not plain.swap:
-        return [plain], (plain.epochs,)
-    sizes = [
-        {"hidden": hidden, "learning_rate": rate}
-        for hidden, rate in itertools.product((100, 200), (5e-4, 1e-3))
-    ]
-    if method == "two-stage":
-        objectives: list[Any] = [TwoStage(positive) for positive in (1.0, 7.0, 20.0, 49.0)]
-        stops = (10, 20, 40, 60)
-    elif method == "program":
-        objectives, stops = (
-            [
-                Decision(temperature, bounded)
-                for temperature in (1.0, 3.0)
-                for bounded in (True, False)
-            ],
-            (8, 12, 16, 24),
-        )
-    else:
-        objectives, stops = (
-            [
-                InequalityDecision(bounded, gamma)
-                for gamma in (0.1, 0.3)
-                for bounded in (True, False)
-            ],
-            (8, 12, 16, 24),
-        )
-    return [Settings(objective, **size) for objective in objectives for size in sizes], stops
+# The objectives that `tune` tries, with two sizes and rates, and the epochs after which it scores.
+SIZES, RATES = (100, 200), (5e-4, 1e-3)
+GRID = {
+    "program": ([Decision(t, b) for t in (1.0, 3.0) for b in (True, False)], (8, 12, 16, 24)),
+    "two-stage": ([TwoStage(weight) for weight in (1.0, 7.0, 20.0, 49.0)], (10, 20, 40, 60)),
+    "inequality program": (
+        [InequalityDecision(b, g) for g in (0.1, 0.3) for b in (True, False)],
+        (8, 12, 16, 24),
+    ),
+}
 
 
-def tune(
-    instances: Instances,
-    methods: Iterable[str],
-    workers: int,
-    repetitions: int = 1,
-    progress: Callable[[str, int, int | None], None] | None = None,
+def tune(instances: Instances, methods: Mapping[str, Settings], workers: int) -> list[Candidate]:
+    """Cross-validate every candidate on the tuning instances; best first per method.
+
+    A method that is not in `GRID` has its own settings as the only candidate.
+    """
+    jobs = []
+    for method, settings in methods.items():
+        if method in GRID:
+            objectives, stops = GRID[method]
+            candidates = itertools.starmap(Settings, itertools.product(objectives, SIZES, RATES))
+        else:
+            candidates, stops = [settings], (settings.epochs,)
+        jobs += [(method, candidate, stops) for candidate in candidates]
+    results = itertools.chain(*parallel(cross_validate, instances, jobs, workers))
+    return sorted(results, key=lambda c: (c.method, -c.value, repr(c.settings)))
+
+
+def cross_validate(
+    problems: Problems, method: str, settings: Settings, stops: Sequence[int]
 ) -> list[Candidate]:
-    """Cross-validate every candidate inside the tuning instances; best first within each method."""
-    members = tuning_members(len(instances))
-    jobs = [
-        (method, tried, stops, members, repetitions)
-        for method in methods
-        for tried, stops in [grid(method)]
-        for tried in tried
-    ]
-    found: list[Candidate] = []
-    for number, candidates in enumerate(
-        _scattered(_cross_validate, instances, jobs, workers), start=1
-    ):
-        found += candidates
-        if progress:
-            progress("settings", number, len(jobs))
-    return sorted(
-        found, key=lambda candidate: (candidate.method, -candidate.value, repr(candidate.settings))
-    )
-
-
-def _cross_validate(
-    problems: Problems,
-    method: str,
-    settings: Settings,
-    stops: Sequence[int],
-    members: Sequence[int],
-    repetitions: int,
-) -> list[Candidate]:
+    """A candidate per number of epochs in `stops`, validated on all tuning instances in folds."""
+    members = tuning_members(len(problems.instances))
     scores: dict[int, list[float]] = {stop: [] for stop in stops}
-    for repetition in range(repetitions):
-        order = np.random.default_rng([repetition, 3]).permutation(members)
-        for fold in range(FOLDS):
-            out = order[fold::FOLDS].tolist()
-            rest = sorted(set(members) - set(out))
-            for stop, network in zip(
-                stops, train(problems, rest, settings, repetition, stops), strict=True
-            ):
-                scores[stop] += values(problems, out, network, settings)
-    return [
-        Candidate(method, replace(settings, epochs=stop), float(np.mean(found)))
-        for stop, found in scores.items()
-    ]
+    order = np.random.default_rng([0, 3]).permutation(members)
+    for fold in range(FOLDS):
+        out = order[fold::FOLDS].tolist()
+        networks = learn.train(problems, sorted(set(members) - set(out)), settings, 0, stops)
+        for stop, network in zip(stops, networks, strict=True):
+            scores[stop] += learn.evaluate(problems, out, network, settings)
+    tried = ((replace(settings, epochs=stop), values) for stop, values in scores.items())
+    return [Candidate(method, setting, float(np.mean(values))) for setting, values in tried]
 
 
-# ---- processes
-
-_problems: Problems
-
-
-def _start(instances: Instances) -> None:
-    global _problems
-    torch.set_num_threads(1)
-    _problems = Problems(instances)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed cannot end its pool; without this its processes would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _call(function: Callable[..., Any], job: tuple) -> Any:
-    return function(_problems, *job)
-
-
-def _scattered(
-    function: Callable[..., Any], instances: Instances, jobs: Sequence[tuple], workers: int
+def parallel(
+    function: Callable[..., Any], instances: Instances, jobs: Iterable[tuple], workers: int
 ) -> Iterator[Any]:
-    """`function(problems, *job)` of every job, as they finish, in processes of one thread each: small steps gain from no more."""
-    if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            problems = Problems(instances)
-            yield from (function(problems, *job) for job in jobs)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=spawn, initializer=_start, initargs=(instances,)
-    ) as pool:
-        try:
-            for future in as_completed([pool.submit(_call, function, job) for job in jobs]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    """`function(problems, *job)` of every job, in order, in processes of one thread each."""
+    calls = (joblib.delayed(_call)(function, instances, job) for job in jobs)
+    return iter(joblib.Parallel(workers, return_as="generator")(calls))  # pyright: ignore
+
+
+def _call(function: Callable[..., Any], instances: Instances, job: tuple) -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more do not speed up steps this small
+    try:
+        return function(Problems(instances), *job)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,9 +1,10 @@
-"""GENESIS-V2 on still images: masks grown around random seed pixels, one Gaussian latent a slot, and a learned prior.
+"""GENESIS-V2 on still images: masks around random seed pixels, Gaussian latents, a learned prior.
 
-image -> U-Net -> embedding -> masks, one after another -> masked means -> latent slots -> decoder -> picture and opacity a slot
+image -> U-Net -> embedding -> masks, one after another -> masked means -> latent slots -> decoder
+                                                              -> image and opacity per slot
 
-Source: Engelcke, Parker Jones and Posner, GENESIS-V2: Inferring Unordered Object Representations without Iterative Refinement
-(2021); sizes after the authors' published code.
+Source: Engelcke, Parker Jones and Posner, GENESIS-V2: Inferring Unordered Object Representations
+without Iterative Refinement (2021); sizes as in the authors' published code.
 """
 
 import itertools
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from cutslots.errors import InputError
-from cutslots.nn import shares
+from cutslots.nn.batch_shard import current_shard
 from cutslots.nn.noise import drawn
 from cutslots.options import option
 
@@ -25,22 +26,18 @@ GROUPS = 8  # of every group normalisation
 
 @dataclass(frozen=True)
 class GecoConfig:
-    """The loss: as little divergence from the prior as a bound on the reconstruction error allows.
+    """The loss: the least divergence from the prior under a bound on the reconstruction error.
 
     Source: GECO, in Rezende and Viola, Taming VAEs (2018).
     """
 
-    goal: float = option(
-        0.5655, "negative log-likelihood of a colour value that reconstruction shall reach"
-    )
+    goal: float = option(0.5655, "bound on the negative log-likelihood per colour value")
     rate: float = option(
-        0.12288,
-        "how fast the multiplier follows the distance from the goal (published: 1e-5 * 3 * 64 * 64)",
-        low=0.0,
+        0.12288, "rate of the multiplier's updates (published: 1e-5 * 3 * 64 * 64)", low=0.0
     )
     speedup: float = option(10.0, "factor of the rate while the goal is met", low=0.0)
     momentum: float = option(0.99, "of the running mean of the error", low=0.0, high=1.0)
-    start: float = option(1.0, "weight of the divergence at the start", low=0.0)
+    start: float = option(1.0, "initial weight of the divergence", low=0.0)
 
 
 @dataclass(frozen=True)
@@ -48,19 +45,11 @@ class Config:
     """The model's sizes; the defaults are the published ones."""
 
     image_size: int = option(128, "side of the square images, a power of two", low=16)
-    num_slots: int = option(12, "slots; the last one has the pixels that are left", low=2)
-    size: int = option(
-        64, f"numbers in a slot, and feature maps; a multiple of {GROUPS}", low=GROUPS
-    )
-    colours: int = option(
-        8,
-        "dimensions of the embedding in which masks grow, the two of the pixel's place included",
-        low=2,
-    )
+    num_slots: int = option(12, "slots; the last one takes the remaining pixels", low=2)
+    size: int = option(64, f"numbers in a slot and feature maps, multiple of {GROUPS}", low=GROUPS)
+    colours: int = option(8, "dimensions of the embedding, two of them pixel coordinates", low=2)
     deviation: float = option(
-        0.7,
-        "standard deviation of a colour value around its reconstruction, images in [0, 1]",
-        low=1e-6,
+        0.7, "standard deviation of a colour value around its reconstruction, in [0, 1]", low=1e-6
     )
     geco: GecoConfig = field(default_factory=GecoConfig)
 
@@ -70,15 +59,15 @@ class Config:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Everything on the way from an image to its reconstruction.
+    """All intermediates from images to reconstructions.
 
     Attributes:
         attention: the masks grown around the seeds, summing to 1 over slots.
-        slots: one latent vector a slot: sampled in training, the posterior's mean in evaluation.
+        slots: a latent vector per slot: sampled in training, the posterior's mean in evaluation.
         divergence: log posterior minus log prior of all slots of an image, in nats.
-        reconstructions: a picture a slot, in [-1, 1].
-        log_alpha, alpha: opacities and their logarithms, summing to 1 over slots; these are the masks that are scored.
-        reconstruction: the pictures under their opacities.
+        reconstructions: an image per slot, in [-1, 1].
+        log_alpha, alpha: (log) opacities; alpha sums to 1 over slots: the masks that are scored.
+        reconstruction: the slots' images blended by alpha.
     """
 
     attention: Float[Tensor, "batch slots height width"]
@@ -91,22 +80,20 @@ class Outputs:
 
 
 class GenesisV2(nn.Module):
-    """The auto-encoder with its prior. In evaluation the seeds of all images are drawn alike (see `cutslots.nn.noise`)."""
+    """The auto-encoder with its prior. In evaluation all images have the same seeds."""
 
     multiplier: Tensor
     mean_error: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        size = config.size
-        if config.image_size & (config.image_size - 1):
-            raise InputError(
-                f"model.image_size is {config.image_size}; GENESIS-V2 halves it down to 4, so give a power of two."
-            )
+        size, side = config.size, config.image_size
+        if side & (side - 1):
+            raise InputError(f"model.image_size must be a power of two, got {side}.")
         if size % GROUPS:
-            raise InputError(f"model.size is {size}; give a multiple of {GROUPS}.")
+            raise InputError(f"model.size must be a multiple of {GROUPS}, got {size}.")
         self.config = config
-        self.encoder = UNet(config.image_size, size)
+        self.encoder = UNet(side, size)
         self.embedding = _block(size, size)
         self.colouring = InstanceColouring(config)
         self.features = nn.Sequential(_block(size, size), nn.Conv2d(size, 2 * size, 1))
@@ -116,42 +103,32 @@ class GenesisV2(nn.Module):
             nn.ReLU(inplace=True),
             nn.Linear(2 * size, 2 * size),
         )
-        self.prior, self.prior_head = (
-            nn.LSTM(size, 4 * size, batch_first=True),
-            nn.Linear(4 * size, 2 * size),
-        )
-        self.decoder = Decoder(config.image_size, size)
-        # What the loss carries from step to step lies in buffers, so that checkpoints keep it.
+        self.prior = nn.LSTM(size, 4 * size, batch_first=True)
+        self.prior_head = nn.Linear(4 * size, 2 * size)
+        self.decoder = Decoder(side, size)
+        # The state of the loss is in buffers, so that checkpoints save it.
         self.register_buffer("multiplier", torch.tensor(config.geco.start))
         self.register_buffer("mean_error", torch.tensor(math.nan))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
-        """Images in [-1, 1] to every intermediate by name."""
-        found = self.encoder(images)
-        rank = drawn(
-            torch.rand,
-            images.shape[0],
-            *images.shape[-2:],
-            fresh=self.training,
-            device=images.device,
-        )
-        attention = self.colouring(self.embedding(found), rank).exp()
-        pooled = attention.flatten(2) @ self.features(found).float().flatten(2).mT
+        encoded = self.encoder(images)
+        batch, (height, width), device = images.shape[0], images.shape[-2:], images.device
+        rank = drawn(torch.rand, batch, height, width, fresh=self.training, device=device)
+        attention = self.colouring(self.embedding(encoded), rank).exp()
+        pooled = attention.flatten(2) @ self.features(encoded).float().flatten(2).mT
         pooled = pooled / (attention.sum((2, 3))[:, :, None] + 1e-5)
         mean, spread = self.posterior(pooled).float().chunk(2, dim=-1)
         deviation = nn.functional.softplus(spread + 0.5) + 1e-8
         slots = mean
         if self.training:
-            slots = mean + deviation * drawn(
-                torch.randn, *mean.shape, fresh=True, device=mean.device
-            )
+            slots = mean + deviation * drawn(torch.randn, *mean.shape, fresh=True, device=device)
         reconstructions, opacity = self.decoder(slots)
         log_alpha = torch.log_softmax(opacity.float(), dim=1)
         alpha = log_alpha.exp()
         return Outputs(
             attention=attention,
             slots=slots,
-            # Unchecked: a run that diverged shall end with fit's message, which names the step and the images.
+            # Unchecked: if a run diverges, fit's error names the step and the images.
             divergence=self._divergence(slots, Normal(mean, deviation, validate_args=False)),
             reconstructions=reconstructions,
             log_alpha=log_alpha,
@@ -160,54 +137,51 @@ class GenesisV2(nn.Module):
         )
 
     def _divergence(self, slots: Tensor, posterior: Normal) -> Tensor:
-        """One sample's estimate; each slot's prior is predicted from the slots before it, the first one's is standard."""
+        """A one-sample estimate; the first slot's prior is standard, the others follow from it."""
         mean, spread = self.prior_head(self.prior(slots[:, :-1])[0]).float().chunk(2, dim=-1)
         first = torch.zeros_like(slots[:, :1])
-        means, deviations = (
-            torch.cat([first, mean.tanh()], 1),
-            torch.cat([first + 1, torch.sigmoid(spread + 4) + 1e-4], 1),
-        )
+        means = torch.cat([first, mean.tanh()], 1)
+        deviations = torch.cat([first + 1, torch.sigmoid(spread + 4) + 1e-4], 1)
         prior = Normal(means, deviations, validate_args=False)
         return (posterior.log_prob(slots) - prior.log_prob(slots)).sum((1, 2))
 
     def loss(
         self, outputs: Outputs, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, ""]:
-        """Negative log-likelihood of a colour value under the mixture of slots, plus the weighted divergence shared among them.
+        """Negative log-likelihood per colour value under the slots, plus weighted divergence.
 
-        In training every call moves the weight, by the error of the batch over all ranks: down while it is above its goal, up while
-        it is below.
+        In training every call updates the weight from the error over all ranks: down while the
+        error is above its goal, up while it is below.
         """
-        distance = (images[:, None] - outputs.reconstructions.float()) / (
-            2 * self.config.deviation
-        )  # on [0, 1]
-        log_density = -0.5 * distance.square() - math.log(
-            self.config.deviation * math.sqrt(2 * math.pi)
-        )
+        deviation = self.config.deviation  # on [0, 1]
+        distance = (images[:, None] - outputs.reconstructions.float()) / (2 * deviation)
+        log_density = -0.5 * distance.square() - math.log(deviation * math.sqrt(2 * math.pi))
         error = -torch.logsumexp(outputs.log_alpha[:, :, None] + log_density, dim=1).mean()
         loss = error + self.multiplier.clone() * outputs.divergence.mean() / images[0].numel()
         if self.training:
-            self._move_multiplier(shares.current().mean(error.detach()))
+            self._update_multiplier(current_shard().mean(error.detach()))
         return loss
 
-    def _move_multiplier(self, error: Tensor) -> None:
+    def _update_multiplier(self, error: Tensor) -> None:
         geco, mean = self.config.geco, self.mean_error
-        mean.copy_(
-            torch.where(mean.isnan(), error, geco.momentum * mean + (1 - geco.momentum) * error)
-        )
+        moved = geco.momentum * mean + (1 - geco.momentum) * error
+        mean.copy_(torch.where(mean.isnan(), error, moved))
         left = geco.goal - mean
         rate = torch.where(left > 0, geco.rate * geco.speedup, geco.rate)
         self.multiplier.mul_(torch.exp(rate * left)).clamp_(1e-10, 1e10)
 
 
 class InstanceColouring(nn.Module):
-    """Masks by breaking sticks: the next seed is the highest-ranked pixel not yet taken, its mask falls off with the distance from
-    it in a learned embedding, and the last mask is what is left.
+    """Masks by stick breaking.
 
-    Source: section 3.2 (IC-SBP with the Gaussian kernel); the embedding starts as the pixels' places, as in the published code.
+    The next seed is the highest-ranked pixel not yet taken; its mask decreases with the distance
+    from it in a learned embedding. The last mask is the rest.
+
+    Source: section 3.2 (IC-SBP with the Gaussian kernel); as in the published code, the embedding
+    starts as the pixels' coordinates.
     """
 
-    place: Tensor
+    coordinates: Tensor
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -215,33 +189,24 @@ class InstanceColouring(nn.Module):
         self.colour = nn.Conv2d(config.size, config.colours, 1)
         self.gate = nn.Parameter(torch.zeros(()))
         self.log_width = nn.Parameter(torch.tensor(1 / (config.num_slots * math.log(2))).log())
-        place = _coordinates(config.image_size)
-        self.register_buffer(
-            "place", nn.functional.pad(place, (0, 0, 0, 0, config.colours - 2, 0)), persistent=False
-        )
+        padding = (0, 0, 0, 0, config.colours - 2, 0)
+        padded = nn.functional.pad(_coordinates(config.image_size), padding)
+        self.register_buffer("coordinates", padded, persistent=False)
 
     def forward(
         self,
         features: Float[Tensor, "batch channels height width"],
         rank: Float[Tensor, "batch height width"],
     ) -> Float[Tensor, "batch slots height width"]:
-        """Logarithms of masks that sum to 1 over slots.
-
-        Args:
-            rank: a random number in [0, 1) a pixel.
-        """
-        colours = self.gate * self.colour(features).float() + self.place
+        """Logarithms of masks that sum to 1 over slots; `rank` is a random number per pixel."""
+        colours = self.gate * self.colour(features).float() + self.coordinates
         log_scope, log_masks = torch.zeros_like(rank), []
         for _ in range(self.num_slots - 1):
-            pixel = (
-                (rank * log_scope.exp())
-                .flatten(1)
-                .argmax(1)[:, None, None]
-                .expand(-1, colours.shape[1], 1)
-            )
+            pixel = (rank * log_scope.exp()).flatten(1).argmax(1)[:, None, None]
+            pixel = pixel.expand(-1, colours.shape[1], 1)
             seed = colours.flatten(2).gather(2, pixel)[..., None]
             near = torch.exp(-(colours - seed).square().sum(1) / self.log_width.exp())
-            # Kept off 0 and 1, where a logarithm below would be infinite, while the gradient passes as if it were not.
+            # Away from 0 and 1, where a logarithm would be infinite; the gradient ignores this.
             near = near + (near.clamp(0.01, 0.99) - near).detach()
             log_masks.append(log_scope + near.log())
             log_scope = log_scope + (1 - near).log()
@@ -249,23 +214,23 @@ class InstanceColouring(nn.Module):
 
 
 class UNet(nn.Module):
-    """Features of every pixel: halved down to 4 x 4, an MLP over the whole image there, and back with skip connections."""
+    """Features per pixel: halved to 4 x 4, an MLP over the whole image, and skip connections."""
 
     def __init__(self, image_size: int, channels: int) -> None:
         super().__init__()
         num_blocks, wide = image_size.bit_length() - 2, 2 * channels
         down = [channels] * (num_blocks - 3) + [wide] * 3
         up = [wide, wide] + [channels] * (num_blocks - 2)
-        whole = 4 * 4 * wide
+        flat = 4 * 4 * wide
         self.down = nn.ModuleList(
             _block(inputs, outputs) for inputs, outputs in itertools.pairwise([3, *down])
         )
         self.middle = nn.Sequential(
-            nn.Linear(whole, 128),
+            nn.Linear(flat, 128),
             nn.ReLU(inplace=True),
             nn.Linear(128, 128),
             nn.ReLU(inplace=True),
-            nn.Linear(128, whole),
+            nn.Linear(128, flat),
             nn.ReLU(),
         )
         self.up = nn.ModuleList(
@@ -288,7 +253,7 @@ class UNet(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Spatial broadcast with the pixels' places as channels, and four doublings with group normalisation."""
+    """Spatial broadcast with coordinates as channels, and four doublings with group norm."""
 
     grid: Tensor
 
@@ -297,32 +262,24 @@ class Decoder(nn.Module):
         self.register_buffer("grid", _coordinates(image_size // 16), persistent=False)
         layers: list[nn.Module] = []
         for inputs in (size + 2, size, size, size):
-            layers += [
-                nn.ConvTranspose2d(inputs, size, 5, 2, 2, output_padding=1),
-                nn.GroupNorm(GROUPS, size),
-                nn.ReLU(inplace=True),
-            ]
+            double = nn.ConvTranspose2d(inputs, size, 5, 2, 2, output_padding=1)
+            layers += [double, nn.GroupNorm(GROUPS, size), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(size, 4, 1))
 
     def forward(
         self, slots: Float[Tensor, "batch slots size"]
-    ) -> tuple[
-        Float[Tensor, "batch slots 3 height width"], Float[Tensor, "batch slots height width"]
-    ]:
-        """A picture in [-1, 1] for each slot, and its opacity before the softmax over slots."""
+    ) -> tuple[Float[Tensor, "batch slots 3 h w"], Float[Tensor, "batch slots h w"]]:
+        """An image in [-1, 1] per slot, and its opacity before the softmax over slots."""
         flat, side = slots.flatten(0, 1), self.grid.shape[-1]
         broadcast = flat[:, :, None, None].expand(-1, -1, side, side)
         grid = self.grid.expand(flat.shape[0], -1, -1, -1)
-        painted = self.layers(torch.cat([broadcast, grid], dim=1)).unflatten(0, slots.shape[:2])
-        return 2 * torch.sigmoid(painted[:, :, :3]) - 1, painted[:, :, 3]
+        decoded = self.layers(torch.cat([broadcast, grid], dim=1)).unflatten(0, slots.shape[:2])
+        return 2 * torch.sigmoid(decoded[:, :, :3]) - 1, decoded[:, :, 3]
 
 
 def _block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
-        nn.GroupNorm(GROUPS, outputs),
-        nn.ReLU(inplace=True),
-    )
+    convolution = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(GROUPS, outputs), nn.ReLU(inplace=True))
 
 
 def _coordinates(side: int) -> Tensor:

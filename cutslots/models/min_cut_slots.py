@@ -1,6 +1,7 @@
-"""The paper's model of still images: slots by minimum cuts, with a slot of its own for the background.
+"""The paper's model of still images: slots by minimum cuts, with a separate background slot.
 
-image -> encoder -> features + position -> edge weights -> cuts -> masks -> slots -> decoder -> picture and opacity a slot
+image -> encoder -> features + position -> edge weights -> cuts -> masks -> slots -> decoder
+                                                              -> image and opacity per slot
 """
 
 from dataclasses import dataclass, field
@@ -26,34 +27,30 @@ class CutConfig:
     """The quadratic program (see `cutslots.MinCut`)."""
 
     gamma: float = option(0.5, "regularisation, > 0", low=1e-6)
-    gamma_edge: float | None = option(
-        None, "regularisation of neighbour edges; none: gamma", low=1e-6
-    )
-    gamma_terminal: float | None = option(
-        None, "regularisation of terminal edges; none: gamma", low=1e-6
-    )
-    gamma_vertex: float | None = option(None, "regularisation of potentials; none: gamma", low=1e-6)
+    gamma_edge: float | None = option(None, "of neighbour edges; none: gamma", low=1e-6)
+    gamma_terminal: float | None = option(None, "of terminal edges; none: gamma", low=1e-6)
+    gamma_vertex: float | None = option(None, "of potentials; none: gamma", low=1e-6)
     reach: float | None = option(
-        None,
-        "pixels that potentials are smoothed over, in place of gamma_terminal and gamma_vertex; none: by the gammas",
-        low=0.01,
+        None, "smoothing in pixels, sets gamma_terminal and gamma_vertex; none: by them", low=0.01
     )
     beta: float = option(1.0, "least drop of the potential from s to t")
     solver: str = option("auto", "back end of the cut layer", choices=("auto", *BACK_ENDS))
 
     def check(self) -> None:
-        """Raise InputError where two options say the same."""
-        if self.reach is not None and (
-            self.gamma_terminal is not None or self.gamma_vertex is not None
-        ):
+        """Raise InputError if two options contradict each other."""
+        terminal, vertex = self.gamma_terminal, self.gamma_vertex
+        if self.reach is not None and (terminal, vertex) != (None, None):
             raise InputError(
-                f"cut.reach is {self.reach:g} beside gamma_terminal {self.gamma_terminal} and gamma_vertex {self.gamma_vertex}, "
-                "which say the same. Set these two to none, or leave cut.reach at none."
+                f"cut.reach ({self.reach:g}) replaces gamma_terminal ({terminal}) and gamma_vertex "
+                f"({vertex}). Set these two to none, or cut.reach to none."
             )
 
     def build(self, height: int, width: int) -> MinCut:
         self.check()
-        terminal, vertex = self._pixel_gammas()
+        terminal, vertex = self.gamma_terminal, self.gamma_vertex
+        if self.reach is not None:  # equal gammas, by the layer's formula for the reach
+            edge = self.gamma if self.gamma_edge is None else self.gamma_edge
+            terminal = vertex = edge / (2 * self.reach**2)
         return MinCut(
             height,
             width,
@@ -64,14 +61,6 @@ class CutConfig:
             beta=self.beta,
             solver=self.solver,
         )
-
-    def _pixel_gammas(self) -> tuple[float | None, float | None]:
-        """gamma_terminal and gamma_vertex: equal ones where the reach is given, by the layer's formula for it."""
-        if self.reach is None:
-            return self.gamma_terminal, self.gamma_vertex
-        edge = self.gamma if self.gamma_edge is None else self.gamma_edge
-        each = edge / (2 * self.reach**2)
-        return each, each
 
 
 @dataclass(frozen=True)
@@ -88,20 +77,14 @@ class Config:
     """The model's sizes; the defaults are the paper's for CLEVR."""
 
     image_size: int = option(128, "side of the square images, even", low=2)
-    num_slots: int = option(12, "slots, the background's included", low=2)
+    num_slots: int = option(12, "slots, including the background", low=2)
     init: str = option(
-        "torch",
-        "initial weights: torch's own, or He's with an undecided foreground cut",
-        choices=("torch", "he"),
+        "torch", "torch's weights, or He's with an undecided foreground", choices=("torch", "he")
     )
     object_content: float = option(
-        1.0,
-        "weight of the features beside positions in what the object cuts see (paper: 1)",
-        low=0.0,
+        1.0, "weight of features beside positions as input of the object cuts (paper: 1)", low=0.0
     )
-    foreground_position: bool = option(
-        True, "whether the foreground cut sees positions too (paper), or the features alone"
-    )
+    foreground_position: bool = option(True, "positions in the foreground cut's input (paper: yes)")
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     cut: CutConfig = field(default_factory=CutConfig)
@@ -115,15 +98,15 @@ class Config:
 
 @dataclass(frozen=True)
 class Partition:
-    """Everything on the way from an image to its slots. Slot 0 is the background; h, w is the cut grid.
+    """Images to slots. Slot 0 is the background; h, w is the cut grid.
 
     Attributes:
         object_weights, foreground_weights: edge weights >= 0 of the cuts.
         object_potentials, foreground_potentials: potentials of the cuts.
         object_masks: softmax of the object potentials over cuts.
-        foreground_mask: how much a pixel is on the source's side of the foreground cut, in (0, 1).
+        foreground_mask: degree to which a pixel is on the source's side of the foreground cut.
         masks: the cut masks, summing to 1 over slots.
-        slots: one vector a slot.
+        slots: a vector per slot.
     """
 
     object_weights: Float[Tensor, "batch cuts 6 h w"]
@@ -138,12 +121,12 @@ class Partition:
 
 @dataclass(frozen=True)
 class Outputs(Partition):
-    """Everything on the way from an image to its reconstruction.
+    """All intermediates from images to reconstructions.
 
     Attributes:
-        reconstructions: a picture a slot, in [-1, 1].
-        alpha: opacities, summing to 1 over slots; these are the masks that are scored.
-        reconstruction: the pictures under their opacities.
+        reconstructions: an image per slot, in [-1, 1].
+        alpha: opacities, summing to 1 over slots: the masks that are scored.
+        reconstruction: the slots' images blended by alpha.
     """
 
     reconstructions: Float[Tensor, "batch slots 3 height width"]
@@ -158,7 +141,7 @@ class MinCutSlots(nn.Module):
         super().__init__()
         if config.image_size % 2:
             raise InputError(
-                f"image_size is {config.image_size}; the encoder halves it, so it must be even."
+                f"image_size must be even (the encoder halves it), got {config.image_size}."
             )
         self.config = config
         grid, channels = config.image_size // 2, config.encoder.channels
@@ -171,12 +154,17 @@ class MinCutSlots(nn.Module):
         self.decoder = BroadcastDecoder(config.decoder, config.slots.size, config.image_size)
         if config.init == "he":
             he_init(self)
-            self._leave_foreground_undecided()
+            # Start with almost equal weights to s and t: a random sign would move objects into the
+            # background slot in half of all runs.
+            last = self.foreground_weights.last
+            with torch.no_grad():
+                last.weight.mul_(0.1)
+                assert last.bias is not None
+                last.bias.fill_(0.1)  # above zero, so that the ReLU passes a gradient
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
-        """Images in [-1, 1] to every intermediate by name."""
         partition = self.partition(images)
-        reconstructions, alpha, reconstruction = self.paint(partition.slots)
+        reconstructions, alpha, reconstruction = self.decode(partition.slots)
         return Outputs(
             **vars(partition),
             reconstructions=reconstructions,
@@ -188,11 +176,11 @@ class MinCutSlots(nn.Module):
         """The first half of `forward`: images to slots."""
         content = self.encoder(images)
         features = self.position(content)
-        # What objects have in common against the ground is for the foreground cut; the object cuts are to tell objects apart.
+        # What objects share against the background is for the foreground cut; the object cuts
+        # separate objects from each other.
         object_weights = self.object_weights(features - (1 - self.config.object_content) * content)
-        foreground_weights = self.foreground_weights(
-            features if self.config.foreground_position else content
-        )
+        foreground = features if self.config.foreground_position else content
+        foreground_weights = self.foreground_weights(foreground)
         temperature = self.config.temperature
 
         object_cut = self.cut(object_weights.flatten(0, 1))
@@ -201,7 +189,7 @@ class MinCutSlots(nn.Module):
 
         foreground_cut = self.cut(foreground_weights.flatten(0, 1))
         to_source, to_sink = foreground_cut.terminal_edges()
-        # The softmax over the two terminal edges of a pixel: on the source's side the edge to the sink is the one that is cut.
+        # A softmax over a pixel's two terminal edges: on the source's side, the sink's edge is cut.
         foreground_mask = torch.sigmoid((to_sink - to_source) / temperature.foreground)[:, None]
 
         split = torch.cat([1 - foreground_mask, foreground_mask * object_masks], dim=1)
@@ -217,27 +205,19 @@ class MinCutSlots(nn.Module):
             slots=self.slot_heads(features, masks),
         )
 
-    def paint(
+    def decode(
         self, slots: Float[Tensor, "batch slots size"]
     ) -> tuple[
         Float[Tensor, "batch slots 3 height width"],
         Float[Tensor, "batch slots height width"],
         Float[Tensor, "batch 3 height width"],
     ]:
-        """The second half of `forward`: a picture a slot, their opacities, and the picture they make together."""
+        """The second half of `forward`: the slots' images, their opacities, and the blend."""
         reconstructions, opacity = self.decoder(slots)
         alpha = torch.softmax(opacity, dim=1)
         return reconstructions, alpha, (alpha[:, :, None] * reconstructions).sum(1)
 
-    @torch.no_grad()
-    def _leave_foreground_undecided(self) -> None:
-        """Start with nearly equal weights to s and t: a random sign puts objects into the background slot in half of all runs."""
-        last = self.foreground_weights.last
-        last.weight.mul_(0.1)
-        assert last.bias is not None
-        last.bias.fill_(0.1)  # above zero, so that the ReLU passes a gradient
-
     @staticmethod
     def loss(outputs: Outputs, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Mean squared error of an element, on [-1, 1]."""
+        """Mean squared error per element, on [-1, 1]."""
         return nn.functional.mse_loss(outputs.reconstruction.float(), images)

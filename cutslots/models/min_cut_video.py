@@ -1,10 +1,11 @@
-"""The paper's model of moving objects: slots of two frames, matched, and both frames painted from the pairs.
+"""The paper's model of moving objects: slots of two frames are matched, and decoded as pairs.
 
-frame 1 ──► slots s_i ───────────────────────► pair (s_i, r_i) ──► MLP ──► slot i of frame 1 ──► picture, opacity
-              └─► costs -<s_i, t_j> ──► M ─┐      ▲                    └─► slot i of frame 2 ──► picture, opacity
+frame 1 ──► slots s_i ────────────────────► pair (s_i, r_i) ──► MLP ──► slot i of frame 1 ──► image
+              └─► costs -<s_i, t_j> ──► M ─┐   ▲                    └─► slot i of frame 2 ──► image
 frame 2 ──► slots t_j ─────────────────────┴─► r_i = sum_j M_ij t_j
 
-Slot i is the same object in both frames. Encoder, cuts and decoder are those of `min_cut_slots`, shared by the frames.
+Slot i is the same object in both frames. Encoder, cuts and decoder are those of `min_cut_slots`,
+shared by the frames.
 """
 
 from dataclasses import dataclass, field
@@ -22,13 +23,9 @@ from cutslots.qp import Matching
 
 @dataclass(frozen=True)
 class MatchingConfig:
-    """The matching program and what is made of a pair of slots."""
+    """The matching program and the MLP on pairs."""
 
-    gamma: float = option(
-        0.5,
-        "regularisation of the matching program, > 0; it and the temperature count as a product",
-        low=1e-6,
-    )
+    gamma: float = option(0.5, "regularisation; only gamma * temperature matters", low=1e-6)
     temperature: float = option(0.1, "of the softmax over the second frame's slots", low=1e-6)
     hidden: int = option(256, "hidden units of the MLP on pairs of slots", low=1)
 
@@ -39,9 +36,7 @@ class Config(min_cut_slots.Config):
 
     frames: ClassVar[int] = 2
     distance: int = option(
-        1,
-        "frames from the first to the second of a training pair (paper: 1; frames 5 and 20: 15)",
-        low=1,
+        1, "frames between the two of a training pair (paper: 1; frames 5 and 20: 15)", low=1
     )
     matching: MatchingConfig = field(default_factory=MatchingConfig)
 
@@ -51,16 +46,18 @@ class Config(min_cut_slots.Config):
 
 @dataclass(frozen=True)
 class Outputs:
-    """Everything on the way from two frames to their reconstructions. Except in `masks` and `slots`, slot i is one object in both.
+    """All intermediates from two frames to reconstructions.
+
+    Except in `masks` and `slots`, slot i is one object in both frames.
 
     Attributes:
-        masks: the cut masks of each frame, summing to 1 over slots, in that frame's own order of slots.
-        slots: one vector a slot of each frame, in that frame's own order.
-        assignment: M, how much slot i of the first frame takes of slot j of the second; rows sum to 1.
-        paired: what is painted: slot i of both frames, in the first frame's order.
-        reconstructions: a picture a slot, in [-1, 1].
-        alpha: opacities, summing to 1 over slots; these are the masks that are scored.
-        reconstruction: the pictures under their opacities.
+        masks: the cut masks of each frame, summing to 1 over slots, in that frame's slot order.
+        slots: a vector per slot of each frame, in that frame's slot order.
+        assignment: M, the share of the second frame's slot j in slot i; rows sum to 1.
+        paired: the decoded slots of both frames, in the first frame's order.
+        reconstructions: an image per slot, in [-1, 1].
+        alpha: opacities, summing to 1 over slots: the masks that are scored.
+        reconstruction: the slots' images blended by alpha.
     """
 
     masks: Float[Tensor, "batch 2 slots h w"]
@@ -85,16 +82,16 @@ class Pairing(nn.Module):
     def forward(
         self, first: Float[Tensor, "batch slots size"], second: Float[Tensor, "batch slots size"]
     ) -> tuple[Float[Tensor, "batch 2 slots size"], Float[Tensor, "batch slots slots"]]:
-        """The pairs (s_i, r_i), and the assignment M that made r = M t."""
+        """The pairs (s_i, r_i), and the assignment M in r = M t."""
         assignment = self.matching(-(first @ second.mT)).assignment
         return torch.stack([first, assignment.to(second.dtype) @ second], dim=1), assignment
 
 
 class MinCutVideo(nn.Module):
-    """The image model on two frames, whose slots are paired before they are painted (section 4, Matching and motion).
+    """The image model on two frames; slots are paired before decoding (section 4).
 
-    The paper transforms the pairs "by MLP transformations" and says no more. Here one MLP sees both slots of a pair and its result
-    is added to them, so each frame is painted by the image model's decoder from a slot that knows of the other frame.
+    The paper transforms the pairs "by MLP transformations" without details. Here one MLP sees both
+    slots of a pair, and its result is added to them.
     """
 
     def __init__(self, config: Config) -> None:
@@ -108,29 +105,21 @@ class MinCutVideo(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "batch 2 3 height width"]) -> Outputs:
-        """Pairs of frames in [-1, 1] to every intermediate by name."""
         frames = images.shape[:2]
         partition = self.image.partition(images.flatten(0, 1))
         slots = partition.slots.unflatten(0, frames)
         paired, assignment = self.pairing(slots[:, 0], slots[:, 1])
         moved = self.mlp(paired.transpose(1, 2).flatten(2)).unflatten(2, (2, -1)).transpose(1, 2)
         paired = paired + moved
-        reconstructions, alpha, reconstruction = (
-            found.unflatten(0, frames) for found in self.image.paint(paired.flatten(0, 1))
+        decoded = (
+            values.unflatten(0, frames) for values in self.image.decode(paired.flatten(0, 1))
         )
-        return Outputs(
-            masks=partition.masks.unflatten(0, frames),
-            slots=slots,
-            assignment=assignment,
-            paired=paired,
-            reconstructions=reconstructions,
-            alpha=alpha,
-            reconstruction=reconstruction,
-        )
+        masks = partition.masks.unflatten(0, frames)
+        return Outputs(masks, slots, assignment, paired, *decoded)
 
     @staticmethod
     def loss(
         outputs: Outputs, images: Float[Tensor, "batch 2 3 height width"]
     ) -> Float[Tensor, ""]:
-        """Sum over the two frames of the mean squared error of an element, on [-1, 1]."""
+        """The sum over the two frames of the mean squared error per element, on [-1, 1]."""
         return (outputs.reconstruction.float() - images).square().mean((0, 2, 3, 4)).sum()

@@ -1,6 +1,7 @@
-"""Slot Attention on still images: slots that compete for pixels in rounds of attention, the baseline of the paper's Table 1.
+"""Slot Attention on still images, the baseline of the paper's Table 1: slots compete for pixels.
 
-image -> encoder -> features + position -> MLP -> rounds of attention from sampled slots -> decoder -> picture and opacity a slot
+image -> encoder -> features + position -> MLP -> rounds of attention from sampled slots -> decoder
+                                                              -> image and opacity per slot
 """
 
 from dataclasses import dataclass, field
@@ -19,26 +20,22 @@ from cutslots.options import option
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """The slots and the rounds in which they are found."""
+    """The slots and their rounds of attention."""
 
     size: int = option(64, "numbers in a slot, and in the keys and values", low=1)
     hidden: int = option(128, "hidden units of the residual MLP after the GRU", low=1)
     num_iterations: int = option(3, "rounds of attention", low=1)
-    epsilon: float = option(
-        1e-8, "added to every attention weight before the weighted mean", low=0.0
-    )
+    epsilon: float = option(1e-8, "added to the attention before the weighted mean", low=0.0)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The model's sizes; the defaults are the published ones, behind the encoder and decoder of `min_cut_slots`."""
+    """The published sizes, with the encoder and decoder of `min_cut_slots`."""
 
     image_size: int = option(128, "side of the square images", low=2)
-    num_slots: int = option(12, "slots; none of them is the background's", low=1)
+    num_slots: int = option(12, "slots; none is reserved for the background", low=1)
     init: str = option(
-        "glorot",
-        "initial weights: Glorot's (published), torch's own, or He's",
-        choices=("glorot", "torch", "he"),
+        "glorot", "weights of Glorot (published), torch or He", choices=("glorot", "torch", "he")
     )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     attention: AttentionConfig = field(default_factory=AttentionConfig)
@@ -50,14 +47,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Everything on the way from an image to its reconstruction; h, w is the encoder's grid.
+    """All intermediates from images to reconstructions; h, w is the encoder's grid.
 
     Attributes:
-        attention: how the slots share each pixel in the last round, summing to 1 over slots.
-        slots: one vector a slot.
-        reconstructions: a picture a slot, in [-1, 1].
-        alpha: opacities, summing to 1 over slots; these are the masks that are scored.
-        reconstruction: the pictures under their opacities.
+        attention: the slots' shares of each pixel in the last round, summing to 1 over slots.
+        slots: a vector per slot.
+        reconstructions: an image per slot, in [-1, 1].
+        alpha: opacities, summing to 1 over slots: the masks that are scored.
+        reconstruction: the slots' images blended by alpha.
     """
 
     attention: Float[Tensor, "batch slots h w"]
@@ -68,7 +65,7 @@ class Outputs:
 
 
 class SlotSampler(nn.Module):
-    """Samples the slots that the first round starts from, from one learned Gaussian for all slots."""
+    """Samples the initial slots from one learned Gaussian for all slots."""
 
     def __init__(self, size: int, num_slots: int) -> None:
         super().__init__()
@@ -93,11 +90,9 @@ class SlotAttention(nn.Module):
         super().__init__()
         size = config.size
         self.num_iterations, self.epsilon = config.num_iterations, config.epsilon
-        self.norm_inputs, self.norm_slots, self.norm_mlp = (
-            nn.LayerNorm(channels),
-            nn.LayerNorm(size),
-            nn.LayerNorm(size),
-        )
+        self.norm_inputs = nn.LayerNorm(channels)
+        self.norm_slots = nn.LayerNorm(size)
+        self.norm_mlp = nn.LayerNorm(size)
         self.queries = nn.Linear(size, size, bias=False)
         self.keys = nn.Linear(channels, size, bias=False)
         self.values = nn.Linear(channels, size, bias=False)
@@ -111,28 +106,25 @@ class SlotAttention(nn.Module):
         inputs: Float[Tensor, "batch pixels channels"],
         slots: Float[Tensor, "batch slots size"],
     ) -> tuple[Float[Tensor, "batch slots size"], Float[Tensor, "batch slots pixels"]]:
-        """The slots after the last round, and the last round's attention, which sums to 1 over slots."""
+        """The slots and the attention of the last round, which sums to 1 over slots."""
         inputs = self.norm_inputs(inputs)
         keys, values = self.keys(inputs), self.values(inputs)
-        slots, attention = self._round(slots, keys, values)
-        for _ in range(self.num_iterations - 1):
-            slots, attention = self._round(slots, keys, values)
+        attention = torch.empty(0)
+        for _ in range(self.num_iterations):
+            queries = self.queries(self.norm_slots(slots)) * slots.shape[-1] ** -0.5
+            attention = torch.softmax((queries @ keys.mT).float(), dim=1)
+            weights = attention + self.epsilon
+            updates = (weights / weights.sum(-1, keepdim=True)).to(values.dtype) @ values
+            # In float32: not every device's autocast supports a GRU cell, and errors would
+            # accumulate over the rounds.
+            state = self.gru(updates.flatten(0, 1).float(), slots.flatten(0, 1).float())
+            slots = state.unflatten(0, slots.shape[:2])
+            slots = slots + self.mlp(self.norm_mlp(slots))
         return slots, attention
-
-    def _round(self, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        queries = self.queries(self.norm_slots(slots)) * slots.shape[-1] ** -0.5
-        attention = torch.softmax((queries @ keys.mT).float(), dim=1)
-        weights = attention + self.epsilon
-        updates = (weights / weights.sum(-1, keepdim=True)).to(values.dtype) @ values
-        # In float32: not every device's autocast knows a GRU cell, and what a slot is goes through all rounds.
-        slots = self.gru(updates.flatten(0, 1).float(), slots.flatten(0, 1).float()).unflatten(
-            0, slots.shape[:2]
-        )
-        return slots + self.mlp(self.norm_mlp(slots)), attention
 
 
 class SlotAttentionModel(nn.Module):
-    """The auto-encoder of object discovery: an encoder, slots by attention, and a picture and an opacity of each."""
+    """The auto-encoder of object discovery: an encoder, slots by attention, and a decoder."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -156,11 +148,9 @@ class SlotAttentionModel(nn.Module):
             he_init(self)
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
-        """Images in [-1, 1] to every intermediate by name."""
         features = self.position(self.encoder(images))
-        slots, attention = self.attention(
-            self.inputs(features.flatten(2).mT), self.start(images.shape[0])
-        )
+        inputs, start = self.inputs(features.flatten(2).mT), self.start(images.shape[0])
+        slots, attention = self.attention(inputs, start)
         reconstructions, opacity = self.decoder(slots)
         alpha = torch.softmax(opacity, dim=1)
         return Outputs(
@@ -173,5 +163,5 @@ class SlotAttentionModel(nn.Module):
 
     @staticmethod
     def loss(outputs: Outputs, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Mean squared error of an element, on [-1, 1]."""
+        """Mean squared error per element, on [-1, 1]."""
         return nn.functional.mse_loss(outputs.reconstruction.float(), images)

@@ -1,4 +1,4 @@
-"""From slots to pictures: every slot is painted on its own, with an opacity that lets them compete."""
+"""The spatial broadcast decoder: each slot to an image and an opacity."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class DecoderConfig:
 class BroadcastDecoder(nn.Module):
     """Broadcasts a slot over a small grid, adds positions and doubles the grid up to the image.
 
-    Source: Slot Attention's decoder; layer counts and LeakyReLU after the paper's published code.
+    Source: Slot Attention's decoder; layer counts and LeakyReLU as in the paper's published code.
     """
 
     def __init__(self, config: DecoderConfig, slot_size: int, image_size: int) -> None:
@@ -33,37 +33,28 @@ class BroadcastDecoder(nn.Module):
         if config.start > image_size or config.start << num_doublings != image_size:
             usual = min(3, (image_size & -image_size).bit_length() - 1)
             raise InputError(
-                f"decoder.start is {config.start} and image_size {image_size}; the image must be start times a power of two. "
-                f"Use decoder.start={image_size >> usual}, for example."
+                f"image_size must be decoder.start times a power of two, got {image_size} and "
+                f"{config.start}. Use for example decoder.start={image_size >> usual}."
             )
         self.start = config.start
         self.position = PositionEncoding(slot_size, config.start, config.start)
+        kernel, pad = config.kernel, config.kernel // 2
+        size = [slot_size] + [config.channels] * (num_doublings + config.num_refine)
         layers: list[nn.Module] = []
-        inputs, pad = slot_size, config.kernel // 2
-        for _ in range(num_doublings):
-            layers += [
-                nn.ConvTranspose2d(
-                    inputs, config.channels, config.kernel, 2, pad, output_padding=1
-                ),
-                nn.LeakyReLU(inplace=True),
-            ]
-            inputs = config.channels
-        for _ in range(config.num_refine):
-            layers += [
-                nn.Conv2d(inputs, config.channels, config.kernel, 1, pad),
-                nn.LeakyReLU(inplace=True),
-            ]
-            inputs = config.channels
-        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 4, 3, 1, 1))
+        for layer in range(num_doublings):
+            layers.append(nn.ConvTranspose2d(size[layer], size[layer + 1], kernel, 2, pad, 1))
+            layers.append(nn.LeakyReLU(inplace=True))
+        for layer in range(num_doublings, num_doublings + config.num_refine):
+            layers.append(nn.Conv2d(size[layer], size[layer + 1], kernel, 1, pad))
+            layers.append(nn.LeakyReLU(inplace=True))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(size[-1], 4, 3, 1, 1))
 
     def forward(
         self, slots: Float[Tensor, "batch slots size"]
-    ) -> tuple[
-        Float[Tensor, "batch slots 3 height width"], Float[Tensor, "batch slots height width"]
-    ]:
-        """A picture in [-1, 1] for each slot, and its opacity before the softmax over slots."""
+    ) -> tuple[Float[Tensor, "batch slots 3 h w"], Float[Tensor, "batch slots h w"]]:
+        """An image in [-1, 1] per slot, and its opacity before the softmax over slots."""
         grid = slots.flatten(0, 1)[:, :, None, None].expand(-1, -1, self.start, self.start)
-        # The grid lies channels-last, and convolutions keep it so. What follows works on one channel or three of the four: pixel by
-        # pixel, four apart, tanh does not vectorise.
-        painted = self.layers(self.position(grid)).contiguous().unflatten(0, slots.shape[:2])
-        return torch.tanh(painted[:, :, :3]), painted[:, :, 3]
+        # The grid is channels-last, and convolutions keep it so. Later operations read one or three
+        # of the four channels: with a stride of four, tanh does not vectorise.
+        decoded = self.layers(self.position(grid)).contiguous().unflatten(0, slots.shape[:2])
+        return torch.tanh(decoded[:, :, :3]), decoded[:, :, 3]

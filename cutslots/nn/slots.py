@@ -15,17 +15,15 @@ class SlotsConfig:
 
     size: int = option(64, "numbers in a slot", low=1)
     hidden: int = option(256, "hidden units of the MLPs", low=1)
-    num_heads: int = option(
-        3, "MLPs that look at the features; their pooled results are summed", low=1
-    )
+    num_heads: int = option(3, "MLPs on the features; their pooled results are summed", low=1)
 
 
 class SlotHeads(nn.Module):
-    """Pools features under masks and turns them into slots: s_1 + sum_h mlp_h(s_h), s_h = mean over all pixels of mask * f_h(x).
+    """Pools features under masks into slots: s_1 + sum_h mlp_h(s_h), s_h = mean(mask * f_h(x)).
 
-    The mean is over H W, not over the mask's own mass, so a slot knows how large its mask is.
+    The mean is over all H W pixels and not over the mask's mass, so a slot encodes its mask's size.
 
-    Source: Algorithm 2; three heads after the published code.
+    Source: Algorithm 2; three heads as in the published code.
     """
 
     def __init__(self, config: SlotsConfig, channels: int) -> None:
@@ -40,20 +38,17 @@ class SlotHeads(nn.Module):
         )
 
     def forward(
-        self,
-        features: Float[Tensor, "batch channels height width"],
-        masks: Float[Tensor, "batch slots height width"],
+        self, features: Float[Tensor, "batch channels h w"], masks: Float[Tensor, "batch slots h w"]
     ) -> Float[Tensor, "batch slots size"]:
-        x = self.norm(features.flatten(2).mT)
-        hidden = torch.relu_(self.before(x))
-        # The mean over pixels is linear, so the second layer of f_h follows it: k projections in place of H W, the same numbers.
+        hidden = torch.relu_(self.before(self.norm(features.flatten(2).mT)))
+        # The mean over pixels is linear, so f_h's second layer can follow it: k projections instead
+        # of H W, with the same result.
         masks = masks.flatten(2)
-        pooled = (masks.to(hidden.dtype) @ hidden / hidden.shape[1]).chunk(
-            len(self.project), dim=-1
-        )
+        pooled = masks.to(hidden.dtype) @ hidden / hidden.shape[1]
         mass = masks.mean(-1, keepdim=True)
         slots = []
-        for part, head in zip(pooled, self.project, strict=True):
+        parts = pooled.chunk(len(self.project), dim=-1)
+        for part, head in zip(parts, self.project, strict=True):
             assert isinstance(head, nn.Linear)
             slots.append(nn.functional.linear(part, head.weight) + mass * head.bias)
         return slots[0] + sum(mlp(slot) for mlp, slot in zip(self.after, slots, strict=True))

@@ -1,4 +1,4 @@
-"""The mathematics: regularised equality-constrained quadratic programs for cuts and matchings. It never sees an image."""
+"""Regularised equality-constrained quadratic programs for cuts and matchings, without images."""
 
 from cutslots.qp.equality import EqualityQP as EqualityQP
 from cutslots.qp.graph import EdgeList as EdgeList

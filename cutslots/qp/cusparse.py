@@ -1,9 +1,9 @@
-"""Substitution with a sparse Cholesky factor on a GPU: cuSPARSE's triangular solves (SpSM) through CuPy's bindings.
+"""Substitution on a GPU: cuSPARSE's triangular solves (SpSM) through CuPy's bindings.
 
-SpSM has an analysis phase that finds which unknowns can be solved at once. CuPy's own `spsm` repeats it at every call; here it is
-done once for each batch size, and its descriptor, workspace and operands are kept. torch owns all memory, CuPy lends the calls:
-the factor, the operands and the workspace are torch tensors whose addresses cuSPARSE reads, so nothing is copied between the two
-libraries. Calls go to torch's current stream and none waits for the GPU.
+SpSM has an analysis phase that finds which unknowns can be solved at once. `spsm` of CuPy
+repeats it at every call; here it runs once per batch size, and descriptor, workspace and operands
+are kept. cuSPARSE reads the addresses of torch tensors, so nothing is copied between the libraries.
+Calls run on torch's current stream and none waits for the GPU.
 """
 
 import threading
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutslots.qp.cholesky import Factor
+from cutslots.qp.factor import Factor
 
 
 def missing() -> str | None:
-    """Why cuSPARSE cannot be used here and what to do; None when it can."""
+    """Why cuSPARSE cannot be used here and what to do; None if it can."""
     try:
         import cupy
         from cupy_backends.cuda.libs import cusparse  # noqa: F401
@@ -28,15 +28,15 @@ def missing() -> str | None:
             return "CuPy sees no GPU."
     except ImportError as error:
         return f"cuSPARSE needs CuPy ({error}). Install it: pip install 'cutslots[cuda]'."
-    except Exception as error:  # CuPy raises its own types when the driver or a library is absent
+    except Exception as error:  # CuPy has its own error types for an absent driver or library
         return f"CuPy cannot use the GPU ({error})."
     return None
 
 
 class Substitution:
-    """M^-1 by two triangular solves, analysed once for each batch size and stream."""
+    """M^-1 by two triangular solves, analysed once per batch size and stream."""
 
-    # Training has one batch size and evaluation a second, with a smaller last batch each.
+    # Training has one batch size and evaluation a second, each with a smaller last batch.
     KEPT = 8
 
     def __init__(self, factor: Factor, device: torch.device, dtype: torch.dtype) -> None:
@@ -49,7 +49,7 @@ class Substitution:
         self.permutation = factor.permutation.to(device)
         self.inverse_permutation = torch.argsort(self.permutation)
         self.plans: dict[tuple[int, int], _Plan] = {}
-        # A plan's operands serve one call after the other: layers of several threads may share this factor.
+        # Layers of several threads may share this factor, but a plan's operands serve one call.
         self.lock = threading.Lock()
 
     def solve(self, rhs: Tensor) -> Tensor:
@@ -60,77 +60,66 @@ class Substitution:
         with self.lock, torch.cuda.device(self.device), cupy.cuda.Device(self.device.index or 0):
             stream = torch.cuda.current_stream().cuda_stream
             with cupy.cuda.ExternalStream(stream):
-                return self._plan(len(rhs), stream).run(
-                    rhs, self.permutation, self.inverse_permutation
-                )
+                plan = self._plan(len(rhs), stream)
+                return plan.run(rhs, self.permutation, self.inverse_permutation)
 
     def _plan(self, batch: int, stream: int) -> "_Plan":
         plan = self.plans.pop((batch, stream), None)
         if plan is None:
-            # Made for all later steps, also when the first one runs in inference mode.
+            # The plan outlives an inference mode in which the first step may run.
             with torch.inference_mode(False):
                 plan = _Plan(self, batch)
         self.plans[batch, stream] = plan
         while len(self.plans) > self.KEPT:
-            # A solve may still run with the oldest one's operands, on whatever stream.
+            # A solve on any stream may still use the oldest plan's operands.
             torch.cuda.synchronize(self.device)
             del self.plans[next(iter(self.plans))]
         return plan
 
 
 class _Plan:
-    """What one batch size needs: operands B -> X -> Y, and for each of the two solves its descriptor and workspace.
+    """What one batch size needs: operands B -> X -> Y; descriptor and workspace of both solves.
 
-    The operands are `(batch, n)` row-major, which is cuSPARSE's column-major `n x batch`. cuSPARSE's handles go when the plan does.
+    The operands are `(batch, n)` row-major, which is cuSPARSE's column-major `n x batch`. The
+    cuSPARSE handles are destroyed with the plan.
     """
 
-    def __init__(self, of: Substitution, batch: int) -> None:
+    def __init__(self, owner: Substitution, batch: int) -> None:
         from cupy_backends.cuda.libs import cusparse as cs
 
-        single = of.dtype == torch.float32
+        n, single = owner.n, owner.dtype == torch.float32
         self.kind = 0 if single else 1  # cudaDataType: CUDA_R_32F, CUDA_R_64F
         self.one = np.ones(1, dtype=np.float32 if single else np.float64)
-        self.factor = (
-            of.indptr,
-            of.indices,
-            of.values,
-        )  # what the handles point at lives as long as they do
+        # The handles point at these tensors, so the plan keeps them alive.
+        self.factor = owner.indptr, owner.indices, owner.values
         self.operands = [
-            torch.empty(batch, of.n, dtype=of.dtype, device=of.device) for _ in range(3)
+            torch.empty(batch, n, dtype=owner.dtype, device=owner.device) for _ in range(3)
         ]
-        self.dense = [
-            self._kept(
-                cs.createDnMat(
-                    of.n, batch, of.n, each.data_ptr(), self.kind, cs.CUSPARSE_ORDER_COL
-                ),
-                cs.destroyDnMat,
-            )
-            for each in self.operands
-        ]
+        self.dense = []
+        for operand in self.operands:
+            address = operand.data_ptr()
+            handle = cs.createDnMat(n, batch, n, address, self.kind, cs.CUSPARSE_ORDER_COL)
+            self.dense.append(self._owned(handle, cs.destroyDnMat))
         indptr, indices, values = (array.data_ptr() for array in self.factor)
-        self.sparse = self._kept(
-            cs.createCsr(
-                of.n, of.n, len(of.values), indptr, indices, values,
-                cs.CUSPARSE_INDEX_32I, cs.CUSPARSE_INDEX_32I, cs.CUSPARSE_INDEX_BASE_ZERO, self.kind,
-            ),
-            cs.destroySpMat,
+        handle = cs.createCsr(
+            n, n, len(owner.values), indptr, indices, values, cs.CUSPARSE_INDEX_32I,
+            cs.CUSPARSE_INDEX_32I, cs.CUSPARSE_INDEX_BASE_ZERO, self.kind,
         )  # fmt: skip
+        self.sparse = self._owned(handle, cs.destroySpMat)
         cs.spMatSetAttribute(self.sparse, cs.CUSPARSE_SPMAT_FILL_MODE, cs.CUSPARSE_FILL_MODE_LOWER)
-        cs.spMatSetAttribute(
-            self.sparse, cs.CUSPARSE_SPMAT_DIAG_TYPE, cs.CUSPARSE_DIAG_TYPE_NON_UNIT
-        )
+        diagonal = cs.CUSPARSE_DIAG_TYPE_NON_UNIT
+        cs.spMatSetAttribute(self.sparse, cs.CUSPARSE_SPMAT_DIAG_TYPE, diagonal)
         self.solves: list[tuple[int, int, Tensor]] = []  # operation, descriptor, workspace
-        for step, operation in enumerate(
-            (cs.CUSPARSE_OPERATION_NON_TRANSPOSE, cs.CUSPARSE_OPERATION_TRANSPOSE)
-        ):
-            descriptor = self._kept(cs.spSM_createDescr(), cs.spSM_destroyDescr)
+        operations = cs.CUSPARSE_OPERATION_NON_TRANSPOSE, cs.CUSPARSE_OPERATION_TRANSPOSE
+        for step, operation in enumerate(operations):
+            descriptor = self._owned(cs.spSM_createDescr(), cs.spSM_destroyDescr)
             needed = cs.spSM_bufferSize(*self._arguments(step, operation), descriptor)
-            workspace = torch.empty(max(needed, 1), dtype=torch.uint8, device=of.device)
+            workspace = torch.empty(max(needed, 1), dtype=torch.uint8, device=owner.device)
             cs.spSM_analysis(*self._arguments(step, operation), descriptor, workspace.data_ptr())
             self.solves.append((operation, descriptor, workspace))
 
-    def _kept(self, handle: int, destroy: Callable[[int], None]) -> int:
-        """A handle that is destroyed when the plan goes, also when making it fails half-way; not at the interpreter's end."""
+    def _owned(self, handle: int, destroy: Callable[[int], None]) -> int:
+        """Destroy a handle with the plan, also if `__init__` fails; but not at exit."""
         weakref.finalize(self, destroy, handle).atexit = False
         return handle
 
@@ -144,11 +133,12 @@ class _Plan:
         return self.operands[2].index_select(1, inverse_permutation)
 
     def _arguments(self, step: int, operation: int) -> tuple[Any, ...]:
-        """What every SpSM call takes, but its descriptor: op(L) operands[step + 1] = operands[step]."""
+        """Arguments of SpSM before its descriptor: op(L) operands[step + 1] = operands[step]."""
         from cupy.cuda import device
         from cupy_backends.cuda.libs import cusparse as cs
 
         return (
-            device.get_cusparse_handle(), operation, cs.CUSPARSE_OPERATION_NON_TRANSPOSE, self.one.ctypes.data, self.sparse,
-            self.dense[step], self.dense[step + 1], self.kind, cs.CUSPARSE_SPSM_ALG_DEFAULT,
+            device.get_cusparse_handle(), operation, cs.CUSPARSE_OPERATION_NON_TRANSPOSE,
+            self.one.ctypes.data, self.sparse, self.dense[step], self.dense[step + 1], self.kind,
+            cs.CUSPARSE_SPSM_ALG_DEFAULT,
         )  # fmt: skip

@@ -1,22 +1,21 @@
-"""The factor cache: a matrix is factored once a node.
+"""The factor cache: each node factors a matrix once.
 
-A factor belongs to the matrix it factors, so its key is a digest of that matrix up to scale: the graph, the back end, and how the
-gammas relate to each other. A sweep over the paper's single gamma shares one factor; gammas set apart (another reach) are another
-matrix. Layers of one process share a factor in memory while any of them lives. Processes of one node share it on disk: the first
-computes it under a lock, the others wait and map the file. A file that is cut short, altered or of another version is said and
-made anew.
+The key is a digest of the matrix up to scale: the graph, the back end and the ratios of the gammas,
+so a sweep over the paper's single gamma shares one factor. Layers of one process share a factor in
+memory while any of them is alive; processes of one node share it on disk. The first computes it
+under a lock, the others wait and map the file. A damaged file is reported and computed again.
 
-Where: `CUTSLOTS_FACTORS`, else `cutslots/factors` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`).
+Folder: `CUTSLOTS_FACTORS`, else `cutslots/factors` in `XDG_CACHE_HOME`, else in `~/.cache`.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -28,8 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cutslots.errors import InputError
-from cutslots.files import atomic
-from cutslots.qp.cholesky import Factor, factorise, has_cholmod
+from cutslots.files import atomic, lock
+from cutslots.qp.cholesky import factorise, has_cholmod
+from cutslots.qp.factor import Factor
 
 LOG = logging.getLogger("cutslots.qp")
 VERSION = "1"
@@ -39,7 +39,7 @@ _in_process = threading.Lock()
 
 
 class Stored(NamedTuple):
-    """A file of the cache; `problem` says what is wrong with it."""
+    """A file of the cache; `problem` is None for an intact file."""
 
     path: Path
     bytes: int
@@ -48,19 +48,15 @@ class Stored(NamedTuple):
 
 
 def folder() -> Path:
-    """Where this node's factors lie."""
-    named = os.environ.get("CUTSLOTS_FACTORS")
-    if named:
-        return Path(named).absolute()
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute()
-        / "cutslots"
-        / "factors"
-    )
+    """The folder of this node's factors."""
+    if os.environ.get("CUTSLOTS_FACTORS"):
+        return Path(os.environ["CUTSLOTS_FACTORS"]).absolute()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache.absolute() / "cutslots" / "factors"
 
 
 def digest(*parts: Any) -> str:
-    """The key of a matrix: of strings, numbers and arrays that determine it. Numbers count to 12 digits."""
+    """The key of a matrix: of strings, numbers and arrays that determine it, up to 12 digits."""
     state = hashlib.sha256()
     for part in parts:
         array = np.asarray(part)
@@ -75,12 +71,26 @@ def digest(*parts: Any) -> str:
     return state.hexdigest()[:32]
 
 
+def factor_of(matrix: sp.csr_array | sp.csc_array, about: str, transposed: bool = False) -> Factor:
+    """The factor of a symmetric positive definite M, or with `transposed` of A A^T."""
+
+    def build() -> Factor:
+        rows = len(matrix.indptr) - 1
+        if transposed and rows > 10_000:
+            faster = "" if has_cholmod() else " (faster with pip install 'cutslots[cholmod]')"
+            text = "Factoring %s: %d rows take minutes%s. The factor is kept in %s."
+            LOG.warning(text, about, rows, faster, folder())
+        return factorise(matrix, transposed)
+
+    shape, kind = np.array(matrix.shape), "A A^T" if transposed else "M"
+    key = digest(kind, shape, matrix.indptr, matrix.indices, matrix.data)
+    return get(key, about, build)
+
+
 def get(key: str, about: str, build: Callable[[], Factor]) -> Factor:
     """The factor of a key: from this process, from this node's disk, or built and kept.
 
-    Args:
-        about: what it factors, for people.
-        build: computes it; called in one process of the node at a time.
+    `about` describes the matrix for people; `build` runs in one process of the node at a time.
     """
     with _in_process:
         factor = _alive.get(key)
@@ -89,45 +99,24 @@ def get(key: str, about: str, build: Callable[[], Factor]) -> Factor:
         return factor
 
 
-def of_constraints(A: sp.csr_array, about: str) -> Factor:
-    """The factor of A A^T."""
-
-    def build() -> Factor:
-        rows = len(A.indptr) - 1
-        if rows > 10_000:
-            way = (
-                "CHOLMOD"
-                if has_cholmod()
-                else "SciPy (pip install 'cutslots[cholmod]' brings CHOLMOD, which is faster)"
-            )
-            LOG.warning(
-                "Factoring %s with %s: %d rows, minutes. It is kept in %s.",
-                about,
-                way,
-                rows,
-                folder(),
-            )
-        return factorise(A, transposed=True)
-
-    return get(digest("A A^T", np.array(A.shape), A.indptr, A.indices, A.data), about, build)
-
-
-def of_matrix(matrix: sp.csc_array, about: str) -> Factor:
-    """The factor of a symmetric positive definite matrix."""
-    key = digest("M", np.array(matrix.shape), matrix.indptr, matrix.indices, matrix.data)
-    return get(key, about, lambda: factorise(matrix))
-
-
 def stored() -> list[Stored]:
     """Every factor file of this node, verified."""
-    return [_examined(path) for path in sorted(folder().glob("*.safetensors"))]
+    files = []
+    for path in sorted(folder().glob("*.safetensors")):
+        about, problem = "unknown", None
+        try:
+            about = _read(path)[1]
+        except (InputError, OSError) as error:
+            problem = str(error)
+        files.append(Stored(path, path.stat().st_size, about, problem))
+    return files
 
 
 def clear() -> list[Stored]:
-    """Delete every factor file of this node; returns what was deleted. Layers that live keep their factors."""
+    """Delete every factor file of this node; returns them. Live layers keep their factors."""
     deleted = stored()
     for path in folder().glob("*"):
-        # Locks stay: a process that waits at one would otherwise guard a file that nobody else sees.
+        # Lock files stay: a process that waits for a deleted one would guard a file nobody sees.
         if path.suffix == ".safetensors" or path.name.startswith("."):
             path.unlink(missing_ok=True)
     return deleted
@@ -135,50 +124,29 @@ def clear() -> list[Stored]:
 
 def _from_disk(key: str, about: str, build: Callable[[], Factor]) -> Factor:
     path = folder() / f"{key}.safetensors"
-    # Read without the lock first: files appear whole, and a folder may be one that others have filled and this process only reads.
-    factor = _read_or_say(path, key)
-    if factor is not None:
-        return factor
+    factor = None
+    # First without the lock: files appear whole, and the folder may be read-only.
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock"), about):
-            factor = _read_or_say(path, key, quiet=True)
-            if factor is not None:
-                return factor
+        return _read(path, key)[0]
+    except FileNotFoundError:
+        pass
+    except (InputError, OSError) as problem:
+        LOG.warning("%s The factor is computed again.", problem)
+    try:
+        with ExitStack() as stack:
+            if not stack.enter_context(lock(path.with_suffix(".lock"))):
+                LOG.info("Another process computes the factor of %s; waiting for it.", about)
+                stack.enter_context(lock(path.with_suffix(".lock"), math.inf))
+            with suppress(InputError, OSError):
+                return _read(path, key)[0]
             factor = build()
             _write(path, key, about, factor)
-            # From the file again, so that all processes map one copy.
-            return _read(path, key)
+            # Read back, so that all processes map one copy.
+            return _read(path, key)[0]
     except (OSError, SafetensorError) as error:
-        LOG.warning(
-            "The factor of %s is not kept on disk (%s); CUTSLOTS_FACTORS names another folder.",
-            about,
-            error,
-        )
+        text = "The factor of %s is not kept on disk (%s); set CUTSLOTS_FACTORS to another folder."
+        LOG.warning(text, about, error)
         return build() if factor is None else factor
-
-
-def _read_or_say(path: Path, key: str, quiet: bool = False) -> Factor | None:
-    """The factor of a file; None where there is none that can be used, and why."""
-    try:
-        return _read(path, key)
-    except FileNotFoundError:
-        return None
-    except (InputError, OSError) as problem:
-        if not quiet:
-            LOG.warning("%s It is computed anew.", problem)
-        return None
-
-
-@contextmanager
-def _locked(path: Path, about: str) -> Iterator[None]:
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOG.info("Another process computes the factor of %s; waiting for it.", about)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _write(path: Path, key: str, about: str, factor: Factor) -> None:
@@ -189,34 +157,24 @@ def _write(path: Path, key: str, about: str, factor: Factor) -> None:
         temporary.chmod(0o644)
 
 
-def _read(path: Path, key: str | None = None) -> Factor:
+def _read(path: Path, key: str | None = None) -> tuple[Factor, str]:
+    """The factor in a file, and its description."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("cutslots_factor") != VERSION:
-                raise InputError(
-                    f"{path} is of version {metadata.get('cutslots_factor')}, not {VERSION}."
-                )
+            version = metadata.get("cutslots_factor")
+            if version != VERSION:
+                raise InputError(f"{path} has version {version}, expected {VERSION}.")
             if set(file.keys()) != set(ARRAYS) or not {"key", "about", "sha256"} <= set(metadata):
-                raise InputError(f"{path} is no factor file.")
+                raise InputError(f"{path} is not a factor file.")
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
     except SafetensorError as error:
-        raise InputError(f"{path} is cut short or no factor file ({error}).") from error
+        raise InputError(f"{path} is truncated or not a factor file ({error}).") from error
     if metadata["sha256"] != _checksum(arrays):
         raise InputError(f"{path} is damaged: its checksum is wrong.")
     if key is not None and metadata["key"] != key:
-        raise InputError(f"{path} holds the factor {metadata['key']}.")
-    return Factor(*arrays.values())
-
-
-def _examined(path: Path) -> Stored:
-    size = path.stat().st_size
-    try:
-        _read(path)
-        with safe_open(path, framework="pt") as file:
-            return Stored(path, size, file.metadata()["about"], None)
-    except (InputError, OSError) as problem:
-        return Stored(path, size, "unknown", str(problem))
+        raise InputError(f"{path} contains the factor {metadata['key']}, expected {key}.")
+    return Factor(*arrays.values()), metadata["about"]
 
 
 def _checksum(arrays: dict[str, Tensor]) -> str:

@@ -1,17 +1,19 @@
-"""Graphs that can be cut: vertices joined by directed edges, and every vertex joined to the terminals s and t.
+"""Graphs that can be cut: directed edges between vertices, and every vertex joined to s and t.
 
 Legend (the paper's symbols, used in this folder only):
 
-    w         one weight >= 0 a directed edge, in the graph's own layout (`Graph.layout`)
+    w         weights >= 0 of the directed edges, in the graph's layout (`Graph.layout`)
     B         edge-vertex incidence, (B p)_uv = p_u - p_v for the edge from u to v
-    p         potentials: one number a vertex, in the graph's own shape (`Graph.shape`), and two for (s, t)
+    p         potentials: one per vertex, in the graph's shape (`Graph.shape`), and two for (s, t)
 
-A graph is what carries weights to vertices and back, `divergence` (B^T w) and its transpose `gradient` (B p), and what lists its
-edges for back ends that need a matrix. `Grid` (grid.py) does both with stencils; `EdgeList` here takes any edges.
+A graph multiplies by B^T (`divergence`) and B (`gradient`), and lists its edges for back ends that
+need a matrix. `Grid` (grid.py) uses stencils; `EdgeList` here takes any edges.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +21,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutslots.errors import InputError
-from cutslots.qp.tables import Tables
+from cutslots.qp._util import Tables
+
+_Edges = Float[Tensor, "batch weights"]
+_Vertices = Float[Tensor, "batch n"]
+_Terminals = Float[Tensor, "batch 2"]
 
 
 class Edges(NamedTuple):
-    """A graph's directed edges as vertex numbers: vertices are 0..n-1, s is n and t is n + 1.
+    """Directed edges between the vertices 0..n-1, s = n and t = n + 1.
 
-    `slot` is where an edge's weight lies in the flattened layout.
+    `slot` is the index of an edge's weight in the flattened layout.
     """
 
     tail: np.ndarray
@@ -33,16 +39,15 @@ class Edges(NamedTuple):
     slot: np.ndarray
 
 
-@runtime_checkable
-class Graph(Protocol):
-    """What the layer and its back ends ask of a graph.
+class Graph(ABC):
+    """The interface of a graph to the layer and its back ends.
 
     Attributes:
-        shape: of the potentials of one cut, terminals aside: `(H, W)` or `(n,)`.
-        layout: of the weights of one cut, edges between vertices first, then all edges s -> vertex, then all vertex -> t, along
-            the first axis.
-        num_vertices: n, vertices that exist; s and t are not counted.
-        vertices: which places of the flattened `shape` are the vertices 0..n-1; None when all are.
+        shape: of the potentials of one cut, without terminals: `(H, W)` or `(n,)`.
+        layout: of the weights of one cut. Along the first axis: edges between vertices, then all
+            edges s -> vertex, then all edges vertex -> t.
+        num_vertices: n, existing vertices without s and t.
+        vertices: indices of the vertices 0..n-1 in the flattened `shape`; None if all exist.
     """
 
     shape: tuple[int, ...]
@@ -50,33 +55,60 @@ class Graph(Protocol):
     num_vertices: int
     vertices: np.ndarray | None
 
-    def edges(self) -> Edges: ...
+    @abstractmethod
+    def edges(self) -> Edges:
+        """All directed edges, those of s and t included."""
 
-    def divergence(self, weights: Tensor) -> tuple[Tensor, Tensor]: ...
+    @abstractmethod
+    def divergence(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """B^T w, the outflow minus the inflow of each vertex; and the same of (s, t)."""
 
-    def gradient(self, potentials: Tensor, terminals: Tensor) -> Tensor: ...
+    @abstractmethod
+    def gradient(self, potentials: Tensor, terminals: Tensor) -> Tensor:
+        """B p, the potential drop along each edge: the transpose of `divergence`."""
 
-    def terminal_edges(self, of_edges: Tensor) -> tuple[Tensor, Tensor]: ...
+    @abstractmethod
+    def terminal_edges(self, of_edges: Tensor) -> tuple[Tensor, Tensor]:
+        """The parts s -> vertex and vertex -> t of values in the layout."""
 
-    def only_edges(self, of_edges: Tensor) -> Tensor: ...
+    def only_edges(self, of_edges: Tensor) -> Tensor:
+        """Values in the layout, with 0 where no edge exists."""
+        return of_edges
 
-    def only_vertices(self, of_vertices: Tensor) -> Tensor: ...
+    def only_vertices(self, of_vertices: Tensor) -> Tensor:
+        """Values in the shape, with 0 where no vertex exists."""
+        return of_vertices
 
-    def __str__(self) -> str: ...
+    def gather(self, potentials: Tensor) -> Tensor:
+        """The existing vertices of potentials, `(batch, n)`."""
+        flat = potentials.flatten(1)
+        return flat if self.vertices is None else flat[:, self._index.on(flat)[0]]
+
+    def scatter(self, flat: Tensor) -> Tensor:
+        """The transpose of `gather`: potentials, with 0 where no vertex exists."""
+        if self.vertices is None:
+            return flat.unflatten(1, self.shape)
+        potentials = flat.new_zeros(len(flat), *self.shape)
+        potentials.flatten(1)[:, self._index.on(flat)[0]] = flat
+        return potentials
+
+    @cached_property
+    def _index(self) -> Tables:
+        assert self.vertices is not None
+        return Tables(self.vertices)
 
 
-class EdgeList:
+class EdgeList(Graph):
     """Any graph, given by its directed edges: superpixels, meshes, citations.
 
     Args:
-        edges: `(E, 2)` integers, the edge from the first vertex to the second; both directions are two rows. Repeated edges
-            count twice; an edge from a vertex to itself is refused.
-        num_vertices: n; vertices are 0..n-1. None takes the largest named one.
+        edges: `(E, 2)` integers, tail and head of each directed edge. Repeated edges count twice.
+        num_vertices: n, for the vertices 0..n-1. None: the largest vertex in `edges`, plus 1.
 
-    Weights of a cut are `(batch, E + 2 n)`: the edges in their order, s -> vertex for all n, vertex -> t for all n.
+    Weights of a cut are `(batch, E + 2 n)`: the edges in their order, s -> vertex, vertex -> t.
 
     Raises:
-        InputError: edges of another shape or kind, or out of range.
+        InputError: edges of another shape or type, out of range, or from a vertex to itself.
     """
 
     def __init__(
@@ -86,25 +118,21 @@ class EdgeList:
         if pairs.size == 0:
             pairs = np.zeros((0, 2), dtype=np.int64)
         if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-            raise InputError(
-                f"edges are {pairs.dtype} of shape {pairs.shape}; give integers (E, 2), tail and head of each edge."
-            )
-        if num_vertices is None:
-            num_vertices = int(pairs.max(initial=-1)) + 1
-        if num_vertices < 1:
-            raise InputError(f"num_vertices is {num_vertices}; a graph has at least one vertex.")
-        if len(pairs) and not (pairs.min() >= 0 and pairs.max() < num_vertices):
-            raise InputError(
-                f"edges name vertices {pairs.min()} to {pairs.max()}; num_vertices={num_vertices} allows 0 to {num_vertices - 1}."
-            )
+            got = f"{pairs.dtype} of shape {pairs.shape}"
+            raise InputError(f"edges must be integers of shape (E, 2), got {got}.")
+        n = int(pairs.max(initial=-1)) + 1 if num_vertices is None else num_vertices
+        if n < 1:
+            raise InputError(f"num_vertices must be at least 1, got {n}.")
+        if len(pairs) and not (pairs.min() >= 0 and pairs.max() < n):
+            span = f"{pairs.min()} to {pairs.max()}"
+            raise InputError(f"edges must join vertices 0 to {n - 1}, got {span}.")
         loops = np.flatnonzero(pairs[:, 0] == pairs[:, 1])
         if len(loops):
-            raise InputError(
-                f"edges[{loops[0]}] joins vertex {pairs[loops[0], 0]} to itself; such an edge is never cut. Leave it out."
-            )
-        self.num_vertices = num_vertices
-        self.shape: tuple[int, ...] = (num_vertices,)
-        self.layout: tuple[int, ...] = (len(pairs) + 2 * num_vertices,)
+            edge = f"edges[{loops[0]}] joins vertex {pairs[loops[0], 0]} to itself"
+            raise InputError(f"{edge}, so it is never cut. Remove it.")
+        self.num_vertices = n
+        self.shape: tuple[int, ...] = (n,)
+        self.layout: tuple[int, ...] = (len(pairs) + 2 * n,)
         self.vertices: np.ndarray | None = None
         self._pairs = pairs.astype(np.int64)
         self._ends = Tables(*np.ascontiguousarray(self._pairs.T))
@@ -116,63 +144,22 @@ class EdgeList:
         head = np.concatenate([self._pairs[:, 1], every, sink])
         return Edges(tail, head, np.arange(len(tail)))
 
-    def divergence(
-        self, weights: Float[Tensor, "batch weights"]
-    ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch 2"]]:
-        """B^T w: what flows out of each vertex minus what flows in, and the same for (s, t)."""
+    def divergence(self, weights: _Edges) -> tuple[_Vertices, _Terminals]:
         source, sink = self.terminal_edges(weights)
         between = weights[:, : len(self._pairs)]
         tail, head = self._ends.on(weights)
-        potentials = (
-            (sink - source).index_add(1, tail, between).index_add(1, head, between, alpha=-1)
-        )
-        return potentials, torch.stack([source.sum(1), -sink.sum(1)], dim=1)
+        outflow = (sink - source).index_add(1, tail, between).index_add(1, head, between, alpha=-1)
+        return outflow, torch.stack([source.sum(1), -sink.sum(1)], dim=1)
 
-    def gradient(
-        self, potentials: Float[Tensor, "batch n"], terminals: Float[Tensor, "batch 2"]
-    ) -> Float[Tensor, "batch weights"]:
-        """B p: the drop of the potential along each edge, the transpose of `divergence`."""
+    def gradient(self, potentials: _Vertices, terminals: _Terminals) -> _Edges:
         tail, head = self._ends.on(potentials)
         between = potentials[:, tail] - potentials[:, head]
-        return torch.cat(
-            [between, terminals[:, :1] - potentials, potentials - terminals[:, 1:]], dim=1
-        )
+        source, sink = terminals[:, :1] - potentials, potentials - terminals[:, 1:]
+        return torch.cat([between, source, sink], dim=1)
 
-    def terminal_edges(
-        self, of_edges: Float[Tensor, "batch weights"]
-    ) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch n"]]:
-        """The part of s -> vertex and of vertex -> t of something in the layout."""
+    def terminal_edges(self, of_edges: _Edges) -> tuple[_Vertices, _Vertices]:
         return of_edges[:, len(self._pairs) : -self.num_vertices], of_edges[:, -self.num_vertices :]
 
-    def only_edges(self, of_edges: Tensor) -> Tensor:
-        """Something in the layout, 0 where no edge exists: here every edge does."""
-        return of_edges
-
-    def only_vertices(self, of_vertices: Tensor) -> Tensor:
-        """Something in the shape, 0 where there is no vertex: here every place is one."""
-        return of_vertices
-
     def __str__(self) -> str:
-        return (
-            f"a graph of {self.num_vertices} vertices and {len(self._pairs)} edges without a grid"
-        )
-
-
-class Vertices:
-    """Where a graph's vertices lie in its shape: potentials `(batch, *shape)` to `(batch, n)` and back."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._index = None if graph.vertices is None else Tables(graph.vertices)
-
-    def gather(self, potentials: Tensor) -> Tensor:
-        """The vertices alone, `(batch, n)`."""
-        flat = potentials.flatten(1)
-        return flat if self._index is None else flat[:, self._index.on(flat)[0]]
-
-    def scatter(self, flat: Tensor, shape: torch.Size) -> Tensor:
-        """The transpose of `gather`: 0 where there is no vertex."""
-        if self._index is None:
-            return flat.reshape(shape)
-        whole = flat.new_zeros(shape)
-        whole.flatten(1)[:, self._index.on(flat)[0]] = flat
-        return whole
+        n, edges = self.num_vertices, len(self._pairs)
+        return f"a graph of {n} vertices and {edges} edges without a grid"

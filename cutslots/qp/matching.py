@@ -4,13 +4,15 @@
     subject to  p_u + sum_v d_uv + s_u = 1     for each u of the first set (m of them)
                 p_v + sum_u d_uv + s_v = 1     for each v of the second set (n of them)
 
-Eq. 4 and 7 are printed without the sums; without them all d_u. would be equal, which is no matching. With multipliers l_u and l_v
-the variables are d_uv = -(c_uv + l_u + l_v) / gamma, p = s = -l / gamma, and the constraints leave
+The paper prints Eq. 4 and 7 without the sums; without them all d_u. would be equal, which is not a
+matching. With multipliers l_u and l_v the variables are d_uv = -(c_uv + l_u + l_v) / gamma and
+p = s = -l / gamma, and the constraints leave
 
     (n + 2) l_u + sum_v l_v = -gamma - sum_v c_uv
     (m + 2) l_v + sum_u l_u = -gamma - sum_u c_uv
 
-whose sums over u and over v are two equations in the two sums. So the solution takes two sums of the costs and a division.
+whose sums over u and over v are two equations in the two sums. So the solution takes two sums of
+the costs and a division.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutslots.errors import InputError
-from cutslots.qp.checks import floating, positive
+from cutslots.qp._util import floating, positive
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class MatchingSolution:
     """The solution of a batch of matching programs.
 
     Attributes:
-        edges: d, `(batch, m, n)`, a real number a pair, larger where the pair is chosen.
-        assignment: `softmax(d / temperature)` over the second set: rows sum to 1, columns need not (the paper's Appendix C).
+        edges: d, a real number per pair, larger if the pair is chosen.
+        assignment: `softmax(d / temperature)` over the second set: rows sum to 1, columns need not
+            (the paper's Appendix C).
     """
 
     edges: Float[Tensor, "batch m n"]
@@ -37,17 +40,18 @@ class MatchingSolution:
 
 
 class Matching(nn.Module):
-    """Match two sets by the regularised program of the paper's Eq. 7; exact, batched, differentiable.
+    """Match two sets by the regularised program of the paper's Eq. 7; exact and differentiable.
 
     Args:
-        gamma: regularisation, > 0. Edge variables move as 1/gamma with the costs.
-        temperature: of the softmax that turns edge variables into an assignment, > 0; towards 0 each u takes its best v.
+        gamma: regularisation, > 0. Edge variables scale as 1/gamma with the costs.
+        temperature: of the softmax that turns edge variables into an assignment, > 0; towards 0
+            each u takes its best v.
 
-    Call it on costs `(batch, m, n)` (lower is better; minus the inner products of slots, say); it returns a `MatchingSolution`.
-    Half precisions are computed in float32.
+    Call it on costs `(batch, m, n)`, lower is better; it returns a `MatchingSolution`. Half
+    precisions are computed in float32.
 
     Raises:
-        InputError: a gamma or temperature that is not positive, or costs of another shape or kind.
+        InputError: gamma or temperature <= 0, or costs of another shape or type.
     Source: Eq. 7 and Appendix C of Pervez et al. (2023).
     """
 
@@ -58,26 +62,19 @@ class Matching(nn.Module):
 
     def forward(self, costs: Float[Tensor, "batch m n"]) -> MatchingSolution:
         if costs.ndim != 3:
-            raise InputError(
-                f"costs have shape {tuple(costs.shape)}; matching takes (batch, m, n)."
-            )
+            raise InputError(f"costs must have shape (batch, m, n), got {tuple(costs.shape)}.")
         costs = floating("costs", costs)
-        with torch.autocast(costs.device.type, enabled=False):
-            first, second = self._multipliers(costs)
-            edges = -(costs + first[:, :, None] + second[:, None, :]) / self.gamma
-            return MatchingSolution(edges, torch.softmax(edges / self.temperature, dim=2))
-
-    def _multipliers(self, costs: Tensor) -> tuple[Tensor, Tensor]:
         m, n = costs.shape[1:]
-        right_first, right_second = -self.gamma - costs.sum(2), -self.gamma - costs.sum(1)
-        # The sums over u and over v:  (n + 2) S_first + m S_second = sum right_first,  n S_first + (m + 2) S_second = sum ...
-        total_first, total_second = right_first.sum(1), right_second.sum(1)
-        determinant = (n + 2) * (m + 2) - m * n
-        sum_first = ((m + 2) * total_first - m * total_second) / determinant
-        sum_second = ((n + 2) * total_second - n * total_first) / determinant
-        return (right_first - sum_second[:, None]) / (n + 2), (
-            right_second - sum_first[:, None]
-        ) / (m + 2)
+        with torch.autocast(costs.device.type, enabled=False):
+            right_u, right_v = -self.gamma - costs.sum(2), -self.gamma - costs.sum(1)
+            # The sums over u and over v: (n + 2) S_u + m S_v = sum right_u, and the reverse.
+            total_u, total_v = right_u.sum(1), right_v.sum(1)
+            determinant = (n + 2) * (m + 2) - m * n
+            sum_u = ((m + 2) * total_u - m * total_v) / determinant
+            sum_v = ((n + 2) * total_v - n * total_u) / determinant
+            l_u, l_v = (right_u - sum_v[:, None]) / (n + 2), (right_v - sum_u[:, None]) / (m + 2)
+            edges = -(costs + l_u[:, :, None] + l_v[:, None, :]) / self.gamma
+            return MatchingSolution(edges, torch.softmax(edges / self.temperature, dim=2))
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}, temperature={self.temperature:g}"

@@ -596,20 +596,9 @@ def _draw(axis: Any, line: Line, score: str, color: str, marker: str) -> None:
             )
 
 
-# Markers and dashes stay apart where colours do not: our back ends are solid, peers dashed.
-STYLES = {
-    "dct": (ORANGE, "o", "-"),
-    "vertex": (BLUE, "s", "-"),
-    "kkt": (GREEN, "^", "-"),
-    "dense": ("#000000", "D", "-"),
-    "kkt_cholmod": (GREEN, "v", "--"),
-    "kkt_splu": (PURPLE, "P", "--"),
-    "reduced_cholmod": (SKY, "X", "--"),
-    "reduced_cholespy": (BLUE, "<", "--"),
-    "qpth": (YELLOW, ">", "--"),
-    "cvxpylayers": ("#999999", "h", "--"),
-    "osqp": ("#000000", "*", ":"),
-}
+# A colour and a marker per method, in their order; as their numbers differ, every pair is unique.
+COLOURS = (ORANGE, BLUE, GREEN, PURPLE, SKY, YELLOW, "#000000")
+MARKERS = "os^DvPX<>h*"
 
 
 def solvers_figure(figures: dict[str, Any], path: Path) -> None:
@@ -638,23 +627,19 @@ def solvers_figure(figures: dict[str, Any], path: Path) -> None:
     for column, batch in enumerate(batches):
         for row, (key, unit) in enumerate((("seconds", 1e-3), ("memory_bytes", 1e6))):
             axis = axes[row, column]
-            for name in figures["methods"]:
+            for index, (name, method) in enumerate(figures["methods"].items()):
                 points = sorted(
                     (c["size"], c[key] / unit)
                     for c in cells
                     if c["method"] == name and c["batch"] == batch and c[key] > 0
                 )
-                colour, marker, line = STYLES[name]
-                label = (
-                    name
-                    if figures["methods"][name]["exact"]
-                    else f"{name} (another problem, forward)"
-                )
+                exact = method.get("exact", True)
+                label = name if exact else f"{name} (another problem, forward)"
                 axis.plot(
                     *zip(*points, strict=True) if points else ([], []),
-                    color=colour,
-                    marker=marker,
-                    linestyle=line,
+                    color=COLOURS[index % len(COLOURS)],
+                    marker=MARKERS[index % len(MARKERS)],
+                    linestyle="--" if method.get("peer") else "-",
                     label=label,
                 )
             axis.set_xscale("log", base=2)

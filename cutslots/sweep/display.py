@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Self
 
 import psutil
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -121,7 +122,8 @@ class View:
 
     def _draw(self, live: Live, picture: Picture) -> None:
         try:
-            live.update(picture, refresh=True)
+            # Two columns stay free for the terminal to echo ^C: a wrapped line would not be erased.
+            live.update(Constrain(picture, self.console.width - 2), refresh=True)
         except Exception:
             live.update(
                 "", refresh=True

@@ -5,9 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import (
     BarColumn,
     Progress,
@@ -110,6 +110,20 @@ class CallbackList(Callback):
 QUIET_SECONDS = 10.0
 
 
+class _Inset(NamedTuple):
+    """Leaves two columns for the terminal to echo ^C: a wrapped line would not be erased."""
+
+    content: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self.content, options.update(width=options.max_width - 2))
+
+
+class _Bar(Progress):
+    def get_renderable(self) -> RenderableType:
+        return _Inset(super().get_renderable())
+
+
 class ProgressBar(Callback):
     """A live bar with loss, images a second and time left; plain lines every ten seconds where the output is no terminal.
 
@@ -120,7 +134,7 @@ class ProgressBar(Callback):
     def __init__(self, console: Console | None = None, live: bool = True) -> None:
         self.console = console or Console(file=sys.stderr)
         self.live = live and self.console.is_terminal
-        self.bar = Progress(
+        self.bar = _Bar(
             TextColumn("step {task.completed:>6.0f}/{task.total:.0f}"),
             BarColumn(),
             TextColumn("{task.fields[values]}"),

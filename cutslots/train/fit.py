@@ -16,7 +16,7 @@ from cutslots.data.batches import Batch, Batches
 from cutslots.errors import InputError, NonFiniteLossError
 from cutslots.files import write_text
 from cutslots.metrics.registry import higher_is_better
-from cutslots.nn import shares
+from cutslots.nn.batch_shard import use_shard
 from cutslots.train import checkpoint
 from cutslots.train.callbacks import Callback, Examples, Sample, Start
 from cutslots.train.checkpoint import CHECKPOINTS as CHECKPOINTS
@@ -299,7 +299,7 @@ class _Run:
         autocast = torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         )
-        with autocast, shares.of(self.ranks):
+        with autocast, use_shard(self.ranks):
             loss = self.loss(images)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

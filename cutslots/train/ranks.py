@@ -101,7 +101,7 @@ class Ranks:
         if self.size == 1:
             return module
         wrap = nn.parallel.DistributedDataParallel
-        # Buffers move alike on all ranks (`cutslots.nn.shares`) and need no sending at every step; torch renamed that option.
+        # Buffers move alike on all ranks (`cutslots.nn.batch_shard`) and need no sending at every step; torch renamed that option.
         renamed = "forward_sync_buffers" in inspect.signature(wrap).parameters
         unsent: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return wrap(

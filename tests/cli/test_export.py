@@ -19,9 +19,21 @@ from cutslots.train import load_model, predict
 from cutslots.train.export import weights_digest
 
 SMALLEST = [
-    "--set", "encoder.channels=8", "--set", "weights.hidden=8", "--set", "slots.size=8", "--set", "slots.hidden=16",
-    "--set", "decoder.channels=8", "--set", "optim.batch_size=8", "--steps", "3",
-]  # fmt: skip
+    "--set",
+    "encoder.channels=8",
+    "--set",
+    "weights.hidden=8",
+    "--set",
+    "slots.size=8",
+    "--set",
+    "slots.hidden=16",
+    "--set",
+    "decoder.channels=8",
+    "--set",
+    "optim.batch_size=8",
+    "--steps",
+    "3",
+]
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 FILES = ["README.md", "config.json", "weights.safetensors"]
 
@@ -46,10 +58,10 @@ def at_home(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUTSLOTS_HOME", str(made))
 
 
-def test_a_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["export", "first", str(out)]) == 0
-    assert "loaded back, it gives the same masks" in capsys.readouterr().out
+    assert str(out) in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == FILES
     expected, found = (
         predict(load_model(home() / "runs" / "first"), IMAGES),
@@ -57,7 +69,7 @@ def test_a_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     )
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value)
-    # What is known goes along: into the card, and into a second export.
+    # The provenance is in the card and in a second export.
     known, exported = origin(home() / "runs" / "first" / "checkpoints" / "best.pt"), origin(out)
     assert {name: exported[name] for name in known} == known
     assert exported["weights"] == weights_digest(load_model(out))
@@ -76,12 +88,12 @@ def test_a_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert origin(tmp_path / "again") == exported
 
 
-def test_every_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_take_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["export", "models:/cutslots-scenes@champion", str(out)]) == 0
-    Image.fromarray(IMAGES[0]).save(tmp_path / "picture.png")
+    Image.fromarray(IMAGES[0]).save(tmp_path / "image.png")
     assert (
-        main(["predict", str(out), str(tmp_path / "picture.png"), "--out", str(tmp_path / "masks")])
+        main(["predict", str(out), str(tmp_path / "image.png"), "--out", str(tmp_path / "masks")])
         == 0
     )
     listed = json.loads((tmp_path / "masks" / "predictions.json").read_text())
@@ -92,22 +104,22 @@ def test_every_command_takes_it(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (
         f"signature {run.tags['signature']}, step 3, trained on scenes" in capsys.readouterr().out
     )
-    # The weights are the same whatever the model is called.
+    # Predictions are identified by the weights.
     assert (
-        main(["predict", "first", str(tmp_path / "picture.png"), "--out", str(tmp_path / "masks")])
+        main(["predict", "first", str(tmp_path / "image.png"), "--out", str(tmp_path / "masks")])
         == 0
     )
-    assert "0 pictures predicted, 1 were there already" in capsys.readouterr().out
+    assert "0 images predicted, 1 " in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_program(made: Path, tmp_path: Path) -> None:
-    """In a process of its own, as checks of shapes while tests run are in the way of torch.export."""
+def test_program(made: Path, tmp_path: Path) -> None:
+    """In a separate process: jaxtyping's checks in tests disturb torch.export."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cutslots", "export", "first", str(out), "--torch"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "so does model.pt2, which takes any number of images a call" in done.stdout
+    assert "any number of images" in done.stdout
     assert done.stderr == ""
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
@@ -115,11 +127,11 @@ def test_a_program(made: Path, tmp_path: Path) -> None:
         "model.pt2",
         "weights.safetensors",
     ]
-    # The card's own words load it.
+    # The card's code loads it.
     block = (out / "README.md").read_text().split("```python\n")[2].partition("```")[0]
     np.save(tmp_path / "images.npy", IMAGES)
-    code = f"import numpy\nimages = __import__('torch').from_numpy(numpy.load('images.npy'))\n{block}\n"
-    code += "numpy.save('masks.npy', found['masks'].numpy())\n"
+    code = "import numpy, torch\nimages = torch.from_numpy(numpy.load('images.npy'))\n" + block
+    code += "\nnumpy.save('masks.npy', found['masks'].numpy())\n"
     subprocess.run(
         [sys.executable, "-c", code.replace("THIS_FOLDER", "out")],
         cwd=tmp_path,
@@ -131,7 +143,7 @@ def test_a_program(made: Path, tmp_path: Path) -> None:
     ).mean() > 0.999
 
 
-def test_where_a_program_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_that_cannot_be_traced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from cutslots import options
     from cutslots.train.config import preset
     from cutslots.train.export import save_model
@@ -142,10 +154,8 @@ def test_where_a_program_cannot_be_had(tmp_path: Path, capsys: pytest.CaptureFix
     save_model(config.model.build().state_dict(), config, tmp_path / "video")
     out = tmp_path / "out"
     assert main(["export", str(tmp_path / "video"), str(out), "--torch"]) == 1
-    assert capsys.readouterr().err.startswith(
-        "model.pt2 is left out: a model of video follows its slots through a clip"
-    )
-    assert sorted(path.name for path in out.iterdir()) == FILES, "all but the program is there"
+    assert "model.pt2" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == FILES, "everything but the program"
     assert "model.pt2" not in (out / "README.md").read_text()
 
 
@@ -154,25 +164,25 @@ def test_only_an_export_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["export", "first", str(out)]) == 0
     (out / "README.md").write_text("old")
     assert main(["export", "first", str(out)]) == 2
-    assert "is not empty. Give another folder, or --overwrite" in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err
     assert (out / "README.md").read_text() == "old"
     assert main(["export", "first", str(out), "--overwrite"]) == 0
     assert (out / "README.md").read_text().startswith("# out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (out / "thesis.tex").write_text("years of work")
     assert main(["export", "first", str(out), "--overwrite"]) == 2
-    assert "holds thesis.tex, which no export has" in capsys.readouterr().err
+    assert "thesis.tex" in capsys.readouterr().err
     assert (out / "thesis.tex").exists()
     assert main(["export", "first", str(out / "README.md")]) == 2
-    assert "is a file" in capsys.readouterr().err
+    assert "README.md" in capsys.readouterr().err
     assert main(["export", "second", str(tmp_path / "other")]) == 2
-    assert "no run, checkpoint or model 'second'" in capsys.readouterr().err
+    assert "'second'" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     (tmp_path / "empty").mkdir()
     assert main(["export", "first", str(tmp_path / "empty")]) == 0
 
 
-def test_what_fails_leaves_the_earlier_export(
+def test_failed_export_keeps_the_earlier_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"

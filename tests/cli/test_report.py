@@ -1,4 +1,4 @@
-"""`cutslots report` as a person runs it."""
+"""`cutslots report` on the command line."""
 
 from pathlib import Path
 
@@ -35,17 +35,15 @@ def sweep(folder: Path, name: str) -> None:
         log.close("FINISHED", 60)
 
 
-def test_all_sweeps_or_those_that_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_or_named_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
         sweep(tmp_path / "runs", name)
     with RunLog(tmp_path / "runs" / "bare", experiment="e", run_name="bare", gather=0.02) as log:
         log.tags({"kind": "sweep", "sweep": "bare", "state": "running"})
     assert main(["report", "--out", str(tmp_path / "all")]) == 0
-    said = capsys.readouterr()
-    assert said.out.split() == [str(tmp_path / "all" / name) for name in ("one", "two")]
-    assert said.err == "left out: sweep 'bare' has no trials yet.\n"
+    output = capsys.readouterr()
+    assert output.out.split() == [str(tmp_path / "all" / name) for name in ("one", "two")]
+    assert "'bare'" in output.err
     for name in ("one", "two"):
         text = (tmp_path / "all" / name / "index.html").read_text()
         assert f"<h1>Sweep {name}</h1>" in text
@@ -57,20 +55,16 @@ def test_all_sweeps_or_those_that_are_named(
         assert path.read_bytes() == (tmp_path / "all" / "two" / path.name).read_bytes()
 
     assert main(["report", "three"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: no sweep 'three' in the tracking store. Known: bare, one, two.\n"
-    )
+    assert "bare, one, two" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["report", "one", "--out", str(tmp_path / "file")]) == 2
-    assert "is a file. Give a folder." in capsys.readouterr().err
+    assert "--out" in capsys.readouterr().err
 
 
-def test_an_empty_store(
+def test_empty_store(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["report"]) == 2
-    assert "the tracking store has no sweeps yet" in capsys.readouterr().err
     assert main(["report", "demo"]) == 2
     assert list(tmp_path.iterdir()) == [], "nothing is written, and looking makes no store"

@@ -4,19 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cutslots import cora
+
+SMALL = cora.Options(instances=6, side=5, starts=3)
 
 
 def graph(papers: int = 64, words: int = 30) -> tuple[np.ndarray, np.ndarray]:
     """Papers of 8 topics, each with its own words; most citations stay within a topic."""
     generator = np.random.default_rng(0)
     topic = np.arange(papers) % 8
-    has = generator.random((papers, words)) < np.where(
-        np.arange(words)[None] % 8 == topic[:, None], 0.6, 0.05
-    )
-    close = generator.random((papers, papers)) < np.where(topic[:, None] == topic[None], 0.5, 0.02)
+    own = np.arange(words)[None] % 8 == topic[:, None]
+    has = generator.random((papers, words)) < np.where(own, 0.6, 0.05)
+    same = topic[:, None] == topic[None]
+    close = generator.random((papers, papers)) < np.where(same, 0.5, 0.02)
     return has, np.argwhere(np.triu(close, 1))
 
 
@@ -36,12 +37,9 @@ def write_arrays(
 
 def write_texts(folder: Path, words: np.ndarray, edges: np.ndarray) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f"p{paper}\t" + "\t".join(map(str, row.astype(int))) + "\tTopic"
-        for paper, row in enumerate(words)
-    ]
+    lines = [f"p{p} {' '.join(map(str, row.astype(int)))} Topic" for p, row in enumerate(words)]
     (folder / "cora.content").write_text("\n".join(lines) + "\n")
-    # Both directions of one citation and a paper that cites itself, as the public file has them.
+    # Both directions of one citation and a paper that cites itself, as in the public file.
     cites = [f"p{v}\tp{u}" for u, v in edges] + [f"p{edges[0, 0]}\tp{edges[0, 1]}", "p0\tp0"]
     (folder / "cora.cites").write_text("\n".join(cites) + "\n")
     return folder
@@ -55,18 +53,6 @@ def arrays(tmp_path: Path) -> Path:
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     return write_texts(tmp_path / "texts", *graph())
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the experiment's processes run: steps this small only wait for further threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-SMALL = cora.Options(instances=6, side=5, starts=3)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Slot Attention against its published equations, written out in numpy."""
+"""Slot Attention against its published equations in NumPy."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,15 @@ from cutslots.train.config import preset
 
 
 def published(weights, inputs, slots, num_iterations, epsilon):
-    """Algorithm 1 of the paper for one image, inputs (pixels, channels) and slots (slots, size), with the GRU cell written out."""
+    """Algorithm 1 for one image: inputs (pixels, channels), slots (slots, size)."""
 
     def layer_norm(x, name):
         centred = x - x.mean(-1, keepdims=True)
         normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
         return normal * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
 
     def sigmoid(x):
         return 1 / (1 + np.exp(-x))
@@ -27,103 +30,75 @@ def published(weights, inputs, slots, num_iterations, epsilon):
         reset, keep = sigmoid(xr + hr), sigmoid(xz + hz)
         return (1 - keep) * np.tanh(xn + reset * hn) + keep * h
 
-    inputs = layer_norm(inputs, "norm_inputs")
-    keys, values = inputs @ weights["keys.weight"].T, inputs @ weights["values.weight"].T
-    attention = None
+    inputs, attention = layer_norm(inputs, "norm_inputs"), slots
+    keys, values = linear(inputs, "keys"), linear(inputs, "values")
     for _ in range(num_iterations):
-        previous = slots
-        queries = layer_norm(slots, "norm_slots") @ weights["queries.weight"].T
-        logits = keys @ queries.T / np.sqrt(slots.shape[-1])  # (pixels, slots)
-        attention = np.exp(logits) / np.exp(logits).sum(
-            1, keepdims=True
-        )  # slots compete for each pixel
-        shares = (attention + epsilon) / (attention + epsilon).sum(0)  # a weighted mean over pixels
-        slots = gru(shares.T @ values, previous)
-        hidden = np.maximum(
-            layer_norm(slots, "norm_mlp") @ weights["mlp.0.weight"].T + weights["mlp.0.bias"], 0
-        )
-        slots = slots + hidden @ weights["mlp.2.weight"].T + weights["mlp.2.bias"]
-    assert attention is not None
+        queries = linear(layer_norm(slots, "norm_slots"), "queries")
+        logits = np.exp(keys @ queries.T / np.sqrt(slots.shape[-1]))  # (pixels, slots)
+        attention = logits / logits.sum(1, keepdims=True)  # slots compete for each pixel
+        mean = (attention + epsilon) / (attention + epsilon).sum(0)  # weights over pixels
+        slots = gru(mean.T @ values, slots)
+        hidden = np.maximum(linear(layer_norm(slots, "norm_mlp"), "mlp.0"), 0)
+        slots = slots + linear(hidden, "mlp.2")
     return slots, attention.T
 
 
 @pytest.mark.parametrize(("num_iterations", "epsilon"), [(3, 1e-8), (1, 1e-8), (3, 0.5)])
-def test_the_rounds_are_the_published_ones(num_iterations, epsilon):
+def test_rounds_equal_the_published_equations(num_iterations, epsilon):
     torch.manual_seed(0)
-    module = SlotAttention(
-        AttentionConfig(size=6, hidden=10, num_iterations=num_iterations, epsilon=epsilon),
-        channels=5,
-    )
-    for parameter in module.parameters():  # no norm is left at 1 and 0, no bias at 0
+    config = AttentionConfig(size=6, hidden=10, num_iterations=num_iterations, epsilon=epsilon)
+    module = SlotAttention(config, channels=5)
+    for parameter in module.parameters():  # no norm stays at 1 and 0, no bias at 0
         torch.nn.init.normal_(parameter)
     inputs, slots = torch.randn(2, 20, 5), torch.randn(2, 4, 6)
-    found, attention = module(inputs, slots)
+    results = [result.detach().numpy() for result in module(inputs, slots)]
     weights = {name: value.double().numpy() for name, value in module.state_dict().items()}
     for image in range(2):
-        expected = published(
-            weights,
-            inputs[image].double().numpy(),
-            slots[image].double().numpy(),
-            num_iterations,
-            epsilon,
-        )
-        np.testing.assert_allclose(found[image].detach(), expected[0], atol=2e-4, rtol=2e-4)
-        np.testing.assert_allclose(attention[image].detach(), expected[1], atol=2e-4, rtol=2e-4)
+        arguments = inputs[image].double().numpy(), slots[image].double().numpy()
+        expected = published(weights, *arguments, num_iterations, epsilon)
+        for result, reference in zip(results, expected, strict=True):
+            np.testing.assert_allclose(result[image], reference, atol=2e-4, rtol=2e-4)
 
 
-def test_slots_start_from_one_gaussian_anew_in_training_and_alike_in_evaluation():
+def test_initial_slots_are_random_in_training_and_fixed_in_evaluation():
     torch.manual_seed(0)
     sampler = SlotSampler(size=3, num_slots=5)
+    mean, deviation = torch.tensor([0.0, 10.0, -5.0]), torch.tensor([0.1, 1.0, 3.0])
     with torch.no_grad():
-        sampler.mean.copy_(torch.tensor([[0.0, 10.0, -5.0]]))
-        sampler.log_deviation.copy_(torch.tensor([[0.1, 1.0, 3.0]]).log())
-    many = sampler(4000).detach().flatten(0, 1)
-    torch.testing.assert_close(many.mean(0), sampler.mean[0].detach(), atol=0.1, rtol=0)
-    torch.testing.assert_close(many.std(0), torch.tensor([0.1, 1.0, 3.0]), atol=0, rtol=0.03)
+        sampler.mean.copy_(mean[None])
+        sampler.log_deviation.copy_(deviation.log()[None])
+    samples = sampler(4000).detach().flatten(0, 1)
+    torch.testing.assert_close(samples.mean(0), mean, atol=0.1, rtol=0)
+    torch.testing.assert_close(samples.std(0), deviation, atol=0, rtol=0.03)
     assert not torch.equal(sampler(2)[0], sampler(2)[0])
     sampler.eval()
     assert torch.equal(sampler(2)[0], sampler(3)[2])
     assert not torch.equal(sampler(1)[0, 0], sampler(1)[0, 1])
 
 
-def test_fixed_numbers_leave_the_global_generator_alone():
+@pytest.mark.parametrize("fresh", [False, True])
+def test_only_fresh_numbers_advance_the_global_generator(fresh):
     state = torch.get_rng_state()
-    drawn(torch.rand, 2, 3, fresh=False, device=torch.device("cpu"))
-    assert torch.equal(torch.get_rng_state(), state)
-    drawn(torch.rand, 2, 3, fresh=True, device=torch.device("cpu"))
-    assert not torch.equal(torch.get_rng_state(), state)
+    drawn(torch.rand, 2, 3, fresh=fresh, device=torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state) == (not fresh)
 
 
-@pytest.mark.parametrize(
-    ("name", "beside"),
-    [
-        ("slot-attention-clevr", "paper-clevr"),
-        ("slot-attention-clevrtex", "paper-clevrtex"),
-        ("slot-attention-small", "small"),
-    ],
-)
-def test_presets_differ_from_ours_in_the_grouping_alone(name, beside):
-    theirs, ours = preset(name), preset(beside)
+@pytest.mark.parametrize("suffix", ["-clevr", "-clevrtex", "-small"])
+def test_presets_differ_from_ours_in_the_grouping_alone(suffix):
+    ours = preset("small" if suffix == "-small" else f"paper{suffix}").model
+    theirs = preset(f"slot-attention{suffix}").model
     for part in ("image_size", "num_slots", "encoder", "decoder"):
-        assert getattr(theirs.model, part) == getattr(ours.model, part)
-    sizes = [
-        {n: p.shape for n, p in config.model.build().decoder.named_parameters()}
-        for config in (theirs, ours)
-    ]
-    assert sizes[0] == sizes[1]
+        assert getattr(theirs, part) == getattr(ours, part)
+    decoders = [config.build().decoder.state_dict() for config in (theirs, ours)]
+    shapes = [{name: value.shape for name, value in state.items()} for state in decoders]
+    assert shapes[0] == shapes[1]
 
 
 def test_published_sizes_and_schedule():
     config = preset("slot-attention-clevr")
-    assert config.model.attention == AttentionConfig(
-        size=64, hidden=128, num_iterations=3, epsilon=1e-8
-    )
-    optim = config.optim
-    assert (optim.learning_rate, optim.batch_size, optim.warmup_steps, config.train.steps) == (
-        4e-4,
-        64,
-        10_000,
-        500_000,
-    )
+    optim, attention = config.optim, config.model.attention
+    assert (attention.size, attention.hidden, attention.num_iterations) == (64, 128, 3)
+    assert (optim.learning_rate, optim.batch_size) == (4e-4, 64)
+    assert (optim.warmup_steps, config.train.steps) == (10_000, 500_000)
     assert optim.rate(4_999, 500_000) == pytest.approx(4e-4 / 2 * 0.5 ** (4_999 / 100_000))
     assert optim.rate(200_000, 500_000) == pytest.approx(1e-4)

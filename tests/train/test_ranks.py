@@ -15,8 +15,7 @@ from two_ranks import Recorder, TwoRanks, train
 from cutslots import options
 from cutslots.data import Batches, prepare, sources
 from cutslots.errors import InputError
-from cutslots.nn import shares
-from cutslots.nn.batch_norm import BatchNorm2d
+from cutslots.nn.batch_shard import BatchNorm2d, WholeBatch, current_shard, use_shard
 from cutslots.nn.noise import drawn
 from cutslots.train import NonFiniteLossError, Ranks, RunConfig, checkpoint, evaluate, fit
 from cutslots.train.config import preset
@@ -157,7 +156,7 @@ def normalised(ranks: Ranks) -> list[np.ndarray]:
         whole, towards = torch.randn(2, 8, 3, 4, 5, dtype=torch.float64).mul(3).add(1)
         part = slice(8 // ranks.size * ranks.rank, 8 // ranks.size * (ranks.rank + 1))
         images = whole[part].clone().requires_grad_()
-        with shares.of(ranks):
+        with use_shard(ranks):
             outputs = layer(images)
         (outputs - towards[part]).square().mean().backward()
         # What is minimised is the mean over ranks, so a rank's own gradient counts by its share.
@@ -190,7 +189,7 @@ def test_shares_of_random_numbers_are_those_of_the_whole_batch():
         after = torch.get_rng_state()
         for rank in range(3):
             torch.manual_seed(0)
-            with shares.of(Ranks(rank, 3)):
+            with use_shard(Ranks(rank, 3)):
                 assert torch.equal(
                     drawn(draw, 2, *shape, fresh=True, device=CPU), whole[2 * rank : 2 * rank + 2]
                 )
@@ -199,7 +198,7 @@ def test_shares_of_random_numbers_are_those_of_the_whole_batch():
                     drawn(draw, 6, 1, fresh=False, device=CPU)[:2],
                 )
             assert torch.equal(torch.get_rng_state(), after)
-    assert shares.current() == shares.Whole()
+    assert current_shard() == WholeBatch()
 
 
 def scored(

@@ -1,12 +1,12 @@
-"""Back ends of the min-cut program: one a file, all the same symmetric linear map.
+"""Back ends of the min-cut program: one per file, all the same symmetric linear map.
 
 With edges and slacks eliminated the program is one system in the potentials,
 
-    M p = gamma_t beta q - B^T w / 2 ,    M = B^T G_d B / 2 + gamma_v I + gamma_t q q^T ,    q = e_s - e_t
+    M p = gamma_t beta q - B^T w / 2 ,    M = B^T G_d B / 2 + gamma_v I + gamma_t q q^T
 
-and a back end applies S = M^-1 to right-hand sides: `solve(potentials (batch, *graph.shape), terminals (batch, 2))` returns the
-pair of the same shapes. S is symmetric, so the same call serves the backward pass. A new back end is one file here and one line
-in `BACK_ENDS`.
+with q = e_s - e_t, and a back end applies S = M^-1. S is symmetric, so the backward pass is the
+same call. A new back end is one file here and one line in `BACK_ENDS`; tests/qp/test_solvers.py
+tests it on every graph that it accepts.
 """
 
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -24,52 +24,45 @@ from cutslots.qp.solvers.vertex import Vertex as Vertex
 
 @runtime_checkable
 class Solver(Protocol):
-    """Built once for a graph and its gammas, applied to every batch.
+    """Built once for a graph and its gammas, applied to every batch."""
 
-    `PART` is how many potentials at a time pay on a CPU; None for all of a batch, where larger batches pay.
-    """
-
-    PART: ClassVar[int | None]
+    CPU_CHUNK: ClassVar[int | None]  # potentials to solve at once on a CPU; None: all
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None: ...
 
     @staticmethod
     def refuses(graph: Graph) -> str | None:
-        """Why this back end cannot take a graph and which can; None when it can."""
+        """Why this back end cannot solve a graph, and which can; None if it can."""
         ...
 
-    def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]: ...
+    def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
+        """S of right-hand sides `(batch, *graph.shape)` and `(batch, 2)`, in the same shapes."""
+        ...
 
 
 BACK_ENDS: dict[str, type[Solver]] = {"dct": Dct, "vertex": Vertex, "kkt": Kkt, "dense": Dense}
 
 
 class Choice(NamedTuple):
-    """Which back end serves a program, and why."""
+    """The back end of a program, and the reason for it."""
 
     name: str
     why: str
 
 
 def choose(graph: Graph, solver: str = "auto") -> Choice:
-    """The back end that `solver` stands for on a graph.
+    """The back end that `solver` selects for a graph.
 
     Raises:
-        InputError: an unknown name, or a graph that the named back end cannot take.
+        InputError: an unknown name, or a graph that the named back end cannot solve.
     """
     if solver == "auto":
         if Dct.refuses(graph) is None:
-            return Choice(
-                "dct",
-                "a full grid: the cosine transform diagonalises its Laplacian, so the solution is a closed form",
-            )
-        return Choice(
-            "vertex",
-            f"{graph} is no full grid of 4 neighbours: its edges are eliminated and the vertices' matrix factored once",
-        )
+            return Choice("dct", "a full grid of 4 neighbours has a closed-form solution")
+        return Choice("vertex", f"{graph} has no closed form; its vertex matrix is factored once")
     if solver not in BACK_ENDS:
-        raise InputError(f"solver={solver!r} is unknown. {nearest(solver, ['auto', *BACK_ENDS])}")
+        raise InputError(f"unknown solver {solver!r}. {nearest(solver, ['auto', *BACK_ENDS])}")
     refusal = BACK_ENDS[solver].refuses(graph)
     if refusal:
         raise InputError(refusal)
-    return Choice(solver, "asked for by name")
+    return Choice(solver, "selected by name")

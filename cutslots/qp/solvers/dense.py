@@ -1,4 +1,4 @@
-"""Truth: S as a block of the inverse of the whole KKT matrix (the paper's Eq. 5), for tests and tiny graphs."""
+"""Ground truth: S as a block of the inverse of the whole KKT matrix (the paper's Eq. 5)."""
 
 from typing import ClassVar
 
@@ -6,15 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutslots.qp.graph import Graph, Vertices
+from cutslots.qp._util import Tables
+from cutslots.qp.graph import Graph
 from cutslots.qp.program import Gamma, min_cut_program
-from cutslots.qp.tables import Tables
 
 
 class Dense:
-    """S from a dense solve with nothing eliminated by hand."""
+    """S from a dense solve in which nothing is eliminated by hand.
 
-    PART: ClassVar[int | None] = None
+    Choose it to test other back ends on tiny graphs; it is the only one without derivations.
+    """
+
+    CPU_CHUNK: ClassVar[int | None] = None
     MAX_VERTICES, MAX_EDGES = 400, 4000
 
     @staticmethod
@@ -22,12 +25,13 @@ class Dense:
         if graph.num_vertices <= Dense.MAX_VERTICES and len(graph.edges().slot) <= Dense.MAX_EDGES:
             return None
         return (
-            f'solver="dense" inverts the whole KKT matrix and takes at most {Dense.MAX_VERTICES} vertices and {Dense.MAX_EDGES} '
-            f'edges, those of s and t included; got {graph}. Use solver="auto".'
+            f'solver="dense" inverts the whole KKT matrix, for at most {Dense.MAX_VERTICES} '
+            f"vertices and {Dense.MAX_EDGES} edges (including those of s and t), got {graph}. "
+            'Use solver="auto".'
         )
 
     def __init__(self, graph: Graph, gamma: Gamma) -> None:
-        self.vertices = Vertices(graph)
+        self.graph = graph
         program = min_cut_program(graph, gamma)
         kkt = program.kkt().toarray()
         start, stop, _ = program.blocks["p"].indices(len(program.G))
@@ -37,8 +41,6 @@ class Dense:
         self.S = Tables(np.linalg.solve(kkt, unit)[start:stop])
 
     def solve(self, potentials: Tensor, terminals: Tensor) -> tuple[Tensor, Tensor]:
-        packed = (
-            torch.cat([self.vertices.gather(potentials), terminals], dim=1)
-            @ self.S.on(potentials)[0]
-        )
-        return self.vertices.scatter(packed[:, :-2], potentials.shape), packed[:, -2:]
+        packed = torch.cat([self.graph.gather(potentials), terminals], dim=1)
+        solved = packed @ self.S.on(potentials)[0]
+        return self.graph.scatter(solved[:, :-2]), solved[:, -2:]

@@ -1,0 +1,206 @@
+"""The image model written a second time, plainly, after the paper: one operation after the other.
+
+Its parameters have the names of the package's model, so it takes that model's weights.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from cutslots.models import min_cut_slots
+from cutslots.models.min_cut_slots import Config
+from cutslots.nn.decoder import DecoderConfig
+from cutslots.nn.encoders import EncoderConfig
+from cutslots.nn.slots import SlotsConfig
+from cutslots.nn.weights import WeightsConfig
+
+
+class PlainSlots(nn.Module):
+    """Algorithms 1 and 2 with the background slot of section 4; the cuts are the package's."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        grid, channels = config.image_size // 2, config.encoder.channels
+        self.encoder = _encoder(config.encoder)
+        self.position = Position(channels, grid)
+        self.object_weights = Weights(config.weights, channels, config.num_slots - 1)
+        self.foreground_weights = Weights(config.weights, channels, 1)
+        self.cut = config.cut.build(grid, grid)
+        self.slot_heads = Heads(config.slots, channels)
+        self.decoder = Decoder(config.decoder, config.slots.size, config.image_size)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`masks`, `alpha` and `reconstruction` of images `(batch, 3, H, W)` in [-1, 1]."""
+        config, temperature = self.config, self.config.temperature
+        batch, grid = len(images), config.image_size // 2
+        content = self.encoder(images)
+        features = self.position(content)
+        object_weights = self.object_weights(config.object_content * content + (features - content))
+        foreground_weights = self.foreground_weights(
+            features if config.foreground_position else content
+        )
+
+        potentials = self.cut(object_weights.reshape(-1, 6, grid, grid)).potentials.reshape(
+            batch, -1, grid, grid
+        )
+        objects = torch.softmax(potentials / temperature.object, dim=1)
+        edges = self.cut(foreground_weights.reshape(-1, 6, grid, grid)).edges()
+        sides = torch.stack(
+            [edges[:, 5], edges[:, 4]], dim=1
+        )  # pixel -> t is cut on the source's side
+        foreground = torch.softmax(sides / temperature.foreground, dim=1)[:, :1]
+        masks = torch.softmax(
+            torch.cat([1 - foreground, foreground * objects], dim=1) / temperature.combined, dim=1
+        )
+
+        slots = self.slot_heads(features, masks)
+        decoded = self.decoder(slots.reshape(batch * config.num_slots, -1))
+        decoded = decoded.reshape(batch, config.num_slots, 4, config.image_size, config.image_size)
+        colors, alpha = torch.tanh(decoded[:, :, :3]), torch.softmax(decoded[:, :, 3:], dim=1)
+        return {
+            "masks": masks,
+            "alpha": alpha[:, :, 0],
+            "reconstruction": (alpha * colors).sum(dim=1),
+        }
+
+
+def build(config: Config) -> PlainSlots:
+    """The plain model with the weights of a new model of `config`."""
+    weights = min_cut_slots.MinCutSlots(config).state_dict()
+    model = PlainSlots(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def _encoder(config: EncoderConfig) -> nn.Sequential:
+    if config.kind == "resnet":
+        stem = config.stem_channels
+        return nn.Sequential(
+            nn.Conv2d(3, stem, config.kernel, stride=2, padding=config.kernel // 2, bias=False),
+            nn.BatchNorm2d(stem),
+            nn.ReLU(),
+            *[
+                Block(stem if block == 0 else config.channels, config.channels)
+                for block in range(config.num_layers)
+            ],
+        )
+    layers: list[nn.Module] = []
+    for layer in range(config.num_layers):
+        inputs, stride = (3, 2) if layer == 0 else (config.channels, 1)
+        layers += [
+            nn.Conv2d(
+                inputs, config.channels, config.kernel, stride=stride, padding=config.kernel // 2
+            ),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers)
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = (
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.conv2, self.norm2 = (
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class Position(nn.Module):
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(4, channels)
+        y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
+        self.register_buffer("grid", torch.stack([x, y, 1 - x, 1 - y], dim=-1), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.project(self.grid).permute(2, 0, 1).contiguous()
+
+
+class Weights(nn.Module):
+    def __init__(self, config: WeightsConfig, channels: int, num_cuts: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for layer in range(config.num_layers - 1):
+            inputs = channels if layer == 0 else config.hidden
+            layers += [
+                nn.Conv2d(inputs, config.hidden, config.kernel, padding=config.kernel // 2),
+                nn.LeakyReLU(),
+            ]
+        if config.norm:
+            layers.append(nn.InstanceNorm2d(config.hidden))
+        self.layers = nn.Sequential(*layers)
+        inputs = channels if config.num_layers == 1 else config.hidden
+        self.last = nn.Conv2d(inputs, 6 * num_cuts, config.kernel, padding=config.kernel // 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.relu(self.last(self.layers(features)))
+
+
+class Heads(nn.Module):
+    def __init__(self, config: SlotsConfig, channels: int) -> None:
+        super().__init__()
+        hidden, size = config.hidden, config.size
+        self.norm = nn.LayerNorm(channels)
+        self.before = nn.Linear(channels, config.num_heads * hidden)
+        self.project = nn.ModuleList(nn.Linear(hidden, size) for _ in range(config.num_heads))
+        self.after = nn.ModuleList(
+            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size))
+            for _ in range(config.num_heads)
+        )
+
+    def forward(self, features: Tensor, masks: Tensor) -> Tensor:
+        """Per head an MLP on pixels, means under the masks, an MLP; plus the first head's means."""
+        x = self.norm(features.flatten(2).transpose(1, 2))
+        hidden = torch.relu(self.before(x)).chunk(len(self.project), dim=-1)
+        masks = masks.flatten(2)
+        slots = [
+            torch.bmm(masks, head(part)) / masks.shape[-1]
+            for head, part in zip(self.project, hidden, strict=True)
+        ]
+        total = slots[0]
+        for mlp, slot in zip(self.after, slots, strict=True):
+            total = total + mlp(slot)
+        return total
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DecoderConfig, slot_size: int, image_size: int) -> None:
+        super().__init__()
+        self.start = config.start
+        self.position = Position(slot_size, config.start)
+        layers: list[nn.Module] = []
+        inputs, pad, side = slot_size, config.kernel // 2, config.start
+        while side < image_size:
+            layers += [
+                nn.ConvTranspose2d(
+                    inputs, config.channels, config.kernel, stride=2, padding=pad, output_padding=1
+                ),
+                nn.LeakyReLU(),
+            ]
+            inputs, side = config.channels, 2 * side
+        for _ in range(config.num_refine):
+            layers += [
+                nn.Conv2d(inputs, config.channels, config.kernel, padding=pad),
+                nn.LeakyReLU(),
+            ]
+            inputs = config.channels
+        self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 4, 3, padding=1))
+
+    def forward(self, slots: Tensor) -> Tensor:
+        """`(n, size)` to `(n, 4, H, W)`: colours before tanh and opacity."""
+        return self.layers(
+            self.position(slots[:, :, None, None].repeat(1, 1, self.start, self.start))
+        )
