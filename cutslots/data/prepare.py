@@ -40,7 +40,7 @@ def prepare(
         overwrite: replace any prepared data in `out` instead of continuing or refusing.
         progress: called as progress(split, finished scenes, scenes requested or None).
         workers: processes on this machine; None takes the connected Ray cluster, if any, else all
-            cores.
+            cores. A script that uses more than 1 needs `if __name__ == "__main__":`.
 
     Raises:
         InputError: unknown source, options out of range, missing or damaged raw data, `out`
