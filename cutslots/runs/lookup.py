@@ -44,8 +44,8 @@ def _resolve(reference: str, accept: Callable[[Path], Path | None], wanted: str)
         if result := accept(path):
             return result
     raise InputError(
-        f"{reference!r} must be {wanted}: a path, a name in {runs_dir()}, the id of an MLflow run, "
-        "or a URI such as models:/NAME@champion. There is none."
+        f"no {wanted} {reference!r}. Give a path, a name in {runs_dir()}, the id of an MLflow run, "
+        "or a URI such as models:/NAME@champion."
     )
 
 
@@ -63,7 +63,7 @@ def find_model(reference: str) -> Path:
             return find_checkpoint(path)
         return None
 
-    return _resolve(reference, with_weights, "a run, checkpoint or model")
+    return _resolve(reference, with_weights, "run, checkpoint or model")
 
 
 def find_run_dir(reference: str) -> Path:
@@ -72,7 +72,7 @@ def find_run_dir(reference: str) -> Path:
     Raises:
         InputError: nothing with a configuration.
     """
-    return _resolve(reference, lambda path: path if (path / CONFIG).is_file() else None, "a run")
+    return _resolve(reference, lambda path: path if (path / CONFIG).is_file() else None, "run")
 
 
 def stored_run(reference: str) -> tuple[Path, RunConfig, dict[str, str]]:
@@ -85,7 +85,7 @@ def stored_run(reference: str) -> tuple[Path, RunConfig, dict[str, str]]:
     def trained_here(path: Path) -> Path | None:
         return path if (path / CONFIG).is_file() and (path / ABOUT).is_file() else None
 
-    path = _resolve(reference, trained_here, "a run on this machine")
+    path = _resolve(reference, trained_here, "run")
     about = json.loads((path / ABOUT).read_text())
     return path, from_json((path / CONFIG).read_text()), about
 
