@@ -5,11 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import progress
-from rich.console import Console, RenderableType
-from rich.constrain import Constrain
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from torch import Tensor
 
 from cutslots.metrics.registry import SCORES, title
@@ -91,10 +90,18 @@ class CallbackList(Callback):
         return lambda *arguments: [method(*arguments) for method in methods]
 
 
+class _Inset(NamedTuple):
+    """Leaves two columns for the terminal's echo of ^C: a wrapped line cannot be erased."""
+
+    content: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self.content, options.update(width=options.max_width - 2))
+
+
 class _Progress(progress.Progress):
     def get_renderable(self) -> RenderableType:
-        # Two columns stay free for the terminal's echo of ^C: a wrapped line cannot be erased.
-        return Constrain(super().get_renderable(), self.console.width - 2)
+        return _Inset(super().get_renderable())
 
 
 class ProgressBar(Callback):
