@@ -90,7 +90,8 @@ def check_run(done: Done) -> None:
     load_model(folder)
     config = json.dumps(json.loads((folder / "config.json").read_text()))
     for assignment in done.values("--set"):
-        option, value = assignment.rpartition(".")[2].split("=")
+        path, value = assignment.split("=")
+        option = path.rpartition(".")[2]
         assert re.search(rf'"{option}": {value}\b', config), assignment
     assert (folder / "checkpoints" / "step-00000004.pt").exists()
     assert list((folder / "figures").iterdir())

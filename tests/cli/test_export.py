@@ -125,7 +125,7 @@ def test_program(made: Path, tmp_path: Path) -> None:
     block = (out / "README.md").read_text().split("```python\n")[2].partition("```")[0]
     np.save(tmp_path / "images.npy", IMAGES)
     code = "import numpy, torch\nimages = torch.from_numpy(numpy.load('images.npy'))\n" + block
-    code += "\nnumpy.save('masks.npy', found['masks'].numpy())\n"
+    code += "\nnumpy.save('masks.npy', result['masks'].numpy())\n"
     subprocess.run(
         [sys.executable, "-c", code.replace("THIS_FOLDER", "out")],
         cwd=tmp_path,
