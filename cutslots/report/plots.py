@@ -257,8 +257,8 @@ def solvers_figure(results: dict[str, Any], path: Path) -> None:
         for axis, batch in zip(axes[row], batches, strict=True):
             axis.set_title(f"{batch} cut{'s' * (batch > 1)}")
             for i, (name, about) in enumerate(results["methods"].items()):
-                of = [c for c in cells if c["method"] == name and c["batch"] == batch]
-                points = sorted((c["size"], c[key] / unit) for c in of if c[key] > 0)
+                chosen = [c for c in cells if c["method"] == name and c["batch"] == batch]
+                points = sorted((c["size"], c[key] / unit) for c in chosen if c[key] > 0)
                 axis.plot(
                     *(zip(*points, strict=True) if points else ([], [])),
                     color=COLORS[i % len(COLORS)],
