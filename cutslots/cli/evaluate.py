@@ -189,11 +189,7 @@ def _available_keys(
     names = list(dict.fromkeys(key for keys_of_one in available for key in keys_of_one))
     unknown = [key for key in wanted if key not in names]
     if unknown:
-        have = (
-            f"one of {', '.join(existing)}"
-            if existing
-            else "left out: the objects have no metadata"
-        )
+        have = f"one of {', '.join(names)}" if names else "left out: the objects have no metadata"
         raise InputError(f"--by must be {have}, got {unknown[0]!r}.")
     for (batches, notes), names in zip(opened, available, strict=True):
         if batches.num_frames:
