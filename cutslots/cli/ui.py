@@ -51,11 +51,8 @@ def command(host: str, port: int) -> int:
         start_new_session=True,  # Ctrl-C reaches this process only, which then ends the group
     )
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+        signal.signal(number, signal.default_int_handler)
     try:
         while server.poll() is None:
             with suppress(OSError):

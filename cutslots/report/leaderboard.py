@@ -261,13 +261,12 @@ def published_notes(published: Sequence[Row], differs: Sequence[str]) -> list[st
     notes = []
     for publication, mark in publication_marks(published).items():
         group = [row for row in published if row.publication == publication]
-        texts = dict.fromkeys(
-            [*(r.protocol for r in group), *(d for r in group for d in r.differs)]
-        )
+        protocols = [row.protocol for row in group]
+        texts = dict.fromkeys(protocols + [text for row in group for text in row.differs])
         notes.append(f"[{mark}] {publication}. Protocol: {'; '.join(texts)}.")
     if published:
-        known = "; ".join(differs) or "none, except possibly how the dataset was prepared"
-        notes.append(f"Published rows are not ranked. Known differences of our runs: {known}.")
+        listed = "; ".join(differs) or "none, except possibly how the dataset was prepared"
+        notes.append(f"Published rows are not ranked. Known differences of our runs: {listed}.")
     return notes
 
 

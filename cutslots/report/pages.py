@@ -137,17 +137,17 @@ def model_card(
         program: whether the program takes any number of images or one; None without a program.
     """
     scores: Mapping[str, Mapping[str, float]] = facts.get("scores", {})
-    names = [name for name in SCORES if any(name in of for of in scores.values())]
+    names = [name for name in SCORES if any(name in values for values in scores.values())]
     rows = [
         [
-            on,
-            f"{of['num_images']:,.0f}" if "num_images" in of else "",
-            *(score_text(name, of.get(name)) for name in names),
+            split,
+            f"{values['num_images']:,.0f}" if "num_images" in values else "",
+            *(score_text(name, values.get(name)) for name in names),
         ]
-        for on, of in scores.items()
+        for split, values in scores.items()
     ]
     numeric = ["images", *map(title, names)]
-    known = [[text, str(facts[key])] for key, text in FACTS.items() if facts.get(key) is not None]
+    lines = [[text, str(facts[key])] for key, text in FACTS.items() if facts.get(key) is not None]
     return _render(
         "model_card.md",
         name=name,
@@ -156,7 +156,7 @@ def model_card(
         slots=getattr(config.model, "num_slots", None),
         video=getattr(config.model, "frames", 1) > 1,
         num_parameters=num_parameters,
-        facts=Table(["fact", "value"], known).markdown(),
+        facts=Table(["fact", "value"], lines).markdown(),
         scores=Table(["on", *numeric], rows, numeric).markdown() if rows else "",
         program_file=PROGRAM,
         program=program,

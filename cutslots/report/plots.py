@@ -205,7 +205,7 @@ def _by_setting(
 ) -> tuple[dict[float, Configuration], dict[str, Configuration]]:
     """A sweep's configurations by the setting's value, and those without it by model."""
     params = [c.trials[0].run.params for c in sweep.configurations]
-    paths = {name for each in params for name in each if f".{name}".endswith(f".{setting}")}
+    paths = {name for texts in params for name in texts if f".{name}".endswith(f".{setting}")}
     if len(paths) != 1:
         numeric = {n for t in sweep.trials for n, v in t.settings.items() if _number(v) is not None}
         hint = f"It may be {' or '.join(sorted(paths))}."

@@ -88,7 +88,7 @@ class Study:
             self.optuna = optuna.create_study(
                 storage=self.storage,
                 study_name=sweep.name,
-                directions=["maximize" if each else "minimize" for each in maximize],
+                directions=["maximize" if larger else "minimize" for larger in maximize],
                 load_if_exists=True,
             )
         except Exception as error:  # each database driver has its own classes
@@ -121,7 +121,7 @@ class Study:
             self.optuna.set_user_attr(DEFINITION, now)
             return
         changed = [name for name in now if before.get(name) != now[name]]
-        if all(now["first"].get(name) == each for name, each in before["first"].items()):
+        if all(now["first"].get(name) == old for name, old in before["first"].items()):
             changed = [name for name in changed if name != "first"]  # baselines may be added
         if changed:
             listed = "; ".join(
@@ -218,7 +218,7 @@ class Study:
         if self.trials(*OPEN) or self._num_sampled < self._num_samples:
             return
         attributes = [trial.user_attrs for trial in self.trials() if _kind(trial) == "confirm"]
-        done = {(each["name"], each["seed"]) for each in attributes}
+        done = {(attrs["name"], attrs["seed"]) for attrs in attributes}
         best = [trial for trial in self.ranked() if _kind(trial) == "search"]
         for trial in best[: self.sweep.reseed_best]:
             for seed in self.sweep.seeds[1:]:

@@ -41,7 +41,7 @@ class FoundRun:
 
     Attributes:
         status: RUNNING, FINISHED, FAILED or KILLED.
-        metrics: newest value of each.
+        metrics: newest value by name.
         run_dir: its folder on the machine that ran it.
         started, ended: seconds since 1970; `ended` is None while the run is active.
     """
