@@ -160,7 +160,7 @@ def fitting(need: Resources, nodes: Sequence[dict[str, float]]) -> int:
     if not limit and workers < need.workers:
         largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise InputError(
-            f"The nodes are too few or too small for a trial ({need}); the largest has "
+            f"No node can run a worker, or too few nodes can ({need}); the largest has "
             f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs. "
             "Lower --cpus-per-trial or --gpus-per-trial."
         )

@@ -154,7 +154,7 @@ def test_several_datasets_in_one_table(
         assert (tmp_path / f"masks-{each['name']}.png").is_file()
 
     assert (
-        "Model tiny: signature 0123456789ab, step 3, trained on scenes, cutslots commit " in table
+        "Model tiny: run hash 0123456789ab, step 3, trained on scenes, cutslots commit " in table
     )
     assert cells(table, "published: clevrtex_outd")[1:] == [
         "test",
