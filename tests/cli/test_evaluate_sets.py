@@ -153,9 +153,7 @@ def test_several_datasets_in_one_table(
         assert f"- {each['name']}: digest {batches.manifest.digest}, " in table
         assert (tmp_path / f"masks-{each['name']}.png").is_file()
 
-    assert (
-        "Model tiny: run hash 0123456789ab, step 3, trained on scenes, cutslots commit " in table
-    )
+    assert "Model tiny: run hash 0123456789ab, step 3, trained on scenes, cutslots commit " in table
     assert cells(table, "published: clevrtex_outd")[1:] == [
         "test",
         "",
