@@ -7,7 +7,7 @@
     python sweeps/cora.py --peer                  # also the program of Wilder et al. (2018)
     python sweeps/cora.py --everywhere            # the publications' protocol: all 27 held out
     python sweeps/cora.py --tune                  # choose the settings again, half an hour
-    python sweeps/cora.py --smoke                 # seconds: does all of it run?
+    python sweeps/cora.py --smoke                 # tests everything in seconds
 
 Section 6.2 of the paper: a network sees the words of two papers and weighs the pair, the exact
 matching LP chooses pairs, and the score is the number of true citations among them, averaged over

@@ -9,7 +9,7 @@ pixels: 0.7 in the paper for every gamma. Here gamma_edge is fixed and the other
 reach, with cuts of 16 x 16 on images of 32 x 32. Slot Attention has the same encoder and decoder.
 
 Cost: 54 trainings of 1,000 steps, about half an hour on 2 idle cores.
-Expected (as found, results/LOG.md): on plain scenes the reaches differ less than the seeds; on the
+Expected (measured, results/LOG.md): on plain scenes the reaches differ less than the seeds; on the
 others 1,000 steps are too few at any reach. Use --set train.steps=N for more.
 """
 

@@ -40,9 +40,9 @@ def list_(dataset: str | None, as_json: bool) -> None:
     """Print them with their sources and protocols."""
     from cutslots.report.published import ROWS, rows
 
-    known = list(dict.fromkeys(row.dataset for row in ROWS))
-    if dataset not in (None, *known):
-        raise InputError(f"no published results on --dataset {dataset}. {nearest(dataset, known)}")
+    names = list(dict.fromkeys(row.dataset for row in ROWS))
+    if dataset not in (None, *names):
+        raise InputError(f"no published results on --dataset {dataset}. {nearest(dataset, names)}")
     selected = rows(dataset)
     if as_json:
         click.echo(json.dumps([asdict(row) for row in selected], indent=2))

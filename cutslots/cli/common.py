@@ -1,7 +1,6 @@
 """Arguments and output that several commands share."""
 
 import sys
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +24,6 @@ batch_size_option = click.option(
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="replace existing output that was made differently"
 )
-
-
-def documented(**arguments: str) -> Callable[[click.Command], click.Command]:
-    """Add the meaning of positional arguments, which click leaves out, to a command's help."""
-
-    def add(command: click.Command) -> click.Command:
-        lines = [f"{name.upper():<8} {text}" for name, text in arguments.items()]
-        command.help = "\n\n".join([command.help or "", *lines])
-        return command
-
-    return add
 
 
 @contextmanager

@@ -226,8 +226,8 @@ def datasets() -> Iterator[Fact]:
             except (ValueError, KeyError, TypeError, OSError) as problem:
                 text, mark, error = str(problem), "problem", " --overwrite"
         raw = "" if source in sources.names() and not sources.load(source).NEEDS_RAW else "RAW "
-        known = source in (*sources.names(), "cora")
-        fix = f"cutslots prepare {source if known else 'SOURCE'} {raw}{path}{error}"
+        is_known = source in (*sources.names(), "cora")
+        fix = f"cutslots prepare {source if is_known else 'SOURCE'} {raw}{path}{error}"
         yield Fact(mark, name, text, None if mark == "ok" else fix)
 
 

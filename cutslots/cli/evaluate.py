@@ -81,7 +81,7 @@ def command(
     trained: Any = load_model(path, chosen_device)
     about = origin(path)
     size = image_size(trained)
-    # Everything that can be refused is refused before the first dataset takes its time.
+    # Refuse all bad input before the first dataset takes its time.
     opened: list[tuple[Batches, list[str]]] = []
     for name in data:
         folder = local(dataset_path(name))
@@ -186,10 +186,10 @@ def _available_keys(
     if not wanted:
         return [[] for _ in opened]
     available = [[] if batches.num_frames else list(keys(batches)) for batches, _ in opened]
-    known = list(dict.fromkeys(key for names in available for key in names))
-    unknown = [key for key in wanted if key not in known]
+    names = list(dict.fromkeys(key for keys_of_one in available for key in keys_of_one))
+    unknown = [key for key in wanted if key not in names]
     if unknown:
-        have = f"one of {', '.join(known)}" if known else "left out: the objects have no metadata"
+        have = f"one of {', '.join(names)}" if names else "left out: the objects have no metadata"
         raise InputError(f"--by must be {have}, got {unknown[0]!r}.")
     for (batches, notes), names in zip(opened, available, strict=True):
         if batches.num_frames:

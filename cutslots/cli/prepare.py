@@ -37,11 +37,11 @@ def _source(name: str) -> click.Command:
     from cutslots.data import prepare, sources
 
     source = sources.load(name)
-    where = f"OUT is the folder to write (default: CUTSLOTS_HOME/data/{name}"
-    where += f"; of a variant {name}_VARIANT)." if source.NEEDS_RAW else ")."
-    raw = "RAW is the folder, file or URI of the raw dataset. " if source.NEEDS_RAW else ""
+    out_help = f"OUT is the folder to write (default: CUTSLOTS_HOME/data/{name}"
+    out_help += f"; of a variant {name}_VARIANT)." if source.NEEDS_RAW else ")."
+    raw_help = "RAW is the folder, file or URI of the raw dataset. " if source.NEEDS_RAW else ""
 
-    @click.command(name, help=f"{source.__doc__}\n\n{raw}{where}")
+    @click.command(name, help=f"{source.__doc__}\n\n{raw_help}{out_help}")
     @click.option("--splits", help="records of each split, e.g. train=0:320,val=320:360")
     @overwrite_option
     @click.option(

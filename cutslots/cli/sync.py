@@ -10,7 +10,7 @@ import click
 def command(run: str) -> int:
     """Send MLflow what a run logged while the tracking store was unreachable.
 
-    RUN is the run's folder or name. The exit status is 1 if something is left.
+    RUN is the run's folder or name. The exit status is 1 if events are left.
     """
     from cutslots.runs.lookup import runs_dir
     from cutslots.tracking import sync

@@ -31,8 +31,8 @@ class _Train(click.Command):
 @click.option(
     "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="set an option; repeatable"
 )
-@click.option("--steps", type=int, help="short for --set train.steps=N")
-@click.option("--seed", type=int, help="short for --set train.seed=N")
+@click.option("--steps", type=int, help="shorthand for --set train.steps=N")
+@click.option("--seed", type=int, help="shorthand for --set train.seed=N")
 @click.option(
     "--name", help="run name and folder in CUTSLOTS_HOME/runs (default: made from a hash)"
 )

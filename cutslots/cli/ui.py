@@ -1,4 +1,4 @@
-"""MLflow's page of the runs."""
+"""Serve the MLflow UI."""
 
 import errno
 import itertools
@@ -27,7 +27,7 @@ SETTINGS = {
 @click.option("--host", default="127.0.0.1", show_default=True, help="address to bind to")
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def command(host: str, port: int) -> int:
-    """Open MLflow on this machine's runs, until Ctrl-C."""
+    """Serve the MLflow UI for the runs on this machine, until Ctrl-C."""
     from cutslots.tracking import database_of, default_uri, experiments, ready, without_password
 
     uri = default_uri()
@@ -51,11 +51,8 @@ def command(host: str, port: int) -> int:
         start_new_session=True,  # Ctrl-C reaches this process only, which then ends the group
     )
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+        signal.signal(number, signal.default_int_handler)
     try:
         while server.poll() is None:
             with suppress(OSError):

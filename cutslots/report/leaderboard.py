@@ -16,7 +16,7 @@ from cutslots.tracking import FoundRun, find_runs
 
 VALIDATION = "val"
 MORE_SCORES = ("ari_fg", "ari", "miou", "mse", "cut_ari_fg", "video_ari_fg", "video_ari")
-# Parameters that differ between runs without being a setting, or that have a column.
+# Parameters that are not settings, or have their own column.
 NO_SETTINGS = {"num_parameters", "train.seed"}
 SETTINGS_SHOWN = 8
 Scored = tuple[FoundRun, dict[str, float]]  # a run and its scores on the split at hand
@@ -260,12 +260,13 @@ def published_notes(published: Sequence[Row], differs: Sequence[str]) -> list[st
     """Sources and protocols of published rows, and what is known to differ in our runs."""
     notes = []
     for publication, mark in publication_marks(published).items():
-        of = [row for row in published if row.publication == publication]
-        texts = dict.fromkeys([*(r.protocol for r in of), *(d for r in of for d in r.differs)])
+        group = [row for row in published if row.publication == publication]
+        protocols = [row.protocol for row in group]
+        texts = dict.fromkeys(protocols + [text for row in group for text in row.differs])
         notes.append(f"[{mark}] {publication}. Protocol: {'; '.join(texts)}.")
     if published:
-        known = "; ".join(differs) or "none, except possibly how the dataset was prepared"
-        notes.append(f"Published rows are not ranked. Known differences of our runs: {known}.")
+        listed = "; ".join(differs) or "none, except possibly how the dataset was prepared"
+        notes.append(f"Published rows are not ranked. Known differences of our runs: {listed}.")
     return notes
 
 

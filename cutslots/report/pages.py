@@ -63,29 +63,29 @@ def write_report(name: str, out: Path) -> Path:
     if table.exists() and f"# Sweep {name}\n" not in table.read_text(encoding="utf-8"):
         raise InputError(f"{table} is not a report of sweep {name!r}. Give another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    found = analysis(sweep)
+    analysed = analysis(sweep)
     captions = {
         "figure.png": ("Scenes", _scenes_figure(sweep, folder / "figure.png")),
         "curves.png": ("Learning curves", curves_figure(sweep, folder / "curves.png")),
-        "slices.png": ("Slices", slices_figure(sweep, found, folder / "slices.png")),
+        "slices.png": ("Slices", slices_figure(sweep, analysed, folder / "slices.png")),
     }
     for file, (_, caption) in captions.items():
         if caption is None:  # an earlier report may have had something to draw
             (folder / file).unlink(missing_ok=True)
     tables, lines = sections(sweep), summary(sweep)
     figures = {file: texts for file, texts in captions.items() if texts[1] is not None}
-    values = {"name": name, "summary": lines, "sections": tables, "analysis": found}
+    values = {"name": name, "summary": lines, "sections": tables, "analysis": analysed}
     write_text(folder / "index.html", _render("sweep.html", figures=figures, **values))
-    write_text(table, _markdown(name, lines, tables, found))
+    write_text(table, _markdown(name, lines, tables, analysed))
     write_text(folder / "runs.csv", runs_csv(sweep))
     return folder
 
 
-def _markdown(name: str, lines: list[str], tables: list[Any], found: Analysis) -> str:
+def _markdown(name: str, lines: list[str], tables: list[Any], analysed: Analysis) -> str:
     parts = [f"# Sweep {name}\n", "".join(f"- {line}\n" for line in lines)]
     parts += [section.markdown() for section in tables]
-    parts += ["## Importance of parameters\n", f"{found.about}\n"]
-    shares = [[parameter, f"{share:.2f}"] for parameter, share in found.importance.items()]
+    parts += ["## Importance of parameters\n", f"{analysed.about}\n"]
+    shares = [[parameter, f"{share:.2f}"] for parameter, share in analysed.importance.items()]
     parts += [Table(["parameter", "share"], shares, ["share"]).markdown()] if shares else []
     return "\n".join(parts)
 
@@ -93,8 +93,7 @@ def _markdown(name: str, lines: list[str], tables: list[Any], found: Analysis) -
 def _scenes_figure(sweep: SweepRuns, path: Path) -> str | None:
     """Draw the best run's scenes of best, median and worst score; returns the figure's caption.
 
-    Older runs did not log such scenes: of them the last figures of the best, the median and the
-    worst run.
+    If an older run did not log them, draw the last figures of the best, median and worst run.
     """
     ranked = sweep.ranked
     roles = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
@@ -138,17 +137,17 @@ def model_card(
         program: whether the program takes any number of images or one; None without a program.
     """
     scores: Mapping[str, Mapping[str, float]] = facts.get("scores", {})
-    names = [name for name in SCORES if any(name in of for of in scores.values())]
+    names = [name for name in SCORES if any(name in values for values in scores.values())]
     rows = [
         [
-            on,
-            f"{of['num_images']:,.0f}" if "num_images" in of else "",
-            *(score_text(name, of.get(name)) for name in names),
+            split,
+            f"{values['num_images']:,.0f}" if "num_images" in values else "",
+            *(score_text(name, values.get(name)) for name in names),
         ]
-        for on, of in scores.items()
+        for split, values in scores.items()
     ]
     numeric = ["images", *map(title, names)]
-    known = [[text, str(facts[key])] for key, text in FACTS.items() if facts.get(key) is not None]
+    lines = [[text, str(facts[key])] for key, text in FACTS.items() if facts.get(key) is not None]
     return _render(
         "model_card.md",
         name=name,
@@ -157,7 +156,7 @@ def model_card(
         slots=getattr(config.model, "num_slots", None),
         video=getattr(config.model, "frames", 1) > 1,
         num_parameters=num_parameters,
-        facts=Table(["fact", "value"], known).markdown(),
+        facts=Table(["fact", "value"], lines).markdown(),
         scores=Table(["on", *numeric], rows, numeric).markdown() if rows else "",
         program_file=PROGRAM,
         program=program,

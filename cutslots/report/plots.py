@@ -205,7 +205,7 @@ def _by_setting(
 ) -> tuple[dict[float, Configuration], dict[str, Configuration]]:
     """A sweep's configurations by the setting's value, and those without it by model."""
     params = [c.trials[0].run.params for c in sweep.configurations]
-    paths = {name for each in params for name in each if f".{name}".endswith(f".{setting}")}
+    paths = {name for texts in params for name in texts if f".{name}".endswith(f".{setting}")}
     if len(paths) != 1:
         numeric = {n for t in sweep.trials for n, v in t.settings.items() if _number(v) is not None}
         hint = f"It may be {' or '.join(sorted(paths))}."
@@ -257,8 +257,8 @@ def solvers_figure(results: dict[str, Any], path: Path) -> None:
         for axis, batch in zip(axes[row], batches, strict=True):
             axis.set_title(f"{batch} cut{'s' * (batch > 1)}")
             for i, (name, about) in enumerate(results["methods"].items()):
-                of = [c for c in cells if c["method"] == name and c["batch"] == batch]
-                points = sorted((c["size"], c[key] / unit) for c in of if c[key] > 0)
+                chosen = [c for c in cells if c["method"] == name and c["batch"] == batch]
+                points = sorted((c["size"], c[key] / unit) for c in chosen if c[key] > 0)
                 axis.plot(
                     *(zip(*points, strict=True) if points else ([], [])),
                     color=COLORS[i % len(COLORS)],

@@ -122,7 +122,7 @@ def records() -> list[Record]:
     runs: dict[tuple[str, str], list[Row]] = {}
     for row in ROWS:
         runs.setdefault((row.method, row.trained_on), []).append(row)
-    return [_record(method, trained_on, of) for (method, trained_on), of in runs.items()]
+    return [_record(method, trained_on, group) for (method, trained_on), group in runs.items()]
 
 
 def _record(method: str, trained_on: str, rows: Sequence[Row]) -> Record:

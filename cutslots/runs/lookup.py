@@ -1,8 +1,8 @@
-"""Runs and models by the names that people give them.
+"""Find runs and models by reference.
 
 A reference is a path, the name of a run in `CUTSLOTS_HOME/runs`, the id of an MLflow run, or the
 URI of a model in MLflow: `models:/NAME@champion`, `models:/NAME/VERSION` or `runs:/ID`. The first
-of these that has what is asked for is taken.
+match is used.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ def find_model(reference: str) -> Path:
     """The checkpoint file, or the exported or downloaded model folder, that a reference means.
 
     Raises:
-        InputError: nothing with weights.
+        InputError: no match has weights.
     """
 
     def with_weights(path: Path) -> Path | None:
@@ -70,7 +70,7 @@ def find_run_dir(reference: str) -> Path:
     """The folder with a run's configuration that a reference means.
 
     Raises:
-        InputError: nothing with a configuration.
+        InputError: no match has a configuration.
     """
     return _resolve(reference, lambda path: path if (path / CONFIG).is_file() else None, "run")
 

@@ -57,7 +57,7 @@ def _of_checkpoint(path: Path) -> dict[str, Any]:
 
 def _of_folder(folder: Path) -> dict[str, Any]:
     facts = described(folder)
-    scores = {where: dict(values) for where, values in facts.pop("scores", {}).items()}
+    scores = {split: dict(values) for split, values in facts.pop("scores", {}).items()}
     if (folder / FETCHED).is_file():
         fetched = json.loads((folder / FETCHED).read_text())
         metrics, tags = fetched.get("metrics", {}), fetched.get("tags", {})

@@ -29,7 +29,7 @@ def train_run(
     The first Ctrl-C ends it after the current step, with a checkpoint; the second one at once.
 
     Args:
-        data: a prepared folder or the URI of one; the run remembers it as given.
+        data: a prepared folder or its URI; the run stores it as given.
         debug: no progress bar over a debugger's prompt, no thread that samples the machine, and
             the first Ctrl-C interrupts.
 
@@ -61,9 +61,9 @@ def train_run(
 
 @contextlib.contextmanager
 def _ctrl_c(terminal: ProgressBar, debug: bool) -> Iterator[Callable[[], bool]]:
-    """A function that returns whether Ctrl-C was pressed. The second time it interrupts.
+    """Yield a function that returns whether Ctrl-C was pressed; a second Ctrl-C interrupts.
 
-    Signals that a debugger or a host program handles are left to it.
+    Does nothing if a debugger or host program handles the signal.
     """
     pressed = threading.Event()
     default = signal.default_int_handler

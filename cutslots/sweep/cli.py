@@ -69,7 +69,7 @@ def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> SimpleNamespace:
-    """The values of the options; None for those that are not given."""
+    """The option values; None for options that are not given."""
     words: list[str] = []
     for word in arguments:  # click can parse `--seeds 0 --seeds 1`, but not `--seeds 0 1`
         repeat = word.isdigit() and words[-2:-1] == ["--seeds"]
@@ -112,18 +112,18 @@ def _adjusted(sweep: Sweep, chosen: SimpleNamespace) -> Sweep:
     sweep = sweep.smoke() if chosen.smoke else sweep
     baselines = {}
     for name, baseline in sweep.baselines.items():
-        known = []
+        applicable = []
         for assignment in chosen.set if baseline.preset else ():
             try:
                 options.resolve(preset(str(baseline.preset)), assignment.partition("=")[0].strip())
-                known.append(assignment)
+                applicable.append(assignment)
             except InputError:
                 print(
                     f"--set {assignment} does not apply to {name}: preset {baseline.preset} has no "
                     "such option",
                     file=sys.stderr,
                 )
-        baselines[name] = replace(baseline, overrides=(*baseline.overrides, *known))
+        baselines[name] = replace(baseline, overrides=(*baseline.overrides, *applicable))
     changes = {"trials": chosen.trials, "search": chosen.search, "name": chosen.name}
     return replace(
         sweep,
@@ -141,20 +141,20 @@ def _run(sweep: Sweep, chosen: SimpleNamespace) -> int:
     if chosen.dry_run:
         print(*describe(sweep, folder, _resources(chosen), chosen.data, chosen.storage), sep="\n")
         return 0
-    where = find_or_make(sweep, chosen.data, smoke=chosen.smoke)
-    manifest = data.read_manifest(where)
+    path = find_or_make(sweep, chosen.data, smoke=chosen.smoke)
+    manifest = data.read_manifest(path)
     if chosen.debug_trial is not None:
-        return _debug(sweep, folder, where, manifest.digest, chosen)
-    context = SweepContext(where, data.dataset_name(manifest), "smoke")
+        return _debug(sweep, folder, path, manifest.digest, chosen)
+    context = SweepContext(path, data.dataset_name(manifest), "smoke")
     if not chosen.smoke:
         tests = {name: find_dataset(name) for name in sweep.test_datasets}
-        for name in (name for name, path in tests.items() if path is None):
+        for name in (name for name, test in tests.items() if test is None):
             print(f"dataset {name!r} is not prepared: trials are not scored on it", file=sys.stderr)
         context = replace(
             context,
             experiment=manifest.source,
             registered_model=f"cutslots-{context.dataset_name}",
-            tests=tuple(str(path) for path in tests.values() if path is not None),
+            tests=tuple(str(test) for test in tests.values() if test is not None),
         )
     resources = _resources(chosen)
     if not resources.gpus:
@@ -183,10 +183,10 @@ def _resources(chosen: SimpleNamespace) -> Resources:
 
 
 def find_or_make(sweep: Sweep, given: str | None, smoke: bool = False) -> Path | str:
-    """The prepared dataset of a sweep: the one given, by its name, or generated scenes.
+    """The prepared dataset of a sweep: `given`, found by name, or generated scenes.
 
     Raises:
-        InputError: it is not prepared, or has other options than the sweep's.
+        InputError: the dataset is not prepared, or its options differ from the sweep's.
     """
     if given:
         return given if is_uri(given) else Path(given).absolute()
@@ -224,12 +224,12 @@ def find_or_make(sweep: Sweep, given: str | None, smoke: bool = False) -> Path |
     return out
 
 
-def _debug(sweep: Sweep, folder: Path, where: Path | str, digest: str, chosen: Any) -> int:
-    """Run one trial from its start in this process, for breakpoints; the sweep does not change."""
+def _debug(sweep: Sweep, folder: Path, path: Path | str, digest: str, chosen: Any) -> int:
+    """Run one trial from the start in this process, for breakpoints; the sweep is unchanged."""
     config = _debug_config(sweep, folder, chosen.debug_trial, chosen.storage)
     name = f"debug-{run_hash(config, digest)}"
     run_dir = runs_dir() / f"{name}-{1 + len(list(runs_dir().glob(f'{name}-*')))}"
-    best = train_run(config, where, run_dir, experiment="debug", debug=True).best
+    best = train_run(config, path, run_dir, experiment="debug", debug=True).best
     metric = config.train.best_metric
     print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")
     return 0
@@ -252,17 +252,17 @@ def _debug_config(sweep: Sweep, folder: Path, name: str, storage: str | None) ->
 def describe(
     sweep: Sweep, folder: Path, resources: Resources, given: str | None, storage: str | None
 ) -> Iterator[str]:
-    """Lines of --dry-run: the space, the trials, the data, the resources, and what is finished."""
+    """Lines of --dry-run: space, trials, data, resources and progress."""
     yield f"sweep {sweep.name}: {sweep.dataset}, preset {sweep.preset} {' '.join(sweep.overrides)}"
     steps = sweep.base.train.steps
     yield f"objective {', '.join(sweep.objectives)} on the validation split; {steps:,} steps each"
     flat, width = options.flat(sweep.base), max(map(len, sweep.full_space), default=0)
-    for path, each in sweep.full_space.items():
-        values: Any = getattr(each, "choices", None)
+    for path, domain in sweep.full_space.items():
+        values: Any = getattr(domain, "choices", None)
         text = " | ".join(map(options.text, values or ()))
-        if isinstance(each, FloatDistribution | IntDistribution):
-            text = f"{each.low} to {each.high}{', logarithmic' if each.log else ''}"
-            text += f", step {each.step}" if each.step not in (None, 1) else ""
+        if isinstance(domain, FloatDistribution | IntDistribution):
+            text = f"{domain.low} to {domain.high}{', logarithmic' if domain.log else ''}"
+            text += f", step {domain.step}" if domain.step not in (None, 1) else ""
         yield f"  {path:<{width}}  {text}   (preset: {options.text(flat[path])})"
     seeds = ", ".join(map(str, sweep.seeds))
     for name, baseline in sweep.baselines.items():

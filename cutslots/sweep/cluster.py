@@ -16,10 +16,10 @@ from cutslots.tracking import default_uri
 from cutslots.tracking.client import absolute
 
 CLUSTER = "CUTSLOTS_CLUSTER"  # what an autoscaling cluster can grow to: "GPU=8,CPU=64"
-# Ray settings that save a sweep time or output; those of the user have priority.
+# Ray settings that save time or output; the user's environment takes priority.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # its banner comes at any verbosity
+    "RAY_AIR_NEW_OUTPUT": "0",  # prints its banner at any verbosity
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report waits for one interval
@@ -58,7 +58,7 @@ class Resources:
 
 
 def check_machine(need: Resources) -> None:
-    """Without RAY_ADDRESS, refuse resources that this machine does not have.
+    """Refuse resources that this machine lacks; does nothing if RAY_ADDRESS is set.
 
     Raises:
         InputError: the resources can never be met.
@@ -71,7 +71,7 @@ def check_machine(need: Resources) -> None:
 
 @contextlib.contextmanager
 def connected(need: Resources) -> Iterator[int]:
-    """Connect to Ray, or start it; yields how many such trials fit at once.
+    """Connect to Ray or start it; yields how many trials fit at once.
 
     Raises:
         InputError: the resources can never be met, or Ray cannot be reached or started.
@@ -98,7 +98,7 @@ def _ray(need: Resources) -> Iterator[Any]:
         options = {
             "address": "local",  # or Ray would join any cluster left on this machine
             "num_cpus": os.cpu_count(),
-            "include_dashboard": need.train,  # Ray Train asks it about groups of dead trials
+            "include_dashboard": need.train,  # Ray Train queries it after a worker group dies
             "dashboard_host": "127.0.0.1",
             "object_store_memory": 128 << 20,  # for configurations and scores only
         }
@@ -114,7 +114,7 @@ def _ray(need: Resources) -> Iterator[Any]:
         at = f"the cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
         raise InputError(f"cannot {'reach' if address else 'start'} {at}: {error}") from None
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has replaced it
+        signal.signal(signal.SIGTERM, handler)  # Ray replaces it
     try:
         yield ray
     finally:
@@ -122,14 +122,14 @@ def _ray(need: Resources) -> Iterator[Any]:
 
 
 def fitting(need: Resources, nodes: Sequence[dict[str, float]]) -> int:
-    """How many such trials fit at once.
+    """How many trials fit at once.
 
     Args:
-        nodes: CPUs and GPUs of every node. CUTSLOTS_CLUSTER adds what an autoscaling cluster can
-            grow to.
+        nodes: CPUs and GPUs of every node; CUTSLOTS_CLUSTER raises their total to the limit of an
+            autoscaling cluster.
 
     Raises:
-        InputError: not even one fits, or CUTSLOTS_CLUSTER is malformed.
+        InputError: not one trial fits, or CUTSLOTS_CLUSTER is malformed.
     """
     limit = _limit()
     amounts = {name: amount for name, amount in (("GPU", need.gpus), ("CPU", need.cpus)) if amount}
@@ -147,7 +147,7 @@ def fitting(need: Resources, nodes: Sequence[dict[str, float]]) -> int:
             )
 
     def count(node: dict[str, float]) -> int:
-        """How many workers fit on a node; a fraction is always of one device."""
+        """How many workers fit on a node; a fractional worker uses one device."""
         fits = []
         for name, amount in amounts.items():
             available = node.get(name, 0)
@@ -155,12 +155,12 @@ def fitting(need: Resources, nodes: Sequence[dict[str, float]]) -> int:
             fits.append(int(available) * per_device if amount < 1 else int(available / amount))
         return min(fits)
 
-    # Of nodes that are still to start only the sum is known.
+    # Only the total is known of nodes that have not started.
     workers = count(total) if limit else sum(map(count, nodes))
     if not limit and workers < need.workers:
         largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
         raise InputError(
-            f"No node can run a worker, or there are too few such nodes ({need}); the largest has "
+            f"No node can run a worker, or too few nodes can ({need}); the largest has "
             f"{largest.get('CPU', 0):g} CPUs and {largest.get('GPU', 0):g} GPUs. "
             "Lower --cpus-per-trial or --gpus-per-trial."
         )
@@ -180,7 +180,7 @@ def has_gpus() -> bool:
 
 
 def room(address: str) -> str:
-    """What the cluster at this address has, as text; exits with the reason if it cannot connect."""
+    """Describe the resources of a cluster; exits with the reason if it is unreachable."""
     import ray
 
     try:

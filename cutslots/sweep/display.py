@@ -40,15 +40,15 @@ ENDED = ("finished", "pruned", "interrupted", "failed")
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial as tables show it.
+    """A row of the table of trials.
 
     Attributes:
         label: its settings, such as "paper, seed 1" or "gamma 0.31  learning_rate 0.0008".
         state: one of `STYLES`.
-        steps: of the whole training.
+        steps: of the full training.
         value: the best objective so far.
-        seconds: since its start, or how long it took.
-        cause: of a failure or of early stopping.
+        seconds: elapsed time, or total time of an ended trial.
+        cause: the reason of a failure or early stop.
     """
 
     number: int
@@ -62,7 +62,7 @@ class TrialRow:
 
 
 class Display:
-    """Shows the trials from a thread until it is left. Its own errors never reach the sweep.
+    """Shows the trials from a background thread. Its errors never reach the sweep.
 
     Args:
         rows: returns the trials that exist so far.
@@ -139,7 +139,7 @@ class Display:
         shown = running + [row for row in order if row.state in ENDED]
         room = max(1, height - 6)
         hidden, shown = len(shown) - room, shown[:room]
-        # The settings get the width that the other columns leave, and end in an ellipsis.
+        # The settings take the remaining width and are cut with an ellipsis.
         longest = max([len(row.label) for row in shown] + [len("settings")])
         table = Table(box=None, pad_edge=False, expand=True, width=min(width, longest + 64))
         table.add_column("#", justify="right", no_wrap=True)
@@ -166,12 +166,12 @@ class Display:
         return Group(*summary, table, *more)
 
     def lines(self, rows: Sequence[TrialRow], last: bool = False) -> list[str]:
-        """What is new since the last call; every 30 s, and at the end, also a summary."""
+        """Changes since the last call, and a summary every 30 s and at the end."""
         lines = []
         for row in sorted(rows, key=lambda row: row.number):
             old = (self._states or {}).get(row.number, "waiting")
             if row.state == old or (self._states is None and row.state in ENDED):
-                continue  # those that ended before the first call are of an earlier session
+                continue  # it ended in an earlier session
             if old == "waiting" and row.state != "waiting" and row.seconds is not None:
                 lines.append(f"trial {row.number} started: {row.label}")
             if row.state in ENDED:
@@ -207,7 +207,7 @@ class Display:
         best = min(rows, key=self._rank, default=None)
         if best and math.isfinite(self._rank(best)[0]):
             words.append(f"best {self.metric} {best.value:.4g} (trial {best.number})")
-        # Every open trial is assumed to take the mean time, as many at a time as now.
+        # Assumes that every open trial takes the mean time, with as many at a time as now.
         took = [row.seconds or 0 for row in rows if row.state in ("finished", "pruned")]
         took = took or [
             (row.seconds or 0) + left
@@ -223,7 +223,7 @@ class Display:
         return ", ".join(words)
 
     def _step(self, row: TrialRow) -> tuple[int | None, float | None]:
-        """The last logged step of a running trial, and its seconds left at its pace so far."""
+        """The last logged step of a running trial, and its estimated seconds left."""
         try:
             logged = latest(row.run_dir)
         except OSError:
@@ -237,7 +237,7 @@ class Display:
         return step, left
 
     def _rank(self, row: TrialRow) -> tuple[float, bool]:
-        """Sorts the best trial first; failed ones and those without a value come last."""
+        """Sort key: best first; failed trials and trials without a value last."""
         if row.state == "failed" or row.value is None or not math.isfinite(row.value):
             return math.inf, row.state == "failed"
         return (-row.value if higher_is_better(self.metric) else row.value), False

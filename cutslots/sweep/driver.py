@@ -58,14 +58,14 @@ class SweepContext:
 
 
 class SweepDriver:
-    """Chooses trials, records their results in the study and in MLflow, and publishes the best.
+    """Chooses trials, records their results in the study and MLflow, and publishes the best.
 
     `rows` and `say` may be called from any thread, the other methods from one.
 
     Args:
         folder: the folder of the sweep.
         log: the sweep's own run in MLflow; None for trials without a parent.
-        say: prints a line for the user; replaced by the display while it is on.
+        say: prints a line for the user; replaced by the display while it is active.
     """
 
     def __init__(
@@ -102,15 +102,15 @@ class SweepDriver:
     def next(self) -> tuple[dict[str, Any], TrialSpec] | None:
         """The parameters and spec of the next trial to run; None if there is none at present.
 
-        Trials whose result is known already are ended on the way.
+        Ends trials whose result is already known.
         """
         while self.stopping_since is None and (planned := self.study.next()):
             number, run_dir = planned.number, self._run_dir(planned)
             self._add_row(planned, "waiting")
             self.study.annotate(number, label=planned.label, run=run_dir.name)
-            known = self._twin_result(planned) or self._earlier_result(planned, run_dir)
-            if known is not None:
-                self._end(number, known)
+            result = self._twin_result(planned) or self._earlier_result(planned, run_dir)
+            if result is not None:
+                self._end(number, result)
                 continue
             self._begun[number] = time.monotonic()
             self._update(number, state="running")
@@ -136,7 +136,7 @@ class SweepDriver:
         return self.stopping_since is not None or self.study.exhausted
 
     def _run_dir(self, planned: PlannedTrial) -> Path:
-        """The folder of a trial's run: its name is a hash, so that every sweep finds it."""
+        """The run folder of a trial, named by a hash so that every sweep finds it."""
         digest = run_hash(planned.config, self.digest)
         return runs_dir() / f"{self.context.dataset_name}-{planned.config.model_name}-{digest}"
 
@@ -190,19 +190,18 @@ class SweepDriver:
             return None
         try:
             return tracking.finished_run(run_hash(planned.config, self.digest))
-        except InputError as error:  # no trial waits for a tracking server
+        except InputError as error:  # trials never wait for the tracking server
             self.say(f"trial {planned.number} may repeat a run in MLflow: {error}")
             return None
 
     def on_report(self, number: int, step: int, scores: Mapping[str, float]) -> None:
-        """Record an evaluation; asks the trial to stop if it is not among the best."""
+        """Record an evaluation; ask the trial to stop if it is not among the best."""
         objective, row = self.sweep.objectives[0], self._rows[number]
         value = scores.get(objective)
         if value is not None and (row.value is None or better(objective, value, row.value)):
             self._update(number, value=value)
         if self.study.report(number, step, scores):
-            # A file in the shared folder, not a call to an actor: it still reaches a trial after
-            # the driver or its Ray has died, and Ctrl-C uses the same way.
+            # A file in the shared folder reaches a trial even if the driver or Ray has died.
             (self.stops / str(number)).touch()
             factor = self.sweep.halving.reduction_factor if self.sweep.halving else 1
             self._update(number, cause=f"not among the best 1/{factor} at step {step}")
@@ -239,7 +238,7 @@ class SweepDriver:
         value = result.scores.get(self.sweep.objectives[0], row.value)
         self._update(number, state=state, value=value, seconds=seconds, cause=cause)
         if self.log:
-            states = [each.state for each in self.rows()]
+            states = [row.state for row in self.rows()]
             counts = {name: states.count(name) for name in ("finished", "pruned", "failed")}
             metrics: dict[str, Any] = {f"trials/{name}": n for name, n in counts.items()}
             for best in self.study.ranked()[:1]:
@@ -253,7 +252,7 @@ class SweepDriver:
         (self.stops / STOP_ALL).touch()
 
     def any_started(self) -> bool:
-        """Whether any running trial has a process yet, and does not only wait for a node."""
+        """Whether any running trial has a process instead of waiting for a node."""
 
         def started(row: TrialRow) -> bool:
             path, since = row.run_dir / LOG, time.time() - (row.seconds or 0.0) - 5.0
@@ -264,7 +263,7 @@ class SweepDriver:
     # Tables
 
     def rows(self) -> list[TrialRow]:
-        """Every trial as it is now."""
+        """The current row of every trial."""
         return [
             replace(row, seconds=self._seconds(row.number)) if row.state == "running" else row
             for row in list(self._rows.values())
@@ -291,7 +290,7 @@ class SweepDriver:
         self._rows[number] = replace(self._rows[number], **changes)
 
     def records(self) -> list[dict[str, Any]]:
-        """Every trial with its settings, scores and run, best first; those without rank last."""
+        """Every trial with its settings, scores and run, best first; unranked ones last."""
         ranks = {trial.number: rank for rank, trial in enumerate(self.study.ranked(), 1)}
         front, several = self.study.front(), len(self.sweep.objectives) > 1
         records = []
@@ -321,21 +320,21 @@ class SweepDriver:
         """The trials as a Markdown table, best first; at most `most` rows."""
         sweep, records = self.sweep, self.records()
         names = dict.fromkeys([*sweep.objectives, *SCORES])
-        names = [name for name in names if any(name in each["scores"] for each in records)]
+        names = [name for name in names if any(name in record["scores"] for record in records)]
         rows = []
-        for each in records[:most]:
-            scores = each["scores"]
+        for record in records[:most]:
+            scores = record["scores"]
             digits = {name: 1 if name == "mse" else 3 for name in names}
-            failed = each["state"] == "failed" and each["cause"]
+            failed = record["state"] == "failed" and record["cause"]
             rows.append(
                 [
-                    f"{each['rank'] or ''}{' Pareto' if each.get('pareto') else ''}",
-                    str(each["number"]),
-                    each["label"],
+                    f"{record['rank'] or ''}{' Pareto' if record.get('pareto') else ''}",
+                    str(record["number"]),
+                    record["label"],
                     *(f"{scores[n]:.{digits[n]}f}" if n in scores else "" for n in names),
-                    "" if each["step"] is None else f"{each['step']:,}",
-                    "" if each["seconds"] is None else clock(each["seconds"]),
-                    each["state"] + (f": {each['cause']}" if failed else ""),
+                    "" if record["step"] is None else f"{record['step']:,}",
+                    "" if record["seconds"] is None else clock(record["seconds"]),
+                    record["state"] + (f": {record['cause']}" if failed else ""),
                 ]
             )
         columns = ["", "trial", "settings", *names, "steps", "time", "state"]
@@ -354,7 +353,7 @@ class SweepDriver:
     # MLflow
 
     def log_definition(self) -> None:
-        """Log the declaration of the sweep to its run."""
+        """Log the sweep's declaration to its run."""
         sweep, log = self.sweep, self.log
         assert log is not None
         space = sweep.full_space.items()
@@ -388,7 +387,7 @@ class SweepDriver:
         Raises:
             InputError: the tracking server does not answer.
         """
-        # By the tag of this sweep: a run that another sweep began has that one as its parent.
+        # By this sweep's tag: a reused run has another sweep as its parent.
         runs = tracking.find_runs(f"tags.\"sweep.{self.sweep.name}\" != ''")
         by_hash = {run.tags.get("signature"): run.run_id for run in runs}
         hashes = {row.number: row.run_dir.name.rpartition("-")[2] for row in self.rows()}

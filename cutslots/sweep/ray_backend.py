@@ -1,12 +1,12 @@
-"""Runs the trials of a sweep on Ray Tune: where there is room, and again if a process or node dies.
+"""Run the trials of a sweep on Ray Tune, and restart those whose process or node dies.
 
-Ray's own parts are not used because they would lose trials or their record. `OptunaSearch` keeps
-its state in Tune's experiment checkpoint, which is incomplete after a killed driver; our study is
-on disk after every trial, and `_Search` only passes it on. `ASHAScheduler` kills a stopped trial's
-actor; ours stops after a step, with a checkpoint, and its rungs survive a resume because Optuna
-stores them. `MLflowLoggerCallback` logs from the driver, without a queue for an absent server; a
-trial logs its own run. Tune still gets every trial's values as its config and every evaluation as
-flat metrics (`ari_fg`, `step`, ...), so that the `ResultGrid` and Ray's dashboard show them.
+Three parts of Ray are replaced because they would lose trials or results. `OptunaSearch` keeps its
+state in Tune's experiment checkpoint, which is incomplete after a killed driver; our study is on
+disk after every trial, and `_Search` only passes it on. `ASHAScheduler` kills the actor of a
+stopped trial; ours stops after a step, with a checkpoint, and Optuna stores its rungs for a resume.
+`MLflowLoggerCallback` logs from the driver, without a queue for an absent server; a trial logs its
+own run. Tune still gets every trial's values as its config and every evaluation as flat metrics
+(`ari_fg`, `step`, ...), so that the `ResultGrid` and Ray's dashboard show them.
 
 A trial of one process without a GPU is a Tune function in an actor that the next trial reuses
 (0.3 s per trial); any other drives Ray Train workers from a Tune function (15 s).
@@ -40,7 +40,7 @@ START_SECONDS = 10.0
 STOP_SECONDS = 120.0  # how long trials may take to write their checkpoints when the sweep stops
 SPEC, BEST = "trial", "best/"  # keys of a trial's config and of its last report
 
-# What a trial does: `trial.run`, or nothing where Ray's overhead is measured.
+# What a trial runs: `trial.run`, or nothing when Ray's overhead is measured.
 RunTrial = Callable[[TrialSpec, Report, Ranks], TrialResult]
 
 
@@ -51,7 +51,7 @@ def run(
     retries: int,
     run_trial: RunTrial = trial.run,
 ) -> tune.ResultGrid | None:
-    """Run the driver's trials until none is left or it is asked to stop; returns Tune's results.
+    """Run the driver's trials until none is left or the sweep is stopped; returns Tune's results.
 
     Args:
         concurrent: how many trials run at a time.
@@ -61,7 +61,7 @@ def run(
         KeyboardInterrupt: the second Ctrl-C or SIGTERM.
     """
     if resources.train:
-        # On a node that is not preempted if there is one: a lost worker then moves only its trials.
+        # On a node that is not preempted, if there is one: a lost worker moves only its trials.
         kept = ray.cluster_resources().get(DRIVER)
         function = _on_workers(run_trial, resources, driver.folder, retries)
         trainable = tune.with_resources(function, {DRIVER: 1} if kept else {"CPU": 0.01})
@@ -76,7 +76,7 @@ def run(
             max_concurrent_trials=concurrent,
             reuse_actors=not resources.train,
             trial_name_creator=_name,
-            trial_dirname_creator=lambda each: str(each.trial_id),
+            trial_dirname_creator=lambda tune_trial: str(tune_trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name=f"tune-{os.getpid()}-{int(time.time())}",
@@ -225,7 +225,7 @@ def _on_workers(
         from ray.train.torch import TorchTrainer
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        # Tune's part of a trial takes 0.01 CPUs, and two workers shall fit on two CPUs.
+        # The Tune function takes 0.01 CPUs, and two workers must still fit on two CPUs.
         worker = {"CPU": 0.99 * resources.cpus}
         worker |= {"GPU": resources.gpus} if resources.gpus else {}
         trainer = TorchTrainer(
@@ -257,7 +257,7 @@ def _on_workers(
 
 
 def _metrics(result: TrialResult) -> dict[str, Any]:
-    """The last report of a trial: its state, and the best scores under their names and `best/`."""
+    """The last report of a trial: its state, and its best scores with and without `best/`."""
     best = {f"{BEST}{name}": value for name, value in result.scores.items()}
     cause = {"cause": result.cause} if result.cause else {}
     return {**result.scores, **best, **cause, "step": result.step, "state": result.state}

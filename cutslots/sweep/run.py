@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import TrialState
 from rich.console import Console
@@ -60,7 +59,8 @@ def run(sweep: Sweep, folder: Path, context: SweepContext, options: RunOptions) 
             resources can never be met.
         KeyboardInterrupt: stopped without waiting for checkpoints.
     """
-    sigterm = signal_handler(_interrupt, signal.SIGTERM)  # so that everything is closed
+    # SIGTERM interrupts like Ctrl-C, so that everything is closed.
+    sigterm = signal_handler(signal.default_int_handler, signal.SIGTERM)
     with lock(folder / ".lock") as acquired, sigterm:
         if not acquired:
             raise BusyError(
@@ -92,9 +92,9 @@ def run(sweep: Sweep, folder: Path, context: SweepContext, options: RunOptions) 
 
 
 def _run_logged(study: Study, folder: Path, context: SweepContext, options: RunOptions) -> int:
-    """Run the trials below a run of the sweep itself in MLflow."""
+    """Run the trials as children of the sweep's own run in MLflow."""
     sweep, objective = study.sweep, study.sweep.objectives[0]
-    # Made before standard error is redirected. FORCE_COLOR does not make a file a terminal.
+    # Created before stderr is redirected. FORCE_COLOR must not make a file a terminal.
     live = None if sys.stderr.isatty() else False
     console = Console(file=sys.stderr, force_interactive=live)
 
@@ -164,7 +164,7 @@ def _run_logged(study: Study, folder: Path, context: SweepContext, options: RunO
 
 
 def _wait_for_store(log: RunLog) -> None:
-    """Wait until the sweep's run exists: trials need its id, and a database that is complete."""
+    """Wait until the sweep's run exists: trials need its id and a complete database."""
     deadline = time.monotonic() + STORE_SECONDS
     while log.run_id is None:
         if time.monotonic() > deadline:
@@ -177,10 +177,9 @@ def _wait_for_store(log: RunLog) -> None:
 
 
 def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
-    """Send to MLflow what trials could not: the server was away, or their process died.
+    """Send MLflow what trials could not: the server was unreachable, or their process died.
 
-    Returns:
-        How many events of a run could not be sent; the runs after it are not tried.
+    Returns: the number of missing events of the first run that fails; later runs are not tried.
     """
     names = {trial.user_attrs.get("run") for trial in study.trials()}
     for run_dir in tracking.undelivered(runs_dir()):
@@ -191,7 +190,3 @@ def _deliver_rest(study: Study, say: Callable[[str], None]) -> int:
             say(f"{left} events of {name} are not in MLflow yet. Later: cutslots sync {name}")
             return left
     return 0
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt

@@ -11,8 +11,8 @@
     if __name__ == "__main__":
         main(SWEEP)
 
-Options are named as in `--set`, in full or by an unambiguous ending. Every trial is a preset and a
-list of such assignments, so `cutslots train` can repeat it.
+Options are named as in `--set`, in full or by an unambiguous suffix. Every trial is a preset with
+such assignments, so `cutslots train` can repeat it.
 """
 
 import itertools
@@ -77,8 +77,8 @@ class ASHA:
 
     Attributes:
         grace_period: the first rung, as a share of a training, in (0, 1).
-        reduction_factor: one in so many trials continues, and the next rung is at so many times as
-            many steps.
+        reduction_factor: 1 in this many trials continues, and each rung has this many times the
+            steps of the previous one.
     """
 
     grace_period: float = 0.1
@@ -90,7 +90,7 @@ class Sweep:
     """A search over the options of a preset.
 
     Attributes:
-        name: name of the sweep, of its folder, and in MLflow.
+        name: of the sweep, its folder and its runs' tag in MLflow.
         dataset: name of a prepared dataset in CUTSLOTS_DATA or CUTSLOTS_HOME/data.
         preset: the configuration that all trials start from.
         space: option -> range; see `uniform`, `loguniform`, `randint`, `choice`.
@@ -132,7 +132,7 @@ class Sweep:
 
     @property
     def asha(self) -> ASHA | None:
-        """The early stopping that applies: none with a grid or several objectives."""
+        """Early stopping; None with a grid or several objectives."""
         return self.halving if len(self.objectives) == 1 and self.search != "grid" else None
 
     @cached_property
@@ -250,9 +250,9 @@ class Sweep:
         _ = self.grid  # raises if it is infinite
 
     def smoke(self) -> "Sweep":
-        """The sweep in minutes: a small preset, 30 steps, one seed, at most three trials."""
+        """A sweep that takes minutes: a small preset, 30 steps, one seed, at most three trials."""
         same = self.smoke_preset == self.preset
-        own = [(name, each) for name, each in self.baselines.items() if each.preset is None][:1]
+        own = [(name, b) for name, b in self.baselines.items() if b.preset is None][:1]
         short = (
             "steps=30",
             "log_every=5",
@@ -260,12 +260,12 @@ class Sweep:
             "eval_images=16",
             "checkpoint_every=10",
         )
-        kept = [each for each in self.overrides if same and not each.startswith("train.")]
+        kept = [text for text in self.overrides if same and not text.startswith("train.")]
         return replace(
             self,
             name=f"{self.name}-smoke",
             preset=self.smoke_preset,
-            overrides=(*kept, *(f"train.{each}" for each in short)),
+            overrides=(*kept, *(f"train.{option}" for option in short)),
             baselines={name: baseline if same else Baseline() for name, baseline in own},
             seeds=self.seeds[:1],
             search="random" if self.search == "grid" else self.search,

@@ -30,7 +30,7 @@ from cutslots.train.config import RunConfig
 FILE = "study.log"
 DEFINITION = "sweep"
 OPEN = (TrialState.RUNNING, TrialState.WAITING)
-# Optuna's states in the words of tables and MLflow tags.
+# Names of Optuna's states in tables and MLflow tags.
 STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -62,7 +62,7 @@ class PlannedTrial:
 
 
 class Study:
-    """An Optuna study with the trials of a sweep. For one driver at a time, and one thread.
+    """An Optuna study with the trials of a sweep, for one driver and one thread at a time.
 
     Args:
         folder: gets `study.log` unless `storage` is given.
@@ -88,7 +88,7 @@ class Study:
             self.optuna = optuna.create_study(
                 storage=self.storage,
                 study_name=sweep.name,
-                directions=["maximize" if each else "minimize" for each in maximize],
+                directions=["maximize" if larger else "minimize" for larger in maximize],
                 load_if_exists=True,
             )
         except Exception as error:  # each database driver has its own classes
@@ -121,7 +121,7 @@ class Study:
             self.optuna.set_user_attr(DEFINITION, now)
             return
         changed = [name for name in now if before.get(name) != now[name]]
-        if all(now["first"].get(name) == each for name, each in before["first"].items()):
+        if all(now["first"].get(name) == old for name, old in before["first"].items()):
             changed = [name for name in changed if name != "first"]  # baselines may be added
         if changed:
             listed = "; ".join(
@@ -168,7 +168,7 @@ class Study:
 
     @property
     def exhausted(self) -> bool:
-        """Whether `next` will return no trial, not even after all running trials have ended."""
+        """Whether `next` returns no trial, even after all running trials have ended."""
         return (
             not self._left_running
             and not self.trials(*OPEN)
@@ -202,11 +202,11 @@ class Study:
                 flat = options.flat(self.sweep.config(baseline))
                 # A baseline of the same preset has a value for every option of the space, and the
                 # sampler learns from those in range.
-                known = baseline.preset in (None, self.sweep.preset)
+                same_preset = baseline.preset in (None, self.sweep.preset)
                 values = {
                     path: flat[path]
                     for path, distribution in self.space.items()
-                    if known and _contains(distribution, flat[path])
+                    if same_preset and _contains(distribution, flat[path])
                 }
                 yield {"kind": "first", "name": name, "seed": seed}, values
         for values in self.sweep.grid:
@@ -218,7 +218,7 @@ class Study:
         if self.trials(*OPEN) or self._num_sampled < self._num_samples:
             return
         attributes = [trial.user_attrs for trial in self.trials() if _kind(trial) == "confirm"]
-        done = {(each["name"], each["seed"]) for each in attributes}
+        done = {(attrs["name"], attrs["seed"]) for attrs in attributes}
         best = [trial for trial in self.ranked() if _kind(trial) == "search"]
         for trial in best[: self.sweep.reseed_best]:
             for seed in self.sweep.seeds[1:]:
@@ -352,14 +352,14 @@ class Study:
         )
 
     def _trial(self, number: int) -> optuna.trial.Trial:
-        """The trial as an object that can sample and report, also one of an earlier driver."""
+        """The trial as an object that can sample and report, also if an earlier driver began it."""
         study_id = self.storage.get_study_id_from_name(self.sweep.name)
         trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
         return optuna.trial.Trial(self.optuna, trial_id)
 
 
 def definition(sweep: Sweep) -> dict[str, Any]:
-    """What a resumed sweep may not change; baselines, trials and seeds may be added.
+    """The part of a sweep that a resume must not change; baselines, trials and seeds may be added.
 
     Stored in the study, so the keys and values stay those of the first version.
     """
@@ -372,9 +372,7 @@ def definition(sweep: Sweep) -> dict[str, Any]:
             path: json.loads(distribution_to_json(distribution))
             for path, distribution in sweep.full_space.items()
         },
-        "first": {
-            name: [each.preset, list(each.overrides)] for name, each in sweep.baselines.items()
-        },
+        "first": {name: [b.preset, list(b.overrides)] for name, b in sweep.baselines.items()},
         "objectives": list(sweep.objectives),
         "search": sweep.search,
         "halving": asha and {"first": asha.grace_period, "factor": asha.reduction_factor},
@@ -402,5 +400,5 @@ def _contains(distribution: Any, value: Any) -> bool:
 
 
 def _kind(trial: FrozenTrial) -> str:
-    # A driver that dies before it has written the kind of a trial leaves a sampled one.
+    # A driver that dies before it writes the kind of a trial was sampling it.
     return trial.user_attrs.get("kind", "search")

@@ -25,7 +25,7 @@ from cutslots.train.config import RunConfig, from_json
 from cutslots.train.inputs import check_data, pick_device
 from cutslots.train.ranks import Ranks
 
-# Every state in which a trial can end, and the status of its run in MLflow.
+# Final state of a trial -> status of its run in MLflow.
 MLFLOW_STATUS: dict[str, Status] = {
     "finished": "FINISHED",
     "pruned": "FINISHED",  # stopped early by the sweep
@@ -34,7 +34,7 @@ MLFLOW_STATUS: dict[str, Status] = {
 }
 LOG = "log.txt"
 STOP_ALL = "all"  # the stop file of all trials
-LOOK_SECONDS = 0.5  # between two looks for a stop file
+LOOK_SECONDS = 0.5  # between checks for a stop file
 BUSY_SECONDS = 86_400.0  # how long to wait for another process that trains in the run's folder
 AGREED = (InputError, NonFiniteLossError)  # `fit` raises these on all ranks or on none
 
@@ -88,7 +88,7 @@ class TrialResult:
 
 
 class StopFile:
-    """Whether this trial should stop: there is a file with its number, or one for all trials."""
+    """Whether this trial should stop: its own stop file exists, or the one for all trials."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._own, self._all = folder / str(number), folder / STOP_ALL
@@ -102,7 +102,7 @@ class StopFile:
         return self._exists
 
     def look_again(self) -> None:
-        """Look at the next call, even if the last look was a moment ago."""
+        """Check for the files at the next call, even if the last check was a moment ago."""
         self._next_look = 0.0
 
     @property
@@ -185,11 +185,11 @@ def _run_first_rank(
         return TrialResult(stop.state) if stop() else TrialResult("failed", cause=str(error))
     except Exception as error:
         terminal.say("".join(traceback.format_exception(error)))
-        # Disks and GPUs fail on one machine, or for a while.
-        causes = [each for each in (error, error.__cause__) if each is not None]
-        local_fault = any(isinstance(each, OSError) or "CUDA error" in str(each) for each in causes)
+        # Faults of a disk or GPU may be temporary, or of one machine.
+        causes = (error, error.__cause__)
+        local_fault = any(isinstance(e, OSError) or "CUDA error" in str(e) for e in causes)
         if local_fault or (ranks.size > 1 and not isinstance(error, AGREED)):
-            # Other ranks may wait for this one: the whole group has to end, and starts again.
+            # Other ranks may wait for this one, so the whole group ends and restarts.
             logger.ended("interrupted")
             raise
         name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "

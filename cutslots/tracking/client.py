@@ -28,14 +28,14 @@ METRICS_PER_CALL, TEXTS_PER_CALL = 1000, 100
 NAME_LENGTH, PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 250, 6000, 8000, 36
 LOCK_SECONDS, MIGRATION_SECONDS = 60.0, 600.0
 
-# Errors that every repetition would give again. All others (dead server, locked database, full
+# Errors that no retry can fix. All others (dead server, locked database, full
 # disk, missing permission) count as an outage: someone can fix them, and the journal can wait.
 MISSING, EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
 PERMANENT = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE"}
 PERMANENT |= {"NOT_IMPLEMENTED", MISSING, EXISTS, "NOT_FOUND", "ENDPOINT_NOT_FOUND"}
 TEMPORARY_HTTP = {401, 403, 407, 408, 425, 429}
 
-# These report every retry and migration; the run log reports an outage once.
+# They log every retry and migration; the run log reports an outage once.
 NOISY = ("alembic.runtime", "mlflow.store.db.utils", "mlflow.utils.validation")
 NOISY += ("urllib3.connectionpool",)
 
@@ -153,7 +153,7 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold a local database against other processes that create or migrate something."""
+        """Lock a local database against other processes that create or migrate something."""
         if self.database is None:
             yield
             return
@@ -210,7 +210,7 @@ class Store:
         return experiment.experiment_id
 
     def send(self, run_id: str, events: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
-        """Deliver one event of any kind, or several of metrics.
+        """Deliver one event of any kind, or several metrics events.
 
         Sending an event twice has the effect of sending it once: MLflow's primary key of a metric
         is (run, key, time, step, value), and the time comes from the journal; an equal parameter
@@ -246,7 +246,7 @@ def _send(
         case "dataset":
             schema = first["schema"]
             if not any(str(name).startswith("mlflow_") for name in schema):
-                # The form that MLflow shows as a table.
+                # MLflow shows this form as a table.
                 columns = [{"name": n, "type": str(t), "required": True} for n, t in schema.items()]
                 schema = {"mlflow_colspec": columns}
             dataset = Dataset(

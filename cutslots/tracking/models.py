@@ -98,7 +98,7 @@ def _load_pyfunc(path: str) -> _Segmenter:
 
 
 def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
-    """Download a model from MLflow, each time: tomorrow its name may refer to another version.
+    """Download a model from MLflow, every time, because its name can move to another version.
 
     Only a configuration in JSON and weights in safetensors are taken; no code of the model runs.
 
@@ -107,7 +107,7 @@ def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
 
     Returns:
         A folder in the cache with `config.json`, `weights.safetensors`, and in `fetched.json`
-        what MLflow knows of it: `reference`, `name` and `version` if registered, and `run_id`,
+        what MLflow knows about it: `reference`, `name` and `version` if registered, and `run_id`,
         `run`, `tags`, `metrics` of its run.
 
     Raises:
@@ -173,11 +173,11 @@ class Registered(NamedTuple):
 def register(
     name: str, run_id: str, metric: str, value: float, tracking_uri: str | None = None
 ) -> Registered:
-    """Register a run's model as a version of `name`, as champion if it is better than the present.
+    """Register a run's model as a version of `name`; as champion if it beats the current one.
 
-    A run has one version, however often it is registered. The champion is compared by `metric`:
-    the value it was registered with, else the `best/` score of its run. It is replaced if it has
-    no such number, its run is deleted, or its files are gone, and kept if it is equal.
+    Registering a run again updates its version. The champion's `metric` is the value it was
+    registered with, else the `best/` score of its run. A champion without this number, run or
+    files is replaced; an equal one is kept.
 
     Args:
         name: `cutslots-<dataset>`; created if missing.

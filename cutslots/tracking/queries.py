@@ -1,4 +1,4 @@
-"""Questions to the tracking store. Nothing here deletes anything.
+"""Queries and small updates of the tracking store. Nothing here deletes anything.
 
 A sweep is a run, and its trials are the runs below it. Searches for `find_runs`, and for the
 search field of `cutslots ui`:
@@ -14,7 +14,7 @@ search field of `cutslots ui`:
     params.`optim.learning_rate` = '0.0004'                     parameters are texts
     attributes.status = 'FAILED' and tags.cause LIKE '%memory%'  what went wrong
 
-Order by `metrics."best/ari_fg" DESC`, or click on the head of that column.
+Order by `metrics."best/ari_fg" DESC`, or click on the column's header.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ class FoundRun:
 
     Attributes:
         status: RUNNING, FINISHED, FAILED or KILLED.
-        metrics: newest value of each.
+        metrics: newest value by name.
         run_dir: its folder on the machine that ran it.
         started, ended: seconds since 1970; `ended` is None while the run is active.
     """
@@ -131,7 +131,7 @@ def find_runs(
 def _all(
     search: Callable[..., Any], *arguments: Any, limit: int | None = None, **options: Any
 ) -> Iterator[Any]:
-    """The results of one of MLflow's searches, from all its pages."""
+    """All results of a paginated MLflow search."""
     token = None
     while limit is None or limit > 0:
         size = PAGE if limit is None else min(PAGE, limit)
@@ -147,7 +147,7 @@ def experiments(tracking_uri: str | None = None) -> dict[str, str]:
 
     def search(client: "MlflowClient") -> dict[str, str]:
         newest_first = _all(client.search_experiments, order_by=["creation_time DESC"])
-        return {each.name: each.experiment_id for each in newest_first if each.name != "Default"}
+        return {e.name: e.experiment_id for e in newest_first if e.name != "Default"}
 
     return ask(search, tracking_uri) or {}
 
@@ -217,7 +217,7 @@ def tag_runs(tags: Mapping[str, Mapping[str, Any]], tracking_uri: str | None = N
             store.send(run_id, [{"kind": "tags", "values": texts}], Path())
         except RefusedError:
             missing += 1
-        except OutageError:  # it concerns the remaining runs, too
+        except OutageError:  # it affects the remaining runs, too
             return missing + len(tags) - done
     return missing
 

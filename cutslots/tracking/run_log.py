@@ -28,8 +28,8 @@ def to_stderr(text: str) -> None:
 class RunLog:
     """The log of a training run. A folder that has a journal continues it, and its MLflow run.
 
-    Only `close` waits for anything but the local disk, and no method fails because of the tracking
-    store. Logging after `close` is a ValueError.
+    Only `close` waits for the tracking store, and no method fails because of it. Logging
+    after `close` is a ValueError.
 
     Args:
         run_dir: the run folder, for the journal.
@@ -142,14 +142,6 @@ class RunLog:
     def run_id(self) -> str | None:
         """The MLflow run id; None until the tracking store has created the run."""
         return self._uploader.state.run_id
-
-    def url(self) -> str | None:
-        """The run's page on the tracking server; None for a database, and before it exists."""
-        state = self._uploader.state
-        if state.run_id is None or not state.tracking_uri.startswith("http"):
-            return None
-        server = state.tracking_uri.rstrip("/")
-        return f"{server}/#/experiments/{state.experiment_id}/runs/{state.run_id}"
 
     def pending(self) -> int:
         """The number of events that the tracking store does not have yet."""

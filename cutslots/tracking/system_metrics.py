@@ -38,7 +38,7 @@ class SystemMetrics:
         stopped = False
         while not stopped:
             stopped = self._stop.wait(self._interval)  # samples at the end, too, for short runs
-            with contextlib.suppress(Exception):  # a missing counter must not disturb a training
+            with contextlib.suppress(Exception):  # a missing counter must not stop a training
                 self._log.metrics(int(time.time() - self._log.started), sample())
 
 

@@ -73,7 +73,7 @@ class Uploader(threading.Thread):
         self._connected = self._waiting = False
 
     def wake(self) -> None:
-        """There is a new line."""
+        """Signal a new line."""
         self._new.set()
 
     def finish(self, timeout: float) -> None:
@@ -154,7 +154,7 @@ class Uploader(threading.Thread):
             self._abandoned.wait(min(1.0, self._pause[0]))
 
     def _step(self) -> bool:
-        """Deliver one call's worth; False if nothing was left."""
+        """Deliver one batch; False if nothing was left."""
         if not self._connected:
             self._connect()
         batch = self._next_batch()
@@ -183,7 +183,7 @@ class Uploader(threading.Thread):
         self._connected = True
 
     def _next_batch(self) -> list[tuple[dict[str, Any], int]]:
-        """The next event, or events of metrics up to one call's worth, with their ends."""
+        """The next event, or as many metrics events as fit into one call, with their ends."""
         batch, points = [], 0
         for event, end in read(self.run_dir / FILE, self.state.position):
             if event is None:
