@@ -108,3 +108,21 @@ def test_bad_options_are_refused(assignment, message):
     if "reach" in assignment:
         with pytest.raises(InputError, match=message):
             options.check(config)
+
+
+@pytest.mark.parametrize("factor", [0.3, 4.0])
+def test_gamma_and_the_temperatures_of_potentials_are_one_knob(factor):
+    torch.manual_seed(0)
+    base = preset("small")
+    for gamma in ("gamma_terminal", "gamma_vertex"):
+        base = options.override(base, f"cut.{gamma}=none")
+    scaled, images = base, torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
+    for path in ("cut.gamma", "temperature.object", "temperature.foreground"):
+        value = options.flat(base)[f"model.{path}"]
+        value = value * factor if path == "cut.gamma" else value / factor
+        scaled = options.override(scaled, f"{path}={value!r}")
+    first, second = (config.model.build().double() for config in (base, scaled))
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(
+        second.partition(images).masks, first.partition(images).masks, rtol=1e-12, atol=1e-14
+    )
