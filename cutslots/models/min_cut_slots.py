@@ -33,7 +33,11 @@ class CutConfig:
     reach: float | None = option(
         None, "smoothing in pixels, sets gamma_terminal and gamma_vertex; none: by them", low=0.01
     )
-    beta: float = option(1.0, "least drop of the potential from s to t")
+    beta: float = option(1.0, "least drop of the potential from s to t (published code: 10)")
+    terminal_slack: bool = option(True, "slack in this drop (published code: no)")
+    interior_edges: bool = option(
+        False, "neighbour edges start at interior pixels only (published code: yes)"
+    )
     solver: str = option("auto", "back end of the cut layer", choices=("auto", *BACK_ENDS))
 
     def check(self) -> None:
@@ -58,7 +62,9 @@ class CutConfig:
             gamma_edge=self.gamma_edge,
             gamma_terminal=terminal,
             gamma_vertex=vertex,
+            interior_edges=self.interior_edges,
             beta=self.beta,
+            terminal_slack=self.terminal_slack,
             solver=self.solver,
         )
 
@@ -74,7 +80,11 @@ class TemperatureConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The model's sizes; the defaults are the paper's for CLEVR."""
+    """The model's sizes.
+
+    The defaults give stored configurations that lack an option the model they were trained with;
+    `cutslots.train.config` has the paper's presets.
+    """
 
     image_size: int = option(128, "side of the square images, even", low=2)
     num_slots: int = option(12, "slots, including the background", low=2)
@@ -85,6 +95,11 @@ class Config:
         1.0, "weight of features beside positions as input of the object cuts (paper: 1)", low=0.0
     )
     foreground_position: bool = option(True, "positions in the foreground cut's input (paper: yes)")
+    foreground_side: str = option(
+        "source",
+        "terminal whose side of the foreground cut is the foreground (published code: sink)",
+        choices=("source", "sink"),
+    )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     cut: CutConfig = field(default_factory=CutConfig)
@@ -104,7 +119,7 @@ class Partition:
         object_weights, foreground_weights: edge weights >= 0 of the cuts.
         object_potentials, foreground_potentials: potentials of the cuts.
         object_masks: softmax of the object potentials over cuts.
-        foreground_mask: degree to which a pixel is on the source's side of the foreground cut.
+        foreground_mask: degree to which a pixel is on `foreground_side` of the foreground cut.
         masks: the cut masks, summing to 1 over slots.
         slots: a vector per slot.
     """
@@ -188,9 +203,11 @@ class MinCutSlots(nn.Module):
         object_masks = torch.softmax(object_potentials / temperature.object, dim=1)
 
         foreground_cut = self.cut(foreground_weights.flatten(0, 1))
-        to_source, to_sink = foreground_cut.terminal_edges()
-        # A softmax over a pixel's two terminal edges: on the source's side, the sink's edge is cut.
-        foreground_mask = torch.sigmoid((to_sink - to_source) / temperature.foreground)[:, None]
+        near, far = foreground_cut.terminal_edges()
+        if self.config.foreground_side == "sink":
+            near, far = far, near
+        # A softmax over a pixel's two terminal edges: on one terminal's side the other's is cut.
+        foreground_mask = torch.sigmoid((far - near) / temperature.foreground)[:, None]
 
         split = torch.cat([1 - foreground_mask, foreground_mask * object_masks], dim=1)
         masks = torch.softmax(split / temperature.combined, dim=1)

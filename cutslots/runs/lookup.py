@@ -26,6 +26,13 @@ def runs_dir() -> Path:
     return home() / "runs"
 
 
+def new_run_dir(name: str) -> Path:
+    """The folder in `runs_dir` for a new run; InputError unless `name` is a folder's name."""
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(f"a run's name must be without / or a leading dot, got {name!r}.")
+    return runs_dir() / name
+
+
 def _candidates(reference: str) -> Iterator[Path]:
     """The paths that a reference may mean, in order; what is only in MLflow is downloaded last."""
     if reference.startswith(("models:/", "runs:/")):

@@ -45,9 +45,9 @@ class PlainSlots(nn.Module):
         )
         objects = torch.softmax(potentials / temperature.object, dim=1)
         edges = self.cut(foreground_weights.reshape(-1, 6, grid, grid)).edges()
-        sides = torch.stack(
-            [edges[:, 5], edges[:, 4]], dim=1
-        )  # pixel -> t is cut on the source's side
+        # Pixel -> t is cut on the source's side, s -> pixel on the sink's.
+        order = [5, 4] if config.foreground_side == "source" else [4, 5]
+        sides = edges[:, order]
         foreground = torch.softmax(sides / temperature.foreground, dim=1)[:, :1]
         masks = torch.softmax(
             torch.cat([1 - foreground, foreground * objects], dim=1) / temperature.combined, dim=1
@@ -153,11 +153,12 @@ class Heads(nn.Module):
     def __init__(self, config: SlotsConfig, channels: int) -> None:
         super().__init__()
         hidden, size = config.hidden, config.size
+        after = config.hidden if config.hidden_after is None else config.hidden_after
         self.norm = nn.LayerNorm(channels)
         self.before = nn.Linear(channels, config.num_heads * hidden)
         self.project = nn.ModuleList(nn.Linear(hidden, size) for _ in range(config.num_heads))
         self.after = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size))
+            nn.Sequential(nn.Linear(size, after), nn.ReLU(), nn.Linear(after, size))
             for _ in range(config.num_heads)
         )
 

@@ -13,6 +13,7 @@ CHANGES = {
     "small": ("slots.size=8", "slots.hidden=16", "decoder.channels=6"),
     "paper-clevr": ("image_size=16", "num_slots=3", "slots.size=7"),
     "paper-clevrtex": ("image_size=16", "num_slots=3", "stem_channels=5"),
+    "published-clevrtex": ("image_size=16", "num_slots=3", "stem_channels=5"),
 }
 
 
