@@ -10,7 +10,7 @@ from cutslots.errors import InputError
 
 
 @click.command
-@click.argument("checkpoint", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.argument("checkpoint", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("name")
 def command(checkpoint: Path, name: str) -> None:
     """Import a checkpoint of the published ClevrTex model as the run NAME.

@@ -96,7 +96,7 @@ def command(
         )
     if run_dir is None:
         digest = run_hash(config, manifest.digest)
-        run_dir = new_run_dir(name or f"{source}-{preset or 'small'}-{digest}")
+        run_dir = new_run_dir(name or f"{source}-{preset or 'small'}-{digest}", "--name")
     best = finished(run_dir, config, manifest.digest)
     if best:
         click.echo(

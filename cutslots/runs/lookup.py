@@ -26,10 +26,12 @@ def runs_dir() -> Path:
     return home() / "runs"
 
 
-def new_run_dir(name: str) -> Path:
-    """The folder in `runs_dir` for a new run; InputError unless `name` is a folder's name."""
+def new_run_dir(name: str, argument: str = "NAME") -> Path:
+    """The folder of a new run in `runs_dir`; InputError about `argument` if it cannot be one."""
     if Path(name).name != name or name.startswith("."):
-        raise InputError(f"a run's name must be without / or a leading dot, got {name!r}.")
+        raise InputError(
+            f"{argument} must be a folder name without / or a leading dot, got {name!r}."
+        )
     return runs_dir() / name
 
 
