@@ -368,8 +368,8 @@ def test_python_m_cutslots_is_the_command():
 def test_presets_prints_parameter_counts(capsys):
     assert main(["presets"]) == 0
     text = capsys.readouterr().out
-    assert "1,489,116 parameters" in text
-    assert "1,970,288 parameters" in text
+    assert "1,439,580 parameters" in text
+    assert "1,920,752 parameters" in text
 
 
 def test_check_finds_damage(scenes, capsys):

@@ -36,12 +36,14 @@ STEPS = "train.steps=4 train.eval_every=2 checkpoint_every=2 log_every=2 eval_im
 SIZES = "image_size=32 encoder.channels=8 decoder.channels=8"
 SMALLEST = " ".join(f"--set {assignment}" for assignment in f"{STEPS} {SIZES}".split())
 
+IMPORT = "tests/cli/test_import_published.py::test_an_imported_run_is_used_like_a_trained_one"
 SUBMIT = "tests/cluster/test_submit.py::test_ray_submit_over_ssh"
 ELSEWHERE = {  # commands that take Ray, a server or minutes -> the test that runs them or a like
     r"make ": "tests/test_readme.py::test_make_targets_exist",
     r"cutslots ui": "tests/cli/test_ui.py::test_serves_until_a_signal",
     r"cutslots (best|report) .*clevrtex": "tests/cli/test_report.py::test_all_or_named_sweeps",
     r"cutslots report reach": "tests/cli/test_report.py::test_all_or_named_sweeps",
+    r"cutslots (import-published|evaluate) published": IMPORT,
     r"cutslots bench": "tests/bench/test_bench_solvers.py::test_the_quick_benchmark",
     r"ray submit|python sweeps/(demo|reach)": SUBMIT,
     r"python sweeps/clevrtex.py( --smoke| --resume)?$": SUBMIT,

@@ -18,6 +18,7 @@ COMMANDS = (
     "report",
     "predict",
     "export",
+    "import-published",
     "baselines",
     "presets",
     "sync",
@@ -36,7 +37,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"{__name__}.{cmd_name}").command
+        return importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(self, ctx, args):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):

@@ -67,7 +67,7 @@ def command(
     clevrtex or movi_a (`cutslots prepare --help` lists them).
     """
     from cutslots.data import Manifest, local
-    from cutslots.runs.lookup import finished, runs_dir, stored_run
+    from cutslots.runs.lookup import finished, new_run_dir, stored_run
     from cutslots.runs.provenance import ABOUT
     from cutslots.runs.train import train_run
     from cutslots.train.config import preset as load_preset
@@ -95,12 +95,8 @@ def command(
             f"Run: cutslots train {manifest.source} --data {path}"
         )
     if run_dir is None:
-        if name and (Path(name).name != name or name.startswith(".")):
-            raise InputError(
-                f"--name must be a folder name without / or a leading dot, got {name!r}."
-            )
         digest = run_hash(config, manifest.digest)
-        run_dir = runs_dir() / (name or f"{source}-{preset or 'small'}-{digest}")
+        run_dir = new_run_dir(name or f"{source}-{preset or 'small'}-{digest}", "--name")
     best = finished(run_dir, config, manifest.digest)
     if best:
         click.echo(

@@ -34,7 +34,11 @@ class CutConfig:
     reach: float | None = option(
         None, "smoothing in pixels, sets gamma_terminal and gamma_vertex; none: by them", low=0.01
     )
-    beta: float = option(1.0, "least drop of the potential from s to t")
+    beta: float = option(1.0, "least drop of the potential from s to t (published code: 10)")
+    terminal_slack: bool = option(True, "slack in this drop (published code: no)")
+    interior_edges: bool = option(
+        False, "neighbour edges start at interior pixels only (published code: yes)"
+    )
     solver: str = option("auto", "back end of the cut layer", choices=("auto", *BACK_ENDS))
 
     def check(self) -> None:
@@ -59,7 +63,9 @@ class CutConfig:
             gamma_edge=self.gamma_edge,
             gamma_terminal=terminal,
             gamma_vertex=vertex,
+            interior_edges=self.interior_edges,
             beta=self.beta,
+            terminal_slack=self.terminal_slack,
             solver=self.solver,
         )
 
@@ -105,7 +111,11 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The model's sizes; the defaults are the paper's for CLEVR."""
+    """The model's sizes.
+
+    The defaults give stored configurations that lack an option the model they were trained with;
+    `cutslots.train.config` has the paper's presets.
+    """
 
     image_size: int = option(128, "side of the square images, even", low=2)
     num_slots: int = option(12, "slots, including the background", low=2)
@@ -116,6 +126,11 @@ class Config:
         1.0, "weight of features beside positions as input of the object cuts (paper: 1)", low=0.0
     )
     foreground_position: bool = option(True, "positions in the foreground cut's input (paper: yes)")
+    foreground_side: str = option(
+        "source",
+        "terminal whose side of the foreground cut is the foreground (published code: sink)",
+        choices=("source", "sink"),
+    )
     composition: str = option(
         "decoder",
         "alpha: softmax of the decoder's opacity (paper), or with the cut masks as its prior",
@@ -145,7 +160,7 @@ class Partition:
         object_weights, foreground_weights: edge weights >= 0 of the cuts.
         object_potentials, foreground_potentials: potentials of the cuts.
         object_masks: softmax of the object potentials over cuts.
-        foreground_mask: degree to which a pixel is on the source's side of the foreground cut.
+        foreground_mask: degree to which a pixel is on `foreground_side` of the foreground cut.
         masks: the cut masks, summing to 1 over slots.
         slots: a vector per slot.
     """
@@ -237,9 +252,11 @@ class MinCutSlots(nn.Module):
         object_masks = torch.softmax(object_potentials / temperature.object, dim=1)
 
         foreground_cut = self.cut(foreground_weights.flatten(0, 1))
-        to_source, to_sink = foreground_cut.terminal_edges()
-        # A softmax over a pixel's two terminal edges: on the source's side, the sink's edge is cut.
-        foreground_mask = torch.sigmoid((to_sink - to_source) / temperature.foreground)[:, None]
+        near, far = foreground_cut.terminal_edges()
+        if self.config.foreground_side == "sink":
+            near, far = far, near
+        # A softmax over a pixel's two terminal edges: on one terminal's side the other's is cut.
+        foreground_mask = torch.sigmoid((far - near) / temperature.foreground)[:, None]
 
         split = torch.cat([1 - foreground_mask, foreground_mask * object_masks], dim=1)
         masks = torch.softmax(split / temperature.combined, dim=1)
@@ -281,7 +298,7 @@ class MinCutSlots(nn.Module):
             window = self._window(self.window(slots[:, 1:]), masks[:, 1:])
             opacity = torch.cat([opacity[:, :1], opacity[:, 1:] + window], dim=1)
         if self.config.composition == "cut":
-            prior = torch.log(masks.float() + self.config.mask_floor)
+            prior = torch.log(_at_least_float32(masks) + self.config.mask_floor)
             opacity = opacity + nn.functional.interpolate(prior, size=size, mode="bilinear")
         alpha, reconstructions = torch.softmax(opacity, dim=1), torch.tanh(colors)
         return reconstructions, alpha, (alpha[:, :, None] * reconstructions).sum(1)
@@ -290,17 +307,17 @@ class MinCutSlots(nn.Module):
         self, parameters: Float[Tensor, "batch slots 4"], masks: Float[Tensor, "batch slots h w"]
     ) -> Float[Tensor, "batch slots height width"]:
         """The windows' logarithms, from the MLP's row, column, size and height."""
-        row, column, size, height = parameters.float().unbind(-1)
+        row, column, size, height = _at_least_float32(parameters).unbind(-1)
         if self.config.window.kind == "slot":
             row, column = torch.sigmoid(3 * row), torch.sigmoid(3 * column)
         else:
-            grid = torch.linspace(0, 1, masks.shape[-1], device=masks.device)
-            masks = masks.float() + 1e-6  # the center of an empty mask is the image's
+            masks = _at_least_float32(masks) + 1e-6  # the center of an empty mask is the image's
+            grid = _line(masks.shape[-1], masks)
             mass = masks.sum((-2, -1))
             row, column = masks.sum(-1) @ grid / mass, masks.sum(-2) @ grid / mass
         smallest, largest = self.config.window.smallest, self.config.window.largest
         size = smallest + (largest - smallest) * torch.sigmoid(size + 1)
-        line = torch.linspace(0, 1, self.config.image_size, device=masks.device)
+        line = _line(self.config.image_size, row)
         rows, columns = ((line - center[..., None]).square() for center in (row, column))
         distance = rows[..., :, None] + columns[..., None, :]
         return (height + 2)[..., None, None] - distance / (2 * size.square())[..., None, None]
@@ -312,6 +329,15 @@ class MinCutSlots(nn.Module):
         if self.detail is not None:
             self.detail.advance()
         return nn.functional.mse_loss(outputs.reconstruction.float(), images)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _line(length: int, like: Tensor) -> Tensor:
+    """Evenly spaced positions from 0 to 1."""
+    return torch.linspace(0, 1, length, dtype=like.dtype, device=like.device)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

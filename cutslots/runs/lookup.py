@@ -26,6 +26,15 @@ def runs_dir() -> Path:
     return home() / "runs"
 
 
+def new_run_dir(name: str, argument: str = "NAME") -> Path:
+    """The folder of a new run in `runs_dir`; InputError about `argument` if it cannot be one."""
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(
+            f"{argument} must be a folder name without / or a leading dot, got {name!r}."
+        )
+    return runs_dir() / name
+
+
 def _candidates(reference: str) -> Iterator[Path]:
     """The paths that a reference may mean, in order; what is only in MLflow is downloaded last."""
     if reference.startswith(("models:/", "runs:/")):

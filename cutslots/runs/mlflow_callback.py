@@ -119,11 +119,7 @@ class MLflowCallback(Callback):
             self.log.tags({"state": "finished"})
             best = {f"best/{name}": value for name, value in result.best.items()}
             self.log.metrics(result.step, best | {SECONDS: result.seconds})
-            config, state = load_weights(self.run_dir)
-            export, packaged = self.run_dir / "model", self.run_dir / "mlflow-model"
-            save_model(state, config, export, origin(find_checkpoint(self.run_dir)))
-            shutil.rmtree(packaged, ignore_errors=True)
-            self.log.artifact(package_model(export, packaged, config.model.image_size), "model")
+            log_model(self.log, self.run_dir)
             # By its step: a resumed run may have scenes of another evaluation, or none.
             for path in (self.run_dir / EXAMPLES).glob(f"step-{result.best['step']:08.0f}.*"):
                 self.log.artifact(path, EXAMPLES)
@@ -142,6 +138,15 @@ class MLflowCallback(Callback):
             self.system.close()
         if self.log:
             self.log.close(status, DELIVERY_SECONDS)
+
+
+def log_model(log: RunLog, run_dir: Path) -> None:
+    """Log the best model of a run's folder, which the registry takes from there."""
+    config, state = load_weights(run_dir)
+    export, packaged = run_dir / "model", run_dir / "mlflow-model"
+    save_model(state, config, export, origin(find_checkpoint(run_dir)))
+    shutil.rmtree(packaged, ignore_errors=True)
+    log.artifact(package_model(export, packaged, config.model.image_size), "model")
 
 
 def _draw(sample: Sample, path: Path, labels: Sequence[str] = ()) -> Path:

@@ -28,9 +28,14 @@ class PlainSlots(nn.Module):
         self.cut = config.cut.build(grid, grid)
         self.slot_heads = Heads(config.slots, channels)
         self.decoder = Decoder(config.decoder, config.slots.size, config.image_size)
+        if config.color.steps:
+            self.color = mlp(config.slots.size, config.color.hidden, 3)
+        if config.window.kind == "slot":
+            self.window = mlp(config.slots.size, config.window.hidden, 4)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """`masks`, `alpha` and `reconstruction` of images `(batch, 3, H, W)` in [-1, 1]."""
+        """`masks`, `alpha` and `reconstruction` of images `(batch, 3, H, W)` in [-1, 1], after the
+        ramp of the decoder's detail."""
         config, temperature = self.config, self.config.temperature
         batch, grid = len(images), config.image_size // 2
         content = self.encoder(images)
@@ -45,9 +50,9 @@ class PlainSlots(nn.Module):
         )
         objects = torch.softmax(potentials / temperature.object, dim=1)
         edges = self.cut(foreground_weights.reshape(-1, 6, grid, grid)).edges()
-        sides = torch.stack(
-            [edges[:, 5], edges[:, 4]], dim=1
-        )  # pixel -> t is cut on the source's side
+        # Pixel -> t is cut on the source's side, s -> pixel on the sink's.
+        order = [5, 4] if config.foreground_side == "source" else [4, 5]
+        sides = edges[:, order]
         foreground = torch.softmax(sides / temperature.foreground, dim=1)[:, :1]
         masks = torch.softmax(
             torch.cat([1 - foreground, foreground * objects], dim=1) / temperature.combined, dim=1
@@ -56,20 +61,48 @@ class PlainSlots(nn.Module):
         slots = self.slot_heads(features, masks)
         decoded = self.decoder(slots.reshape(batch * config.num_slots, -1))
         decoded = decoded.reshape(batch, config.num_slots, 4, config.image_size, config.image_size)
-        colors, alpha = torch.tanh(decoded[:, :, :3]), torch.softmax(decoded[:, :, 3:], dim=1)
+        colors, opacity = decoded[:, :, :3], decoded[:, :, 3:]
+        if config.color.steps:
+            colors = colors + self.color(slots)[:, :, :, None, None]
+        if config.window.kind == "slot":
+            opacity = opacity + self.log_windows(slots)
+        if config.composition == "cut":
+            prior = torch.log(masks + config.mask_floor)
+            prior = nn.functional.interpolate(prior, scale_factor=2, mode="bilinear")
+            opacity = opacity + prior[:, :, None]
+        colors, alpha = torch.tanh(colors), torch.softmax(opacity, dim=1)
         return {
             "masks": masks,
             "alpha": alpha[:, :, 0],
             "reconstruction": (alpha * colors).sum(dim=1),
         }
 
+    def log_windows(self, slots: Tensor) -> Tensor:
+        """A Gaussian around a center for every slot but the first, `(batch, k, 1, H, W)`."""
+        size, options = self.config.image_size, self.config.window
+        line = torch.linspace(0, 1, size, dtype=slots.dtype)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        values = self.window(slots)[..., None, None]
+        row, column = torch.sigmoid(3 * values[:, :, 0]), torch.sigmoid(3 * values[:, :, 1])
+        share = torch.sigmoid(values[:, :, 2] + 1)
+        deviation = options.smallest + (options.largest - options.smallest) * share
+        distance = (y - row) ** 2 + (x - column) ** 2
+        windows = values[:, :, 3] + 2 - distance / (2 * deviation**2)
+        windows = torch.cat([torch.zeros_like(windows[:, :1]), windows[:, 1:]], dim=1)
+        return windows[:, :, None]
+
 
 def build(config: Config) -> PlainSlots:
     """The plain model with the weights of a new model of `config`."""
     weights = min_cut_slots.MinCutSlots(config).state_dict()
     model = PlainSlots(config)
+    weights.pop("detail._extra_state", None)  # the number of steps
     model.load_state_dict(weights)
     return model
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
 def _encoder(config: EncoderConfig) -> nn.Sequential:
@@ -134,9 +167,12 @@ class Weights(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for layer in range(config.num_layers - 1):
-            inputs = channels if layer == 0 else config.hidden
+            inputs, dilation = channels if layer == 0 else config.hidden, 1
+            if config.dilated:
+                dilation = 2**layer
+            pad = dilation * (config.kernel // 2)
             layers += [
-                nn.Conv2d(inputs, config.hidden, config.kernel, padding=config.kernel // 2),
+                nn.Conv2d(inputs, config.hidden, config.kernel, padding=pad, dilation=dilation),
                 nn.LeakyReLU(),
             ]
         if config.norm:
@@ -153,11 +189,12 @@ class Heads(nn.Module):
     def __init__(self, config: SlotsConfig, channels: int) -> None:
         super().__init__()
         hidden, size = config.hidden, config.size
+        after = config.hidden if config.hidden_after is None else config.hidden_after
         self.norm = nn.LayerNorm(channels)
         self.before = nn.Linear(channels, config.num_heads * hidden)
         self.project = nn.ModuleList(nn.Linear(hidden, size) for _ in range(config.num_heads))
         self.after = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size))
+            nn.Sequential(nn.Linear(size, after), nn.ReLU(), nn.Linear(after, size))
             for _ in range(config.num_heads)
         )
 

@@ -68,7 +68,7 @@ def images(config) -> torch.Tensor:
 
 def test_folder_is_the_registry_and_every_model_has_a_small_preset():
     assert set(models.names()) == {preset(name).model_name for name in SMALL}
-    assert models.load("min_cut_slots").Config() == preset("paper-clevr").model
+    assert models.load("slot_attention").Config() == preset("slot-attention-clevr").model
     with pytest.raises(InputError, match="mincut_slots.*'min_cut_slots'"):
         models.load("mincut_slots")
 

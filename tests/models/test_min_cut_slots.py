@@ -14,6 +14,7 @@ from cutslots.train.config import preset
 def small():
     torch.manual_seed(0)
     model = preset("small").model.build()
+    model.detail.step = 10**6  # after the ramp
     images = torch.rand(3, 3, 32, 32) * 2 - 1
     return model, images, model(images)
 
@@ -57,14 +58,15 @@ def test_loss_reaches_every_parameter(small):
     model.loss(outputs, images).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
+        if not name.startswith("window.0"):  # the window's last layer is zero at first
+            assert parameter.grad.abs().max() > 0, name
 
 
 @pytest.mark.parametrize(
     ("name", "channels", "total", "sizes"),
     [
-        ("paper-clevr", 64, 1_489_116, (312_256, 320, 207_266, 153_206)),
-        ("paper-clevrtex", 100, 1_970_288, (700_728, 500, 239_666, 185_606)),
+        ("paper-clevr", 64, 1_439_580, (312_256, 320, 207_266, 153_206)),
+        ("paper-clevrtex", 100, 1_920_752, (700_728, 500, 239_666, 185_606)),
     ],
 )
 def test_paper_presets_have_the_papers_sizes(name, channels, total, sizes):
@@ -91,6 +93,13 @@ def test_reach_sets_the_gammas_of_terminals_and_vertices():
     assert gamma.edge == 0.5
     assert gamma.terminal == gamma.vertex
     assert math.sqrt(gamma.edge / (gamma.terminal + gamma.vertex)) == pytest.approx(2.5)
+
+
+def test_the_foreground_is_the_source_or_the_sink_side(small):
+    model, images, outputs = small
+    sink = options.override(preset("small"), "foreground_side=sink").model.build()
+    sink.load_state_dict(model.state_dict())
+    torch.testing.assert_close(sink(images).foreground_mask, 1 - outputs.foreground_mask)
 
 
 @pytest.mark.parametrize(
