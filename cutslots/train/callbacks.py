@@ -5,10 +5,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import progress
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from torch import Tensor
 
 from cutslots.metrics.registry import SCORES, title
@@ -90,18 +91,11 @@ class CallbackList(Callback):
         return lambda *arguments: [method(*arguments) for method in methods]
 
 
-class _Inset(NamedTuple):
+class _Progress(progress.Progress):
     """Leaves two columns for the terminal's echo of ^C: a wrapped line cannot be erased."""
 
-    content: RenderableType
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from console.render(self.content, options.update(width=options.max_width - 2))
-
-
-class _Progress(progress.Progress):
     def get_renderable(self) -> RenderableType:
-        return _Inset(super().get_renderable())
+        return Constrain(super().get_renderable(), self.console.width - 2)
 
 
 class ProgressBar(Callback):
@@ -125,8 +119,6 @@ class ProgressBar(Callback):
             disable=not self.live,
             expand=True,
         )
-        # Added by `on_start`, as a column formats its total.
-        self.task: progress.TaskID | None = None
         self.start, self.started_at, self.printed_at = Start(0, 0, 0, "", ""), 0.0, 0.0
 
     def __enter__(self) -> "ProgressBar":
@@ -140,19 +132,15 @@ class ProgressBar(Callback):
         self.start, self.started_at = start, time.monotonic()
         origin = f"resumed at step {start.step:,}" if start.step else "from scratch"
         ranks = f"{start.num_ranks} ranks, rank 0 " if start.num_ranks > 1 else ""
-        self.say(
-            f"{start.num_parameters:,} parameters, {ranks}on {start.device} in {start.precision}, "
-            f"{origin}, to step {start.steps:,}"
-        )
-        if self.task is not None:
-            self.bar.remove_task(self.task)
+        hardware = f"{ranks}on {start.device} in {start.precision}"
+        size = f"{start.num_parameters:,} parameters"
+        self.say(f"{size}, {hardware}, {origin}, to step {start.steps:,}")
         self.task = self.bar.add_task("", total=start.steps, completed=start.step, values="")
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
         rate = values["images_per_second"]
         shown = f"loss {values['loss']:.5f}  {rate:.{0 if rate >= 10 else 1}f} images/s"
-        if self.task is not None:
-            self.bar.update(self.task, completed=step, values=shown)
+        self.bar.update(self.task, completed=step, values=shown)
         now, steps = time.monotonic(), self.start.steps
         if not self.live and (now - self.printed_at > LINE_SECONDS or step == steps):
             self.printed_at = now
@@ -160,12 +148,13 @@ class ProgressBar(Callback):
             self.say(f"step {step:>6}/{steps}  {shown}  {clock(left)} left")
 
     def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
-        shown = "  ".join(
+        shown = [
             f"{title(name)} {scores[name]:.{1 if name == 'mse' else 3}f}"
             for name in SHOWN
             if name in scores
-        )
-        self.say(f"step {step:>6}  {shown}   ({scores['num_images']:.0f} validation images)")
+        ]
+        images = f"({scores['num_images']:.0f} validation images)"
+        self.say(f"step {step:>6}  {'  '.join(shown)}   {images}")
 
     def on_save(self, step: int, path: Path, best: bool) -> None:
         if best:

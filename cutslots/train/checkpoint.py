@@ -57,10 +57,8 @@ def _writing(path: Path) -> Iterator[Path]:
             yield temporary
     except (OSError, RuntimeError) as error:
         # After a failed write torch cannot close its archive: its RuntimeError hides the OSError.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        if cause is None:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
             raise
         raise InputError(
             f"checkpoint {path} cannot be written ({cause.strerror or cause}). "
@@ -98,31 +96,42 @@ def newest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def stored(run_dir: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
+def stored(
+    run_dir: Path, config: RunConfig, data_digest: str, resume: bool
+) -> dict[str, Any] | None:
     """The checkpoint from which to resume, None for a new run.
 
     Raises:
-        InputError: `run_dir` holds another run, or this run and `resume` is False.
+        InputError: `run_dir` holds another run, more steps, or this run and `resume` is False.
     """
     path, folder = run_dir / CONFIG, run_dir / CHECKPOINTS
     # A run that stopped before its first checkpoint loses nothing.
     if not path.exists() or not steps(folder):
         return None
-    changed = [
-        f"{name} was {old!r}, now {new!r}"
-        for name, (old, new) in differences(from_json(path.read_text()), config).items()
-        if name not in RESUMABLE
-    ]
-    if changed:
+    changed = differences(from_json(path.read_text()), config).items()
+    changes = [f"{name} was {a!r}, now {b!r}" for name, (a, b) in changed if name not in RESUMABLE]
+    if changes:
         raise InputError(
-            f"{run_dir} holds a run with another configuration: {'; '.join(changed)}. "
+            f"{run_dir} holds a run with another configuration: {'; '.join(changes)}. "
             "Choose another run name."
         )
     state = newest(folder)
-    if state and not resume:
+    if state is None:
+        return None
+    if not resume:
         raise InputError(
             f"{run_dir} already holds this run, at step {state['step']}. "
             "Continue it with --resume, or choose another run name."
+        )
+    if state["step"] > config.train.steps:
+        raise InputError(
+            f"train.steps must be at least {state['step']}, as {run_dir} is already at that step, "
+            f"got {config.train.steps}."
+        )
+    if state["data_digest"] != data_digest:
+        raise InputError(
+            f"{run_dir} was trained on other data (digest {state['data_digest']}, "
+            f"got {data_digest}). Resume with the same prepared folder."
         )
     return state
 
