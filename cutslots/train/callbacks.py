@@ -41,21 +41,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Examples:
-    """The items with the best, median and worst score, in this order; fewer in a tiny split.
+    """The items with the best, median and worst score, in this order; fewer in a tiny split."""
 
-    Attributes:
-        score: name of the score.
-        roles: "best", "median" or "worst".
-        ids: of the images or clips.
-        values: their scores.
-        sample: the items and the model's outputs.
-    """
-
-    score: str
-    roles: list[str]
-    ids: list[str]
-    values: list[float]
-    sample: Sample
+    score: str  # its name
+    roles: list[str]  # "best", "median" or "worst"
+    ids: list[str]  # of the images or clips
+    values: list[float]  # their scores
+    sample: Sample  # the items and the model's outputs
 
 
 class Callback:
@@ -99,11 +91,8 @@ class _Progress(progress.Progress):
 
 
 class ProgressBar(Callback):
-    """A live bar with loss, images per second and time left; else a line every ten seconds.
-
-    Args:
-        live: False prints lines in a terminal too, so that a debugger's prompt stays readable.
-    """
+    """A live bar with loss, images per second and time left; else a line every ten seconds, with
+    `live=False` in a terminal too, so that a debugger's prompt stays readable."""
 
     def __init__(self, console: Console | None = None, live: bool = True) -> None:
         self.console = console or Console(file=sys.stderr)
@@ -119,7 +108,7 @@ class ProgressBar(Callback):
             disable=not self.live,
             expand=True,
         )
-        self.start, self.started_at, self.printed_at = Start(0, 0, 0, "", ""), 0.0, 0.0
+        self.printed_at = 0.0
 
     def __enter__(self) -> "ProgressBar":
         self.bar.start()

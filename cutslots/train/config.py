@@ -27,14 +27,10 @@ class OptimConfig:
     """
 
     learning_rate: float = option(4e-4, "Adam's learning rate before warm-up and decay", low=0.0)
-    batch_size: int = option(
-        64, "images per step over all workers; pairs of frames for a video model", low=1
-    )
+    batch_size: int = option(64, "images (or pairs of frames) per step over all workers", low=1)
     warmup_steps: int = option(0, "steps in which the rate rises from zero", low=0)
     decay: float = option(0.8, "factor of the exponential decay", low=1e-6, high=1.0)
-    decay_share: float = option(
-        0.2, "share of all steps after which the factor has been applied once", low=1e-6
-    )
+    decay_share: float = option(0.2, "share of all steps that one such decay takes", low=1e-6)
     clip_norm: float | None = option(None, "maximum gradient norm; none: no clipping", low=1e-12)
 
     def rate(self, step: int, steps: int) -> float:
@@ -50,9 +46,7 @@ class TrainConfig:
     steps: int = option(312_500, "optimisation steps", low=1)
     seed: int = option(0, "seed of the weights and of the order of images", low=0)
     precision: str = option(
-        "auto",
-        "auto: bfloat16 autocast if supported",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "auto: bfloat16 autocast if supported", choices=("auto", "float32", "bfloat16")
     )
     log_every: int = option(50, "steps between training metrics", low=1)
     eval_every: int = option(5_000, "steps between evaluations on the validation split", low=1)
@@ -100,31 +94,29 @@ def paper_clevrtex() -> RunConfig:
 
 def small() -> RunConfig:
     """32 x 32 images, 16 x 16 cuts: learns scenes of 2 or 3 objects on 2 CPU cores in 2 minutes."""
-    return RunConfig(
-        model=min_cut_slots.Config(
-            image_size=32,
-            num_slots=4,
-            init="he",
-            object_content=0.3,
-            foreground_position=False,
-            encoder=EncoderConfig(channels=24, num_layers=3),
-            weights=WeightsConfig(hidden=32, num_layers=2, norm=True),
-            cut=CutConfig(gamma_terminal=0.05, gamma_vertex=0.05),
-            slots=SlotsConfig(size=32, hidden=64),
-            decoder=DecoderConfig(start=4, channels=24, num_refine=0),
-        ),
-        optim=OptimConfig(learning_rate=3e-3, batch_size=16, warmup_steps=100, clip_norm=1.0),
-        train=TrainConfig(
-            steps=2_000, seed=1, log_every=25, eval_every=500, eval_images=200, checkpoint_every=250
-        ),
+    model = min_cut_slots.Config(
+        image_size=32,
+        num_slots=4,
+        init="he",
+        object_content=0.3,
+        foreground_position=False,
+        encoder=EncoderConfig(channels=24, num_layers=3),
+        weights=WeightsConfig(hidden=32, num_layers=2, norm=True),
+        cut=CutConfig(gamma_terminal=0.05, gamma_vertex=0.05),
+        slots=SlotsConfig(size=32, hidden=64),
+        decoder=DecoderConfig(start=4, channels=24, num_refine=0),
     )
+    optim = OptimConfig(learning_rate=3e-3, batch_size=16, warmup_steps=100, clip_norm=1.0)
+    train = TrainConfig(
+        steps=2_000, seed=1, log_every=25, eval_every=500, eval_images=200, checkpoint_every=250
+    )
+    return RunConfig(model, optim, train)
 
 
 def paper_movi() -> RunConfig:
     """The paper's video model for MOVi-A (section 6.3): 8 slots, adjacent frames."""
-    return RunConfig(
-        model=min_cut_video.Config(num_slots=8), train=TrainConfig(best_metric="video_ari_fg")
-    )
+    train = TrainConfig(best_metric="video_ari_fg")
+    return RunConfig(min_cut_video.Config(num_slots=8), train=train)
 
 
 def small_video() -> RunConfig:
@@ -137,11 +129,8 @@ def small_video() -> RunConfig:
 
 def slot_attention_clevr() -> RunConfig:
     """Slot Attention for CLEVR with encoder and decoder of `paper-clevr`, on its own schedule."""
-    return RunConfig(
-        model=slot_attention.Config(),
-        optim=OptimConfig(warmup_steps=10_000, decay=0.5),  # the rate halves every 100,000 steps
-        train=TrainConfig(steps=500_000),
-    )
+    optim = OptimConfig(warmup_steps=10_000, decay=0.5)  # the rate halves every 100,000 steps
+    return RunConfig(slot_attention.Config(), optim, TrainConfig(steps=500_000))
 
 
 def slot_attention_clevrtex() -> RunConfig:
@@ -165,11 +154,8 @@ def slot_attention_small() -> RunConfig:
 
 def genesis_v2_clevr() -> RunConfig:
     """GENESIS-V2 for CLEVR, with the published sizes and schedule."""
-    return RunConfig(
-        model=genesis_v2.Config(),
-        optim=OptimConfig(learning_rate=1e-4, batch_size=32, decay=1.0),
-        train=TrainConfig(steps=500_000),
-    )
+    optim = OptimConfig(learning_rate=1e-4, batch_size=32, decay=1.0)
+    return RunConfig(genesis_v2.Config(), optim, TrainConfig(steps=500_000))
 
 
 def genesis_v2_small() -> RunConfig:
@@ -182,11 +168,13 @@ def genesis_v2_small() -> RunConfig:
     return RunConfig(model, replace(base.optim, learning_rate=2e-3, decay=0.64), base.train)
 
 
-_MIN_CUTS = (paper_clevr, paper_clevrtex, small, paper_movi, small_video)
-_BASELINES = (slot_attention_clevr, slot_attention_clevrtex, slot_attention_small)
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     function.__name__.replace("_", "-"): function
-    for function in (*_MIN_CUTS, *_BASELINES, genesis_v2_clevr, genesis_v2_small)
+    for function in (
+        *(paper_clevr, paper_clevrtex, small, paper_movi, small_video),
+        *(slot_attention_clevr, slot_attention_clevrtex, slot_attention_small),
+        *(genesis_v2_clevr, genesis_v2_small),
+    )
 }
 
 
@@ -218,9 +206,9 @@ def run_hash(config: RunConfig, data_digest: str) -> str:
 
     How often a run logs, evaluates and saves does not change them; neither does the hardware.
     """
-    ignored = {name for name in RESUMABLE if name != "train.steps"}
     flat = options.flat(config)
-    ignored |= {name for name in HASH_EXEMPT_WHEN_UNSET if flat.get(name) is None}
+    unset = {path for path in HASH_EXEMPT_WHEN_UNSET if flat.get(path) is None}
+    ignored = {*RESUMABLE, *unset} - {"train.steps"}
     values = {path: value for path, value in flat.items() if path not in ignored}
     text = json.dumps([config.model_name, values, data_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

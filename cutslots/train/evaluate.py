@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -24,21 +24,14 @@ SAMPLE_IMAGES, SAMPLE_CLIPS = 8, 3
 
 
 class Scored(NamedTuple):
-    """A batch of images, or the frames of one clip, with the model's outputs and their scores.
+    """A batch of images, or the frames of one clip, with the model's outputs and their scores."""
 
-    Attributes:
-        index: of the images, or of the clip, in the split.
-        images: `(n, 3, size, size)` in [-1, 1]; `true`: their instance ids.
-        maps: the tracked label maps of a clip, None for images.
-        scores: a number per image, or one for the clip.
-    """
-
-    index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride]
-    images: Tensor
-    true: Tensor
+    index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride] # in the split
+    images: Tensor  # (n, 3, size, size) in [-1, 1]
+    true: Tensor  # their instance ids
     outputs: Any
-    maps: dict[str, Tensor] | None
-    scores: dict[str, Tensor]
+    maps: dict[str, Tensor] | None  # the tracked label maps of a clip, None for images
+    scores: dict[str, Tensor]  # a number per image, or one for the clip
 
 
 @torch.no_grad()
@@ -75,28 +68,29 @@ def evaluate(
     frames = batches.num_frames or 1
     limit = math.inf if max_images is None else -(-max_images // frames)
     totals: dict[str, float] = defaultdict(float)
-    samples: list[Sample] = []
+    parts: list[Scored] = []
     done = 0
     with ranks.agreed(), _evaluation_mode(model):
         for batch in batches.epoch(0):
-            kept = batch.index < limit
+            kept: Any = batch.index < limit
             if not kept.any():
                 if batches.shuffle:
                     continue
                 break
-            for scored in _forward(model, Batch(*(part[kept] for part in batch)), device):
+            chosen = Batch(batch.images[kept], batch.masks[kept], batch.index[kept])
+            for scored in _forward(model, chosen, device):
                 for name, values in scored.scores.items():
                     totals[name] += float(values.sum())
                 if watch:
                     watch(scored)
-                if len(samples) < (1 if scored.maps is None else SAMPLE_CLIPS):
-                    samples.append(_sample(scored))
+                if len(parts) < (1 if scored.maps is None else SAMPLE_CLIPS):
+                    parts.append(scored)
                 done += len(scored.index)
                 progress(done * frames)
     sums = ranks.sum({**totals, "done": done})
     count = sums.pop("done")
     means = {name: total / count for name, total in sums.items()}
-    return means | {"num_images": float(count * frames)}, _joined(samples)
+    return means | {"num_images": float(count * frames)}, _sample(parts)
 
 
 class ItemScores:
@@ -119,12 +113,8 @@ class ItemScores:
 
         An item has one role. `values` are those of all ranks afterwards.
         """
-        self.values = {
-            item: value
-            for values in ranks.gather(self.values)
-            for item, value in values.items()
-            if math.isfinite(value)
-        }
+        values = [pair for values in ranks.gather(self.values) for pair in values.items()]
+        self.values = {item: value for item, value in values if math.isfinite(value)}
         sign = -1 if higher_is_better(self.score) else 1
         order = sorted(self.values, key=lambda item: (sign * self.values[item], item))
         last = len(order) - 1
@@ -133,14 +123,18 @@ class ItemScores:
 
     @torch.no_grad()
     def examples(
-        self, roles: Mapping[int, str], model: nn.Module, batches: Batches, device: torch.device
-    ) -> Examples:
-        """The items of `extremes` with the model's outputs: a forward pass that draws nothing."""
+        self, model: nn.Module, batches: Batches, device: torch.device, ranks: Ranks
+    ) -> Examples | None:
+        """The `extremes` with the model's outputs, by a forward pass that draws nothing; None on
+        all ranks but the first, or without finite values."""
+        roles = self.extremes(ranks)
         index = np.array(list(roles), np.int64)
-        with _evaluation_mode(model):
-            samples = [_sample(part) for part in _forward(model, batches.items(index), device)]
-        ids, values = batches.ids(index), [self.values[item] for item in roles]
-        return Examples(self.score, list(roles.values()), ids, values, _joined(samples))
+        with ranks.agreed(), _evaluation_mode(model):
+            if not (ranks.is_first and roles):
+                return None
+            sample = _sample(list(_forward(model, batches.items(index), device)))
+            ids, values = batches.ids(index), [self.values[item] for item in roles]
+            return Examples(self.score, list(roles.values()), ids, values, sample)
 
 
 class _Tiles(nn.Module):
@@ -203,26 +197,23 @@ def _forward(model: nn.Module, batch: Batch, device: torch.device) -> Iterator[S
         yield Scored(index, images, true, outputs, maps, scores)
 
 
-def _sample(scored: Scored) -> Sample:
-    images, true, outputs = scored.images.cpu(), scored.true.cpu(), scored.outputs
-    if scored.maps is not None:
-        shown = {"reconstruction": outputs.reconstruction.float(), **scored.maps}
-        clip = {name: value[None].cpu() for name, value in shown.items()}
-        return Clips(images[None], true[None], SimpleNamespace(**clip))
-    few = {
-        name: value[:SAMPLE_IMAGES].float().cpu()
-        for name, value in vars(outputs).items()
-        if isinstance(value, Tensor)
-    }
-    return Sample(images[:SAMPLE_IMAGES], true[:SAMPLE_IMAGES], SimpleNamespace(**few))
-
-
-def _joined(samples: Sequence[Sample]) -> Sample:
-    if not samples:
+def _sample(parts: Sequence[Scored]) -> Sample:
+    """Images (of one part) or clips with their outputs, on the CPU."""
+    if not parts:
         return Sample(torch.empty(0), torch.empty(0), None)
-    images, true = (torch.cat([getattr(s, name) for s in samples]) for name in ("images", "true"))
-    outputs = {
-        name: torch.cat([vars(sample.outputs)[name] for sample in samples])
-        for name in vars(samples[0].outputs)
-    }
-    return type(samples[0])(images, true, SimpleNamespace(**outputs))
+    if parts[0].maps is None:
+        _, images, true, outputs, *_ = parts[0]
+        shown = {name: x.float() for name, x in vars(outputs).items() if isinstance(x, Tensor)}
+        few = {name: x[:SAMPLE_IMAGES].cpu() for name, x in shown.items()}
+        images, true = images[:SAMPLE_IMAGES].cpu(), true[:SAMPLE_IMAGES].cpu()
+        return Sample(images, true, SimpleNamespace(**few))
+    clips = [
+        {"reconstruction": part.outputs.reconstruction.float(), **(part.maps or {})}
+        for part in parts
+    ]
+    outputs = {name: torch.stack([clip[name] for clip in clips]).cpu() for name in clips[0]}
+    images, true = (
+        torch.stack([part.images for part in parts]),
+        torch.stack([part.true for part in parts]),
+    )
+    return Clips(images.cpu(), true.cpu(), SimpleNamespace(**outputs))

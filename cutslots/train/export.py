@@ -125,13 +125,12 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
     for start in range(0, count, batch_size):
         index = np.arange(start, min(start + batch_size, count))
         if is_video(model):
-            index = np.stack([index, np.minimum(index + 1, count - 1)], axis=1)
-        inputs = to_model(torch.from_numpy(images[index]), size, device)
-        if is_video(model):
+            pairs = images[np.stack([index, np.minimum(index + 1, count - 1)], axis=1)]
+            inputs = to_model(torch.from_numpy(pairs), size, device)
             outputs, similarity = first_frames(model, inputs)
             similarities.append(similarity)
         else:
-            outputs = model(inputs)
+            outputs = model(to_model(torch.from_numpy(images[index]), size, device))
         parts.append({name: value.cpu() for name, value in to_bytes(outputs, size).items()})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if similarities:

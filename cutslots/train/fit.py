@@ -1,6 +1,7 @@
 """The training loop: for one process, or for each rank of several that train one model."""
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -29,18 +30,12 @@ from cutslots.train.ranks import Ranks
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        step: the last step; less than `train.steps` if `stop` ended the run.
-        best: the scores of the best evaluation, and its `step`.
-        seconds: training time with evaluations, without pauses between stop and resume.
-    """
-
-    step: int
-    best: dict[str, float]
+    step: int  # less than `train.steps` if `stop` ended the run
+    best: dict[str, float]  # the scores of the best evaluation, and its `step`
     model: nn.Module
-    seconds: float
+    seconds: float  # of training with evaluations, without pauses between stop and resume
 
 
 def fit(
@@ -63,8 +58,7 @@ def fit(
 
     Args:
         data_dir: a prepared dataset with the splits `train` and `val`.
-        run_dir: gets `config.json` and `checkpoints/`; must not hold another run. Only rank 0
-            uses it.
+        run_dir: gets `config.json` and `checkpoints/`, from rank 0; must not hold another run.
         callback: called with the same values on every rank, except the sample, which is local.
         device: "cpu", "cuda", "cuda:1"; default: the current GPU, else the CPU.
         resume: continue from the newest checkpoint of `run_dir`, if any. On a CPU with one or two
@@ -86,7 +80,15 @@ def fit(
         run = _Run(config, Path(data_dir), Path(run_dir), target, callback, ranks, debug)
     with contextlib.ExitStack() as stack:
         run.claim(stack, resume)
-        return run.train(stop or (lambda: False))
+        try:
+            run.train(stop or (lambda: False))
+        except KeyboardInterrupt:
+            # The newest checkpoint is complete: resuming repeats the steps since then.
+            saved = f"step {run.saved_at}" if run.saved_at else "none"
+            message = f"interrupted after step {run.step}; newest checkpoint: {saved}."
+            callback.on_message(message)
+            raise
+    return Result(run.step, run.best, run.model, time.monotonic() - run.started_at)
 
 
 @dataclass
@@ -113,7 +115,14 @@ class _Run:
         if self.precision == "auto":
             supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
             self.precision = "bfloat16" if supported else "float32"
-        self.batches, self.validation = self._open("train", ranks), self._open("val", ranks)
+        shared: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.size}
+        shared |= {"seed": config.train.seed, "prefetch": 0 if self.debug else 2}
+        frames, distance = (getattr(config.model, name, 1) for name in ("frames", "distance"))
+        training, validation = (
+            (self.data_dir, split, config.optim.batch_size) for split in ("train", "val")
+        )
+        self.batches = Batches(*training, frames=frames, distance=distance, **shared)
+        self.validation = Batches(*validation, shuffle=False, drop_last=False, **shared)
         self.digest = self.batches.manifest.digest
         reduction(self.batches.image_size, config.model.image_size)
         count, metric = self.validation.num_scenes, config.train.best_metric
@@ -134,39 +143,22 @@ class _Run:
         self.best: dict[str, float] = {}
         self.started_at = time.monotonic()  # earlier by the time of the run that is resumed
 
-    def _open(self, split: str, ranks: Ranks) -> Batches:
-        """The batches of these ranks: training items, or whole records in order."""
-        model, training = self.config.model, split == "train"
-        return Batches(
-            self.data_dir,
-            split,
-            self.config.optim.batch_size,
-            frames=getattr(model, "frames", 1) if training else None,
-            distance=getattr(model, "distance", 1),
-            seed=self.config.train.seed,
-            rank=ranks.rank,
-            world_size=ranks.size,
-            shuffle=training,
-            drop_last=training,
-            prefetch=0 if self.debug else 2,
-        )
-
     def claim(self, stack: contextlib.ExitStack, resume: bool) -> None:
         """Lock `run_dir` for this run until `stack` is closed, and resume from its checkpoint."""
         config = to_json(self.config)
         if len(set(self.ranks.gather((config, self.digest)))) > 1:
             raise InputError("all ranks must have the same configuration and the same data.")
 
-        def lock() -> dict[str, Any] | None:
-            stack.enter_context(checkpoint.exclusive(self.run_dir))
-            state = checkpoint.stored(self.run_dir, self.config, self.digest, resume)
-            write_text(self.run_dir / CONFIG, config)
+        state = None
+        with self.ranks.agreed():
+            if self.ranks.is_first:
+                stack.enter_context(checkpoint.exclusive(self.run_dir))
+                state = checkpoint.stored(self.run_dir, self.config, self.digest, resume)
+                write_text(self.run_dir / CONFIG, config)
             # A process killed between writing its best checkpoint and naming it left an old name.
             if state and state["best"].get("step") == state["step"]:
                 checkpoint.mark_best(self._path(state["step"]))
-            return state
-
-        state = self.ranks.from_first(lock)
+        state = self.ranks.from_first(state)
         if state:
             self._restore(state)
         # After the weights are in place: this gives rank 0's to all.
@@ -206,67 +198,54 @@ class _Run:
         self.step, self.saved_at, self.best = state["step"], state["step"], state["best"]
         self.started_at -= state.get("seconds", 0.0)  # missing in old checkpoints
 
-    def train(self, stop: Callable[[], bool]) -> Result:
+    def train(self, stop: Callable[[], bool]) -> None:
         """Take the remaining steps."""
+        train, optim, ranks = self.config.train, self.config.optim, self.ranks
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        hardware = str(self.device), self.precision, self.ranks.size
-        with self.ranks.agreed():
-            self.callback.on_start(Start(self.step, self.config.train.steps, size, *hardware))
+        start = Start(self.step, train.steps, size, str(self.device), self.precision, ranks.size)
+        with ranks.agreed():
+            self.callback.on_start(start)
         self.model.train()
-        with (
-            torch.autograd.set_detect_anomaly(self.debug),
-            contextlib.closing(self._training_batches()) as batches,
-        ):
-            try:
-                self._take_steps(batches, stop)
-            except KeyboardInterrupt:
-                # The newest checkpoint is complete: resuming repeats the steps since then.
-                saved = f"newest checkpoint: {f'step {self.saved_at}' if self.saved_at else 'none'}"
-                self.callback.on_message(f"interrupted after step {self.step}; {saved}.")
-                raise
-        return Result(self.step, self.best, self.model, time.monotonic() - self.started_at)
+        if self.step == train.steps and not self.best:
+            # Resumed with fewer steps than before, at a checkpoint without evaluation.
+            self._save(evaluating=True)
+        meter, batches = Meter(ranks), self._training_batches()
+        with contextlib.closing(batches), torch.autograd.set_detect_anomaly(self.debug):
+            while self.step < train.steps:
+                with meter.timed("data"):
+                    batch = next(batches)
+                rate = optim.rate(self.step, train.steps)
+                with meter.timed("model"):  # on a GPU the time of launching the kernels
+                    loss, norm = self._step(batch, rate)
+                meter.add(loss, norm, batch.images.shape[:-3].numel())
+                self.step += 1
+                last = self.step == train.steps
+                logging = last or self.step % train.log_every == 0
+                evaluating = last or self.step % train.eval_every == 0
+                saving = evaluating or self.step % train.checkpoint_every == 0
+                if saving or logging or self.device.type == "cpu":
+                    self._check_finite(meter)
+                if logging:
+                    values = meter.read() | {"learning_rate": rate}
+                    values["epoch"] = self.step / self.batches.steps_per_epoch
+                    with ranks.agreed():
+                        self.callback.on_log(self.step, values)
+                if saving:
+                    with meter.timed("pause"):
+                        self._save(evaluating)
+                if (ranks.size == 1 or logging) and not last and ranks.any(stop()):
+                    if not saving:
+                        self._check_finite(meter)
+                        self._save(evaluating=False)
+                    steps = f"{self.step} of {train.steps}; --resume continues from there"
+                    self.callback.on_message(f"stopped as requested after step {steps}.")
+                    return
 
     def _training_batches(self) -> Generator[Batch, None, None]:
         """The batches from the current step on, epoch after epoch."""
         while True:
             epoch, offset = divmod(self.step, self.batches.steps_per_epoch)
             yield from self.batches.epoch(epoch, offset)
-
-    def _take_steps(self, batches: Generator[Batch, None, None], stop: Callable[[], bool]) -> None:
-        train, optim, ranks = self.config.train, self.config.optim, self.ranks
-        if self.step == train.steps and not self.best:
-            # Resumed with fewer steps than before, at a checkpoint without evaluation.
-            self._save(evaluating=True)
-        meter = Meter(ranks)
-        while self.step < train.steps:
-            with meter.timed("data"):
-                batch = next(batches)
-            with meter.timed("model"):  # on a GPU the time of launching the kernels
-                rate = optim.rate(self.step, train.steps)
-                loss, norm = self._step(batch, rate)
-            meter.add(loss, norm, batch.images.shape[:-3].numel())
-            self.step += 1
-            last = self.step == train.steps
-            logging = last or self.step % train.log_every == 0
-            evaluating = last or self.step % train.eval_every == 0
-            saving = evaluating or self.step % train.checkpoint_every == 0
-            if saving or logging or self.device.type == "cpu":
-                self._check_finite(meter)
-            if logging:
-                position = {"epoch": self.step / self.batches.steps_per_epoch}
-                values = meter.read() | {"learning_rate": rate} | position
-                with ranks.agreed():
-                    self.callback.on_log(self.step, values)
-            if saving:
-                with meter.timed("pause"):
-                    self._save(evaluating)
-            if (ranks.size == 1 or logging) and not last and ranks.any(stop()):
-                if not saving:
-                    self._check_finite(meter)
-                    self._save(evaluating=False)
-                steps = f"{self.step} of {train.steps}; --resume continues from there"
-                self.callback.on_message(f"stopped as requested after step {steps}.")
-                return
 
     def _step(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
         """One step; this rank's loss and the norm of the gradient of all ranks, not waited for."""
@@ -291,38 +270,31 @@ class _Run:
         if steps_ago is None:
             return
         step = self.step - steps_ago
-
-        def describe() -> str:
-            batches = self._open("train", Ranks())  # the whole batch, not this rank's part
-            epoch, offset = divmod(step - 1, batches.steps_per_epoch)
-            ids = ", ".join(batches.ids(batches.batch(epoch, offset).index))
-            good = checkpoint.steps(self.run_dir / CHECKPOINTS)
-            return f"Images of that batch: {ids}. Last good checkpoint: {(good or ['none'])[-1]}."
-
+        batch = self.batches.batch(*divmod(step - 1, self.batches.steps_per_epoch))
+        ids = itertools.chain(*self.ranks.gather(self.batches.ids(batch.index)))
+        good = self.ranks.from_first(checkpoint.steps(self.run_dir / CHECKPOINTS)) or ["none"]
         raise NonFiniteLossError(
-            f"the loss or its gradient is not finite at step {step}. "
-            f"{self.ranks.from_first(describe)} Try a lower learning rate, gradient clipping "
-            "(--set optim.clip_norm=1) or a larger gamma; --debug shows the operation."
+            f"the loss or its gradient is not finite at step {step}. Images of that batch: "
+            f"{', '.join(ids)}. Last good checkpoint: {good[-1]}. Try a lower learning rate, "
+            "gradient clipping (--set optim.clip_norm=1) or a larger gamma; --debug shows the "
+            "operation."
         )
 
     def _save(self, evaluating: bool) -> None:
         """Evaluate if asked, write a checkpoint, then call the callbacks: one that fails costs no
         steps, and one that waits for other ranks is not called if the checkpoint failed."""
-        train, path, ranks = self.config.train, self._path(self.step), self.ranks
-        scores, sample, roles, examples, improved = {}, None, {}, None, False
-        evaluated = self.model, self.validation, self.device
-        metric = train.best_metric
-        items = ItemScores(metric)
+        train, ranks, metric = self.config.train, self.ranks, self.config.train.best_metric
+        scores, sample, examples, improved = {}, None, None, False
         if evaluating:
+            evaluated, items = (self.model, self.validation, self.device), ItemScores(metric)
             scores, sample = evaluate(*evaluated, train.eval_images, watch=items, ranks=ranks)
             improved = not self.best or better(metric, scores[metric], self.best[metric])
-        if improved:
-            self.best = {**scores, "step": float(self.step)}
-            roles = items.extremes(ranks)
+            if improved:
+                self.best = {**scores, "step": float(self.step)}
+                examples = items.examples(*evaluated, ranks)
+        path = self._path(self.step)
         with ranks.agreed():
             if ranks.is_first:
-                if roles:
-                    examples = items.examples(roles, *evaluated)
                 checkpoint.save(path, self._state(), train.keep_last)
                 if improved:
                     checkpoint.mark_best(path)

@@ -2,7 +2,7 @@
 
 import inspect
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,12 +20,8 @@ class Ranks(BatchShard):
     """This process among those that train together; with one process all methods are no-ops.
 
     All ranks must call the same methods in the same order, as each method waits for the others.
-    If a rank raises outside `agreed` and `from_first`, the others wait until its process ends
-    (gloo) or the launcher, such as Ray Train, ends the group (NCCL).
-
-    Attributes:
-        rank: 0 to size - 1; rank 0 writes and reports.
-        size: number of processes.
+    If a rank raises outside `agreed`, the others wait until its process ends
+    (gloo) or the launcher, such as Ray Train, ends the group (NCCL). Rank 0 writes and reports.
     """
 
     @classmethod
@@ -65,12 +61,9 @@ class Ranks(BatchShard):
         """Whether the flag is set on any rank."""
         return any(self.gather(flag))
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """Call `make` on rank 0 and return its result, or raise its exception, on every rank."""
-        box: list[Any] = [None]
-        with self.agreed():
-            if self.is_first:
-                box = [make()]
+    def from_first(self, value: T) -> T:
+        """The picklable value of rank 0."""
+        box: list[Any] = [value]
         if self.size > 1:
             distributed.broadcast_object_list(box, 0)
         return box[0]
