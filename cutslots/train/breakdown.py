@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from cutslots.data.batches import Batches
-from cutslots.errors import InputError
 from cutslots.metrics import object_iou
 from cutslots.train.evaluate import Scored
 from cutslots.train.inputs import label_maps
@@ -33,13 +32,11 @@ class Breakdown:
     alpha masks (`iou`) and the cuts of models that have them (`cut_iou`). Means are over objects.
 
     Args:
-        batches: of images; InputError if they are clips.
+        batches: of images.
         keys: the keys to group by, some of `keys(batches)`.
     """
 
     def __init__(self, batches: Batches, keys: Sequence[str]) -> None:
-        if batches.num_frames is not None:
-            raise InputError("objects of clips are not grouped; batches must be images.")
         self._batches = batches
         self._values: dict[str, list[Any]] = {key: [] for key in keys}
         self._ious: dict[str, list[np.ndarray]] = defaultdict(list)

@@ -81,10 +81,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def newest(folder: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a folder, skipping damaged ones; None if it has none.
-
-    InputError if all are damaged.
-    """
+    """The newest readable checkpoint of a folder; None if it has none, InputError if all are
+    damaged."""
     damaged: InputError | None = None
     for path in reversed(steps(folder)):
         try:
@@ -111,28 +109,21 @@ def stored(
     changed = differences(from_json(path.read_text()), config).items()
     changes = [f"{name} was {a!r}, now {b!r}" for name, (a, b) in changed if name not in RESUMABLE]
     if changes:
-        raise InputError(
-            f"{run_dir} holds a run with another configuration: {'; '.join(changes)}. "
-            "Choose another run name."
-        )
+        problem = f"holds a run with another configuration: {'; '.join(changes)}"
+        raise InputError(f"{run_dir} {problem}. Choose another run name.")
     state = newest(folder)
     if state is None:
         return None
+    step, digest, steps_now = state["step"], state["data_digest"], config.train.steps
     if not resume:
-        raise InputError(
-            f"{run_dir} already holds this run, at step {state['step']}. "
-            "Continue it with --resume, or choose another run name."
-        )
-    if state["step"] > config.train.steps:
-        raise InputError(
-            f"train.steps must be at least {state['step']}, as {run_dir} is already at that step, "
-            f"got {config.train.steps}."
-        )
-    if state["data_digest"] != data_digest:
-        raise InputError(
-            f"{run_dir} was trained on other data (digest {state['data_digest']}, "
-            f"got {data_digest}). Resume with the same prepared folder."
-        )
+        remedy = "Continue it with --resume, or choose another run name."
+        raise InputError(f"{run_dir} already holds this run, at step {step}. {remedy}")
+    if step > steps_now:
+        problem = f"as {run_dir} is already at that step, got {steps_now}"
+        raise InputError(f"train.steps must be at least {step}, {problem}.")
+    if digest != data_digest:
+        problem = f"was trained on other data (digest {digest}, got {data_digest})"
+        raise InputError(f"{run_dir} {problem}. Resume with the same prepared folder.")
     return state
 
 
@@ -146,9 +137,8 @@ def exclusive(run_dir: Path) -> Iterator[None]:
         try:
             free = stack.enter_context(lock(run_dir / LOCK))
         except OSError as error:
-            raise InputError(
-                f"the run folder {run_dir} cannot be written ({error.strerror}). Choose another."
-            ) from None
+            problem = f"the run folder {run_dir} cannot be written ({error.strerror})"
+            raise InputError(f"{problem}. Choose another.") from None
         if not free:
             raise BusyError(f"another process is training in {run_dir}. Wait, or use another name.")
         yield

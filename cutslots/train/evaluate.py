@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -183,18 +183,23 @@ def _forward(model: nn.Module, batch: Batch, device: torch.device) -> Iterator[S
         num_slots = outputs.alpha.shape[1]
         error = mse((images + 1) / 2, (outputs.reconstruction.float() + 1) / 2)
         scores = {"mse": error, "mse_mean": error / images[0].numel()}
-        for name, labels in label_maps(outputs, size).items():
-            kind = name.removesuffix("masks")
-            by_masks = segmentation(true, labels, num_slots)
-            scores |= {f"{kind}{score}": values for score, values in by_masks.items()}
+        scores |= _by_masks(label_maps(outputs, size), true, num_slots)
         if maps is not None:  # means over the frames, and all pixels of the clip as one label map
             scores = {name: values.mean()[None] for name, values in scores.items()}
-            for name, labels in maps.items():
-                kind = f"video_{name.removesuffix('masks')}"
-                joint = true.flatten(0, 1)[None], labels.flatten(0, 1)[None]
-                by_masks = segmentation(*joint, num_slots)
-                scores |= {f"{kind}{score}": values for score, values in by_masks.items()}
+            joint = {name: labels.flatten(0, 1)[None] for name, labels in maps.items()}
+            scores |= _by_masks(joint, true.flatten(0, 1)[None], num_slots, "video_")
         yield Scored(index, images, true, outputs, maps, scores)
+
+
+def _by_masks(
+    maps: Mapping[str, Tensor], true: Tensor, num_slots: int, prefix: str = ""
+) -> dict[str, Tensor]:
+    """The scores of all label maps: `ari_fg` and others by alpha, `cut_ari_fg` by the cuts."""
+    return {
+        f"{prefix}{name.removesuffix('masks')}{score}": values
+        for name, labels in maps.items()
+        for score, values in segmentation(true, labels, num_slots).items()
+    }
 
 
 def _sample(parts: Sequence[Scored]) -> Sample:
@@ -208,12 +213,9 @@ def _sample(parts: Sequence[Scored]) -> Sample:
         images, true = images[:SAMPLE_IMAGES].cpu(), true[:SAMPLE_IMAGES].cpu()
         return Sample(images, true, SimpleNamespace(**few))
     clips = [
-        {"reconstruction": part.outputs.reconstruction.float(), **(part.maps or {})}
+        {"images": part.images, "true": part.true, **(part.maps or {})}
+        | {"reconstruction": part.outputs.reconstruction.float()}
         for part in parts
     ]
-    outputs = {name: torch.stack([clip[name] for clip in clips]).cpu() for name in clips[0]}
-    images, true = (
-        torch.stack([part.images for part in parts]),
-        torch.stack([part.true for part in parts]),
-    )
-    return Clips(images.cpu(), true.cpu(), SimpleNamespace(**outputs))
+    shown = {name: torch.stack([clip[name] for clip in clips]).cpu() for name in clips[0]}
+    return Clips(shown.pop("images"), shown.pop("true"), SimpleNamespace(**shown))

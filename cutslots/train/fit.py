@@ -1,6 +1,7 @@
 """The training loop: for one process, or for each rank of several that train one model."""
 
 import contextlib
+import functools
 import itertools
 import math
 import time
@@ -85,8 +86,7 @@ def fit(
         except KeyboardInterrupt:
             # The newest checkpoint is complete: resuming repeats the steps since then.
             saved = f"step {run.saved_at}" if run.saved_at else "none"
-            message = f"interrupted after step {run.step}; newest checkpoint: {saved}."
-            callback.on_message(message)
+            callback.on_message(f"interrupted after step {run.step}; newest checkpoint: {saved}.")
             raise
     return Result(run.step, run.best, run.model, time.monotonic() - run.started_at)
 
@@ -115,14 +115,18 @@ class _Run:
         if self.precision == "auto":
             supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
             self.precision = "bfloat16" if supported else "float32"
-        shared: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.size}
-        shared |= {"seed": config.train.seed, "prefetch": 0 if self.debug else 2}
-        frames, distance = (getattr(config.model, name, 1) for name in ("frames", "distance"))
-        training, validation = (
-            (self.data_dir, split, config.optim.batch_size) for split in ("train", "val")
+        opened = functools.partial(
+            Batches,
+            self.data_dir,
+            batch_size=config.optim.batch_size,
+            seed=config.train.seed,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            prefetch=0 if self.debug else 2,
         )
-        self.batches = Batches(*training, frames=frames, distance=distance, **shared)
-        self.validation = Batches(*validation, shuffle=False, drop_last=False, **shared)
+        frames, distance = (getattr(config.model, name, 1) for name in ("frames", "distance"))
+        self.batches = opened(split="train", frames=frames, distance=distance)
+        self.validation = opened(split="val", shuffle=False, drop_last=False)
         self.digest = self.batches.manifest.digest
         reduction(self.batches.image_size, config.model.image_size)
         count, metric = self.validation.num_scenes, config.train.best_metric
@@ -148,15 +152,14 @@ class _Run:
         config = to_json(self.config)
         if len(set(self.ranks.gather((config, self.digest)))) > 1:
             raise InputError("all ranks must have the same configuration and the same data.")
-
         state = None
         with self.ranks.agreed():
             if self.ranks.is_first:
                 stack.enter_context(checkpoint.exclusive(self.run_dir))
                 state = checkpoint.stored(self.run_dir, self.config, self.digest, resume)
                 write_text(self.run_dir / CONFIG, config)
-            # A process killed between writing its best checkpoint and naming it left an old name.
             if state and state["best"].get("step") == state["step"]:
+                # A kill between writing the best checkpoint and naming it left an older name.
                 checkpoint.mark_best(self._path(state["step"]))
         state = self.ranks.from_first(state)
         if state:
