@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import progress
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.constrain import Constrain
 from torch import Tensor
 
@@ -86,8 +86,11 @@ class CallbackList(Callback):
 class _Progress(progress.Progress):
     """Leaves two columns for the terminal's echo of ^C: a wrapped line cannot be erased."""
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Constrain(super().get_renderable(), options.max_width - 2)
+
     def get_renderable(self) -> RenderableType:
-        return Constrain(super().get_renderable(), self.console.width - 2)
+        return self
 
 
 class ProgressBar(Callback):
