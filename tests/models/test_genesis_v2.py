@@ -8,7 +8,7 @@ from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from cutslots.errors import InputError
 from cutslots.models.genesis_v2 import Config, InstanceColouring, UNet
-from cutslots.nn.batch_shard import WholeBatch, use_shard
+from cutslots.nn.batch_shard import BatchShard, use_shard
 
 TINY = Config(image_size=16, num_slots=3, size=8)
 
@@ -76,7 +76,7 @@ def test_first_prior_is_standard_and_later_ones_follow_from_earlier_slots(model)
 
 
 def test_multiplier_falls_above_the_goal_and_rises_faster_below(model, images):
-    class Error(WholeBatch):
+    class Error(BatchShard):
         """Replaces the error of the batch."""
 
         def mean(self, tensor):
