@@ -94,29 +94,31 @@ def paper_clevrtex() -> RunConfig:
 
 def small() -> RunConfig:
     """32 x 32 images, 16 x 16 cuts: learns scenes of 2 or 3 objects on 2 CPU cores in 2 minutes."""
-    model = min_cut_slots.Config(
-        image_size=32,
-        num_slots=4,
-        init="he",
-        object_content=0.3,
-        foreground_position=False,
-        encoder=EncoderConfig(channels=24, num_layers=3),
-        weights=WeightsConfig(hidden=32, num_layers=2, norm=True),
-        cut=CutConfig(gamma_terminal=0.05, gamma_vertex=0.05),
-        slots=SlotsConfig(size=32, hidden=64),
-        decoder=DecoderConfig(start=4, channels=24, num_refine=0),
+    return RunConfig(
+        model=min_cut_slots.Config(
+            image_size=32,
+            num_slots=4,
+            init="he",
+            object_content=0.3,
+            foreground_position=False,
+            encoder=EncoderConfig(channels=24, num_layers=3),
+            weights=WeightsConfig(hidden=32, num_layers=2, norm=True),
+            cut=CutConfig(gamma_terminal=0.05, gamma_vertex=0.05),
+            slots=SlotsConfig(size=32, hidden=64),
+            decoder=DecoderConfig(start=4, channels=24, num_refine=0),
+        ),
+        optim=OptimConfig(learning_rate=3e-3, batch_size=16, warmup_steps=100, clip_norm=1.0),
+        train=TrainConfig(
+            steps=2_000, seed=1, log_every=25, eval_every=500, eval_images=200, checkpoint_every=250
+        ),
     )
-    optim = OptimConfig(learning_rate=3e-3, batch_size=16, warmup_steps=100, clip_norm=1.0)
-    train = TrainConfig(
-        steps=2_000, seed=1, log_every=25, eval_every=500, eval_images=200, checkpoint_every=250
-    )
-    return RunConfig(model, optim, train)
 
 
 def paper_movi() -> RunConfig:
     """The paper's video model for MOVi-A (section 6.3): 8 slots, adjacent frames."""
-    train = TrainConfig(best_metric="video_ari_fg")
-    return RunConfig(min_cut_video.Config(num_slots=8), train=train)
+    return RunConfig(
+        model=min_cut_video.Config(num_slots=8), train=TrainConfig(best_metric="video_ari_fg")
+    )
 
 
 def small_video() -> RunConfig:
@@ -168,13 +170,11 @@ def genesis_v2_small() -> RunConfig:
     return RunConfig(model, replace(base.optim, learning_rate=2e-3, decay=0.64), base.train)
 
 
+_MIN_CUTS = (paper_clevr, paper_clevrtex, small, paper_movi, small_video)
+_BASELINES = (slot_attention_clevr, slot_attention_clevrtex, slot_attention_small)
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     function.__name__.replace("_", "-"): function
-    for function in (
-        *(paper_clevr, paper_clevrtex, small, paper_movi, small_video),
-        *(slot_attention_clevr, slot_attention_clevrtex, slot_attention_small),
-        *(genesis_v2_clevr, genesis_v2_small),
-    )
+    for function in (*_MIN_CUTS, *_BASELINES, genesis_v2_clevr, genesis_v2_small)
 }
 
 
@@ -206,9 +206,9 @@ def run_hash(config: RunConfig, data_digest: str) -> str:
 
     How often a run logs, evaluates and saves does not change them; neither does the hardware.
     """
+    ignored = {name for name in RESUMABLE if name != "train.steps"}
     flat = options.flat(config)
-    unset = {path for path in HASH_EXEMPT_WHEN_UNSET if flat.get(path) is None}
-    ignored = {*RESUMABLE, *unset} - {"train.steps"}
+    ignored |= {name for name in HASH_EXEMPT_WHEN_UNSET if flat.get(name) is None}
     values = {path: value for path, value in flat.items() if path not in ignored}
     text = json.dumps([config.model_name, values, data_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
