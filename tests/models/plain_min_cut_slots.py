@@ -39,15 +39,19 @@ class PlainSlots(nn.Module):
         foreground_weights = self.foreground_weights(
             features if config.foreground_position else content
         )
-        cuts = self.cut(object_weights.reshape(-1, 6, grid, grid))
-        potentials = cuts.potentials.reshape(batch, -1, grid, grid)
+
+        potentials = self.cut(object_weights.reshape(-1, 6, grid, grid)).potentials.reshape(
+            batch, -1, grid, grid
+        )
         objects = torch.softmax(potentials / temperature.object, dim=1)
         edges = self.cut(foreground_weights.reshape(-1, 6, grid, grid)).edges()
-        # On the source's side, the edge from a pixel to t is cut.
-        sides = torch.stack([edges[:, 5], edges[:, 4]], dim=1)
+        sides = torch.stack(
+            [edges[:, 5], edges[:, 4]], dim=1
+        )  # pixel -> t is cut on the source's side
         foreground = torch.softmax(sides / temperature.foreground, dim=1)[:, :1]
-        split = torch.cat([1 - foreground, foreground * objects], dim=1)
-        masks = torch.softmax(split / temperature.combined, dim=1)
+        masks = torch.softmax(
+            torch.cat([1 - foreground, foreground * objects], dim=1) / temperature.combined, dim=1
+        )
 
         slots = self.slot_heads(features, masks)
         decoded = self.decoder(slots.reshape(batch * config.num_slots, -1))
@@ -111,15 +115,18 @@ class Position(nn.Module):
 class Weights(nn.Module):
     def __init__(self, config: WeightsConfig, channels: int, num_cuts: int) -> None:
         super().__init__()
-        inputs, size, kernel, pad = channels, config.hidden, config.kernel, config.kernel // 2
         layers: list[nn.Module] = []
-        for _ in range(config.num_layers - 1):
-            layers += [nn.Conv2d(inputs, size, kernel, padding=pad), nn.LeakyReLU()]
-            inputs = size
+        for layer in range(config.num_layers - 1):
+            inputs = channels if layer == 0 else config.hidden
+            layers += [
+                nn.Conv2d(inputs, config.hidden, config.kernel, padding=config.kernel // 2),
+                nn.LeakyReLU(),
+            ]
         if config.norm:
-            layers.append(nn.InstanceNorm2d(size))
+            layers.append(nn.InstanceNorm2d(config.hidden))
         self.layers = nn.Sequential(*layers)
-        self.last = nn.Conv2d(inputs, 6 * num_cuts, kernel, padding=pad)
+        inputs = channels if config.num_layers == 1 else config.hidden
+        self.last = nn.Conv2d(inputs, 6 * num_cuts, config.kernel, padding=config.kernel // 2)
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.relu(self.last(self.layers(features)))
