@@ -29,8 +29,8 @@ def save_model(
     folder: Path,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model's `state_dict()` and configuration into `folder`; `about` are JSON values that
-    describe the model, for the header of the weights file."""
+    """Write a model's `state_dict()` and configuration into `folder`, and `about`, JSON values that
+    describe the model, into the header of the weights file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, {"format": "pt", ABOUT: json.dumps(dict(about or {}))})

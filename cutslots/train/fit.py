@@ -134,8 +134,8 @@ class _Run:
             scenes = "split 'val' must have at least one scene per rank"
             raise InputError(f"{scenes}, got {count} for {ranks.size} ranks. Use fewer ranks.")
         if metric.startswith("video_") and self.validation.num_frames is None:
-            score = "train.best_metric must be a score of images, as the data are no clips"
-            raise InputError(f"{score}, got {metric!r}. Use ari_fg.")
+            problem = f"must be a score of images, got {metric!r}, which needs clips"
+            raise InputError(f"train.best_metric {problem}. Use ari_fg.")
         torch.manual_seed(config.train.seed)
         self.model: Any = config.model.build().to(device)
         if device.type == "cuda":

@@ -103,12 +103,9 @@ def test_evaluation_decodes_the_posteriors_mean_and_keeps_the_multiplier(model, 
     assert model.mean_error.isnan()
 
 
-@pytest.mark.parametrize("size", [16, 32, 64, 128])
-def test_unet_keeps_the_image_size(size):
-    assert UNet(size, 8)(torch.zeros(1, 3, size, size)).shape == (1, 8, size, size)
-
-
-def test_bad_sizes_are_refused():
+def test_sizes():
+    for size in (16, 128):
+        assert UNet(size, 8)(torch.zeros(1, 3, size, size)).shape == (1, 8, size, size)
     with pytest.raises(InputError, match="image_size.*48"):
         Config(image_size=48).build()
     with pytest.raises(InputError, match="size.*multiple of 8.*20"):

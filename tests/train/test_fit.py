@@ -13,7 +13,7 @@ from tiny_runs import Recorder, changed
 from cutslots.data import Batches
 from cutslots.errors import InputError
 from cutslots.train import Callback, NonFiniteLossError, checkpoint, fit, load_model
-from cutslots.train.config import OptimConfig, to_json
+from cutslots.train.config import to_json
 
 
 def assert_same_weights(first, second):
@@ -51,12 +51,6 @@ def test_training_learns_and_reports(config, data_dir, tmp_path):
     assert examples.values == sorted(examples.values, reverse=True)
     assert steps_of(tmp_path) == [58, 60]
     assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["step"] == step
-
-
-def test_learning_rate_schedule():
-    optim = OptimConfig(learning_rate=1.0, warmup_steps=10, decay=0.8, decay_share=0.2)
-    rates = [optim.rate(step, 1000) for step in (0, 200, 1000)]
-    assert rates == pytest.approx([0.1, 0.8, 0.8**5])
 
 
 def test_same_seed_gives_same_run(config, data_dir, tmp_path):
