@@ -1,7 +1,5 @@
 """Evaluation of images: devices, limits, predictions, example scenes, and the tiles baseline."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from cutslots.data import Batches
 from cutslots.errors import InputError
 from cutslots.metrics import segmentation, tiles
 from cutslots.train import Ranks, evaluate, fit, predict
-from cutslots.train.evaluate import ItemScores, tiles_scores
+from cutslots.train.evaluate import ItemScores, Scored, tiles_scores
 from cutslots.train.inputs import pick_device
 
 CPU = torch.device("cpu")
@@ -66,7 +64,8 @@ def test_predictions_do_not_depend_on_the_batch(config):
 )
 def test_best_median_and_worst_items(score, values, expected):
     items = ItemScores(score)
-    items(SimpleNamespace(index=np.arange(len(values)), scores={score: torch.tensor(values)}))
+    index, nothing = np.arange(len(values)), torch.empty(0)
+    items(Scored(index, nothing, nothing, None, None, {score: torch.tensor(values)}))
     assert list(items.extremes(Ranks()).items()) == expected
 
 
@@ -78,6 +77,7 @@ def test_examples_are_the_scored_scenes(config, data_dir):
     assert scores["num_images"] == len(items.values) == 21
     assert np.mean(list(items.values.values())) == pytest.approx(scores["mse"], rel=1e-5)
     examples = items.examples(model, batches, CPU, Ranks())
+    assert examples is not None
     assert model.training
     assert examples.roles == ["best", "median", "worst"]
     assert examples.values == [sorted(items.values.values())[rank] for rank in (0, 10, 20)]

@@ -121,6 +121,7 @@ def test_clip_scores_equal_the_joint_definition(any_config, clips_dir):
         assert scores[name] == pytest.approx(np.mean(values), abs=1e-6, rel=1e-6), name
     assert scores["num_images"] == 20
     examples = items.examples(model, batches, CPU, Ranks())
+    assert examples is not None
     for clips in (sample, examples.sample):
         assert isinstance(clips, Clips)
         assert clips.images.shape == (3, 5, 3, 32, 32)
