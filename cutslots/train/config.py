@@ -27,14 +27,10 @@ class OptimConfig:
     """
 
     learning_rate: float = option(4e-4, "Adam's learning rate before warm-up and decay", low=0.0)
-    batch_size: int = option(
-        64, "images per step over all workers; pairs of frames for a video model", low=1
-    )
+    batch_size: int = option(64, "images (or pairs of frames) per step over all workers", low=1)
     warmup_steps: int = option(0, "steps in which the rate rises from zero", low=0)
     decay: float = option(0.8, "factor of the exponential decay", low=1e-6, high=1.0)
-    decay_share: float = option(
-        0.2, "share of all steps after which the factor has been applied once", low=1e-6
-    )
+    decay_share: float = option(0.2, "share of all steps that one such decay takes", low=1e-6)
     clip_norm: float | None = option(None, "maximum gradient norm; none: no clipping", low=1e-12)
 
     def rate(self, step: int, steps: int) -> float:
@@ -50,9 +46,7 @@ class TrainConfig:
     steps: int = option(312_500, "optimisation steps", low=1)
     seed: int = option(0, "seed of the weights and of the order of images", low=0)
     precision: str = option(
-        "auto",
-        "auto: bfloat16 autocast if supported",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "auto: bfloat16 autocast if supported", choices=("auto", "float32", "bfloat16")
     )
     log_every: int = option(50, "steps between training metrics", low=1)
     eval_every: int = option(5_000, "steps between evaluations on the validation split", low=1)
@@ -181,11 +175,8 @@ def small_video() -> RunConfig:
 
 def slot_attention_clevr() -> RunConfig:
     """Slot Attention for CLEVR with encoder and decoder of `paper-clevr`, on its own schedule."""
-    return RunConfig(
-        model=slot_attention.Config(),
-        optim=OptimConfig(warmup_steps=10_000, decay=0.5),  # the rate halves every 100,000 steps
-        train=TrainConfig(steps=500_000),
-    )
+    optim = OptimConfig(warmup_steps=10_000, decay=0.5)  # the rate halves every 100,000 steps
+    return RunConfig(slot_attention.Config(), optim, TrainConfig(steps=500_000))
 
 
 def slot_attention_clevrtex() -> RunConfig:
@@ -209,11 +200,8 @@ def slot_attention_small() -> RunConfig:
 
 def genesis_v2_clevr() -> RunConfig:
     """GENESIS-V2 for CLEVR, with the published sizes and schedule."""
-    return RunConfig(
-        model=genesis_v2.Config(),
-        optim=OptimConfig(learning_rate=1e-4, batch_size=32, decay=1.0),
-        train=TrainConfig(steps=500_000),
-    )
+    optim = OptimConfig(learning_rate=1e-4, batch_size=32, decay=1.0)
+    return RunConfig(genesis_v2.Config(), optim, TrainConfig(steps=500_000))
 
 
 def genesis_v2_small() -> RunConfig:

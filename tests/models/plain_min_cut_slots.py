@@ -106,45 +106,28 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def _encoder(config: EncoderConfig) -> nn.Sequential:
+    stem, size = config.stem_channels, config.channels
+    kernel, pad = config.kernel, config.kernel // 2
     if config.kind == "resnet":
-        stem = config.stem_channels
-        return nn.Sequential(
-            nn.Conv2d(3, stem, config.kernel, stride=2, padding=config.kernel // 2, bias=False),
-            nn.BatchNorm2d(stem),
-            nn.ReLU(),
-            *[
-                Block(stem if block == 0 else config.channels, config.channels)
-                for block in range(config.num_layers)
-            ],
-        )
-    layers: list[nn.Module] = []
-    for layer in range(config.num_layers):
-        inputs, stride = (3, 2) if layer == 0 else (config.channels, 1)
-        layers += [
-            nn.Conv2d(
-                inputs, config.channels, config.kernel, stride=stride, padding=config.kernel // 2
-            ),
-            nn.ReLU(),
-        ]
+        first = nn.Conv2d(3, stem, kernel, stride=2, padding=pad, bias=False)
+        blocks = [Block(size if block else stem, size) for block in range(config.num_layers)]
+        return nn.Sequential(first, nn.BatchNorm2d(stem), nn.ReLU(), *blocks)
+    layers: list[nn.Module] = [nn.Conv2d(3, size, kernel, stride=2, padding=pad), nn.ReLU()]
+    for _ in range(config.num_layers - 1):
+        layers += [nn.Conv2d(size, size, kernel, padding=pad), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
 class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = (
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.conv2, self.norm2 = (
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-            )
+            project = nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(project, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norm1(self.conv1(x)))
@@ -202,14 +185,11 @@ class Heads(nn.Module):
         """Per head an MLP on pixels, means under the masks, an MLP; plus the first head's means."""
         x = self.norm(features.flatten(2).transpose(1, 2))
         hidden = torch.relu(self.before(x)).chunk(len(self.project), dim=-1)
-        masks = masks.flatten(2)
-        slots = [
-            torch.bmm(masks, head(part)) / masks.shape[-1]
-            for head, part in zip(self.project, hidden, strict=True)
-        ]
-        total = slots[0]
-        for mlp, slot in zip(self.after, slots, strict=True):
-            total = total + mlp(slot)
+        masks, total = masks.flatten(2), torch.zeros(())
+        parts = zip(self.project, hidden, self.after, strict=True)
+        for head, (project, part, mlp) in enumerate(parts):
+            slot = torch.bmm(masks, project(part)) / masks.shape[-1]
+            total = total + mlp(slot) + (0 if head else slot)
         return total
 
 
@@ -218,26 +198,19 @@ class Decoder(nn.Module):
         super().__init__()
         self.start = config.start
         self.position = Position(slot_size, config.start)
+        size, kernel, pad = config.channels, config.kernel, config.kernel // 2
         layers: list[nn.Module] = []
-        inputs, pad, side = slot_size, config.kernel // 2, config.start
+        inputs, side = slot_size, config.start
         while side < image_size:
-            layers += [
-                nn.ConvTranspose2d(
-                    inputs, config.channels, config.kernel, stride=2, padding=pad, output_padding=1
-                ),
-                nn.LeakyReLU(),
-            ]
-            inputs, side = config.channels, 2 * side
+            layers.append(nn.ConvTranspose2d(inputs, size, kernel, 2, pad, output_padding=1))
+            layers.append(nn.LeakyReLU())
+            inputs, side = size, 2 * side
         for _ in range(config.num_refine):
-            layers += [
-                nn.Conv2d(inputs, config.channels, config.kernel, padding=pad),
-                nn.LeakyReLU(),
-            ]
-            inputs = config.channels
+            layers += [nn.Conv2d(inputs, size, kernel, padding=pad), nn.LeakyReLU()]
+            inputs = size
         self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 4, 3, padding=1))
 
     def forward(self, slots: Tensor) -> Tensor:
         """`(n, size)` to `(n, 4, H, W)`: colours before tanh and opacity."""
-        return self.layers(
-            self.position(slots[:, :, None, None].repeat(1, 1, self.start, self.start))
-        )
+        grid = slots[:, :, None, None].repeat(1, 1, self.start, self.start)
+        return self.layers(self.position(grid))

@@ -20,14 +20,8 @@ from cutslots.train.export import save_model
 
 SMALL = [name for name in PRESETS if preset(name).model.image_size <= 32]
 STILL = [name for name in SMALL if not hasattr(preset(name).model, "frames")]
-SHORT = (
-    "batch_size=4",
-    "train.steps=6",
-    "log_every=2",
-    "eval_every=3",
-    "eval_images=4",
-    "checkpoint_every=2",
-)
+SHORT = ("batch_size=4", "train.steps=6", "log_every=2", "eval_every=3", "eval_images=4")
+SHORT += ("checkpoint_every=2",)
 
 
 def overridden(config: RunConfig, *assignments: str) -> RunConfig:

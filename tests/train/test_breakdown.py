@@ -95,16 +95,13 @@ def test_part_of_a_split_without_cuts(batches):
     }
 
 
-def test_split_without_objects(tmp_path):
-    batches = stored(tmp_path / "empty", [(rows(), rows(), rows(), [{"shape": "cube"}])])
-    breakdown = Breakdown(batches, keys(batches))
-    evaluate(FromColors(cuts=True), batches, CPU, watch=breakdown)
-    assert breakdown.means() == {"num_objects": 0}
-    assert breakdown.groups() == {"shape": {}}
-
-
 def test_keys_have_few_strings_or_numbers(batches, tmp_path):
+    """Also in a split in which no object has a pixel."""
     assert keys(batches) == ["material", "fixed", "weight"]
-    scene = rows(1), rows(1), rows(1)
+    scene = rows(), rows(), rows()
     scenes = [(*scene, [{"mass": i / 8, "count": i % 3}]) for i in range(MAX_GROUPS + 1)]
-    assert keys(stored(tmp_path / "many", scenes)) == ["count"]
+    empty = stored(tmp_path / "many", scenes)
+    assert keys(empty) == ["count"]
+    breakdown = Breakdown(empty, ["count"])
+    evaluate(FromColors(cuts=True), empty, CPU, watch=breakdown)
+    assert (breakdown.means(), breakdown.groups()) == ({"num_objects": 0}, {"count": {}})
