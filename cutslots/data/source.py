@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from cutslots.data.locate import Location
-from cutslots.data.preprocess import Preprocessing
+from cutslots.data.images import Preprocessing
 from cutslots.data.record import Ranges, Scene
 from cutslots.errors import InputError
 
@@ -48,9 +48,14 @@ class Source(ABC):
     def find(self) -> None:
         """Find the raw files; raises InputError if they are incomplete or the options conflict."""
 
-    @abstractmethod
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
-        """Yield (split, item) in record order within every split, from item `done[split]` on."""
+        """Yield (split, item) split by split in record order, from item `done[split]` on.
+
+        By default an item is the number of a record.
+        """
+        for name, (start, stop) in splits.items():
+            end = self.num_records if stop is None else min(stop, self.num_records)
+            yield from ((name, number) for number in range(start + done[name], end))
 
     @staticmethod
     @abstractmethod
@@ -76,12 +81,6 @@ class Source(ABC):
     def limit(self, split: str) -> int | None:
         """The largest number of scenes of a split; None for all of its range."""
         return None
-
-    def indices(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, int]]:
-        """(split, record number) of every record that is not done, for `records`."""
-        for name, (start, stop) in splits.items():
-            end = self.num_records if stop is None else min(stop, self.num_records)
-            yield from ((name, number) for number in range(start + done[name], end))
 
 
 @contextmanager

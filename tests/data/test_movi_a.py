@@ -25,7 +25,7 @@ from PIL import Image
 
 from cutslots import data
 from cutslots.data import shards, tfrecord
-from cutslots.data.preprocess import Preprocessing
+from cutslots.data.images import Preprocessing
 from cutslots.data.record import Ranges
 from cutslots.errors import InputError
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from cutslots.data import images
 from cutslots.data.locate import Location
-from cutslots.data.preprocess import Preprocessing
+from cutslots.data.images import Preprocessing
 from cutslots.data.record import Ranges, Scene
 from cutslots.data.source import Source, naming
 from cutslots.errors import InputError, listed
@@ -59,7 +59,7 @@ class ClevrTex(Source):
         """Find all files of the variant, three for every number."""
         assert self.raw is not None, "NEEDS_RAW"
         raw, variant = self.raw, self.options.variant
-        if raw.is_file:
+        if raw.kind == "file":
             raise InputError(f"raw {raw} is a file. Give the folder of the unpacked archives.")
         files: dict[str, dict[str, Location]] = defaultdict(dict)  # by variant and name
         for file, _ in raw.files(recursive=True):
@@ -102,7 +102,7 @@ class ClevrTex(Source):
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
         """The files of every scene; `decode` reads them."""
-        for name, number in self.indices(splits, done):
+        for name, number in super().records(splits, done):
             yield name, Item(number, self.files[number])
 
     @staticmethod
