@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, ClassVar
 
-from cutslots.data.locate import Location
 from cutslots.data.images import Preprocessing
+from cutslots.data.locate import Location
 from cutslots.data.record import Ranges, Scene
 from cutslots.errors import InputError
 

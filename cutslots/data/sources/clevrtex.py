@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cutslots.data import images
-from cutslots.data.locate import Location
 from cutslots.data.images import Preprocessing
+from cutslots.data.locate import Location
 from cutslots.data.record import Ranges, Scene
 from cutslots.data.source import Source, naming
 from cutslots.errors import InputError, listed

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cutslots.data import images, tfrecord
-from cutslots.data.locate import Location
 from cutslots.data.images import Preprocessing
+from cutslots.data.locate import Location
 from cutslots.data.record import Ranges, Scene
 from cutslots.data.source import Source, naming
 from cutslots.errors import InputError, listed
