@@ -65,7 +65,7 @@ def _on_processes(
         # Ctrl-C interrupts the main thread only, so the processes start in another: interrupted
         # while it starts, a process would print a traceback.
         with ThreadPoolExecutor(1) as starter:
-            starter.submit(_start_processes, pool, workers)
+            starter.submit(_start_processes, pool, workers).result()
         submit = partial(pool.submit, function)
         yield from ordered(submit, lambda future: future.result(), remaining, AHEAD * workers)
     except BrokenProcessPool:
