@@ -129,11 +129,6 @@ class Batches:
         return self.manifest.image_size
 
     @property
-    def max_objects(self) -> int:
-        """The largest instance id of the whole dataset, over all its splits."""
-        return self.manifest.max_objects
-
-    @property
     def steps_per_epoch(self) -> int:
         """The number of global batches in an epoch."""
         full, rest = divmod(self.num_scenes, self.batch_size)

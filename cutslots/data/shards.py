@@ -143,19 +143,17 @@ class Writer:
         for name, pairs in itertools.groupby(scenes, operator.itemgetter(0)):
             pending: list[Scene] = []
             for _, scene in pairs:
-                shape, largest = scene.frame_shape, int(scene.mask.max())
-                expected = self.manifest.frame_shape or shape
-                if shape != expected:
-                    raise InputError(f"{scene.id} has shape {shape}, other scenes {expected}.")
-                assert scene.image.dtype == scene.mask.dtype == np.uint8, (
-                    f"{scene.id} must be uint8"
-                )
-                assert scene.image.shape == (*shape, 3), f"{scene.id}: image {scene.image.shape}"
+                image, mask, largest = scene.image, scene.mask, int(scene.mask.max())
+                expected = self.manifest.frame_shape or mask.shape
+                if mask.shape != expected:
+                    raise InputError(f"{scene.id} has shape {mask.shape}, other scenes {expected}.")
+                assert image.dtype == mask.dtype == np.uint8, f"{scene.id} must be uint8"
+                assert image.shape == (*mask.shape, 3), f"{scene.id}: image {image.shape}"
                 assert largest <= len(scene.objects), f"{scene.id}: id {largest} has no metadata"
                 largest = max(self.manifest.max_objects, largest)
-                self.manifest = replace(self.manifest, frame_shape=shape, max_objects=largest)
+                self.manifest = replace(self.manifest, frame_shape=expected, max_objects=largest)
                 pending.append(scene)
-                if len(pending) >= SHARD_BYTES // (scene.image.nbytes + scene.mask.nbytes):
+                if len(pending) >= SHARD_BYTES // (image.nbytes + mask.nbytes):
                     self._write_shard(name, pending)
                     pending = []
             if pending:

@@ -42,7 +42,8 @@ class Source(ABC):
     Options: ClassVar[type] = Preprocessing
 
     def __init__(self, raw: Location | None, options: Any):
-        self.raw, self.options, self.num_records = raw, options, 0
+        self.raw: Any = raw
+        self.options, self.num_records = options, 0
 
     @abstractmethod
     def find(self) -> None:

@@ -94,8 +94,6 @@ class Clevr(Source):
     Options = Options
 
     def find(self) -> None:
-        """Find the one raw file."""
-        assert self.raw is not None, "NEEDS_RAW"
         self.file = self.raw
         if self.raw.kind != "file":
             files = [file for file, _ in self.raw.files()]
@@ -116,7 +114,6 @@ class Clevr(Source):
         return SLOT_ATTENTION_SCENES if limited else None
 
     def describe(self, splits: Ranges) -> dict[str, Any]:
-        """Name and size of the raw file, and its fingerprint."""
         size = self.file.filesystem.size(self.file.path)
         fingerprint = tfrecord.fingerprint(self.file)
         return {"files": {self.file.name: size}, "fingerprint": fingerprint}
@@ -145,7 +142,6 @@ class Clevr(Source):
 
     @staticmethod
     def decode(item: Item, options: Any) -> Scene:
-        """The scene of a record."""
         with naming(item):
             example = tfrecord.Example(item.payload)
             window = options.window(HEIGHT, WIDTH)

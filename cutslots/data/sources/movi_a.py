@@ -58,8 +58,6 @@ class MoviA(Source):
     """MOVi-A (Kubric): clips of 24 frames of up to 10 falling objects, from TensorFlow Datasets."""
 
     def find(self) -> None:
-        """Find the folder with dataset_info.json, and read the names of its files and labels."""
-        assert self.raw is not None, "NEEDS_RAW"
         raw = self.raw
         if raw.kind == "file":
             raise InputError(f"raw {raw} is a file. Give the folder with {INFO} in it.")
@@ -83,7 +81,6 @@ class MoviA(Source):
         self.num_records = sum(file.count for file in self.files)
 
     def splits(self) -> Ranges:
-        """The published splits."""
         ranges: Ranges = {}
         for file in self.files:
             start, _ = ranges.get(file.split, (file.start, None))
@@ -102,7 +99,6 @@ class MoviA(Source):
         }
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
-        """The records of every range, file by file."""
         for name, (start, stop) in splits.items():
             begin = start + done[name]
             for file in (file for file in self.files if file.overlaps(begin, stop)):
@@ -123,7 +119,6 @@ class MoviA(Source):
 
     @staticmethod
     def decode(item: Item, options: Preprocessing) -> Scene:
-        """The clip of a record."""
         with naming(item.name):
             example = tfrecord.Example(item.payload)
             objects = _objects(example, item.labels)

@@ -69,11 +69,9 @@ class Scenes(Source):
     Options = Options
 
     def find(self) -> None:
-        """The options determine the number of scenes."""
         self.num_records = self.options.count
 
     def splits(self) -> Ranges:
-        """The first tenth is test and the second val."""
         tenth, count = self.num_records // 10, self.num_records
         return {"test": (0, tenth), "val": (tenth, 2 * tenth), "train": (2 * tenth, count)}
 
@@ -83,7 +81,6 @@ class Scenes(Source):
 
     @staticmethod
     def decode(item: int, options: Any) -> Scene:
-        """Render the scene with this number."""
         return render(item, options)
 
 
