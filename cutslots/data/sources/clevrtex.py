@@ -117,7 +117,8 @@ class ClevrTex(Source):
             if ids.max() > len(objects):
                 described = f"{item.metadata.name} describes {len(objects)} objects"
                 raise InputError(f"it has id {ids.max()}, but {described}.")
-        return Scene(item.name, *options.apply(image, ids), objects)
+        image, ids = options.apply(image, ids)
+        return Scene(item.name, image, ids, objects)
 
 
 def _objects(text: bytes, variant: str) -> tuple[dict[str, Any], ...]:
