@@ -258,12 +258,13 @@ class Shard:
         A plain read, not the memory map: pages of a map count as memory of this process (with large
         pages 2 MB per scene), and a truncated file would kill the process instead of raising.
         """
+        blocks = 1 if times.step == 1 else len(times)  # adjacent frames are one block of the file
         for start, buffer in zip(self._starts, (images, masks), strict=True):
-            size = len(buffer) // len(times)
-            for at, time in enumerate(times):
-                part = buffer[at * size : (at + 1) * size]
-                offset = start + (row * self._num_frames + time) * size
-                if os.preadv(self._handle, [part], offset) != size:
+            frame, length = len(buffer) // len(times), len(buffer) // blocks
+            for at in range(blocks):
+                part = buffer[at * length : (at + 1) * length]
+                offset = start + (row * self._num_frames + times[at]) * frame
+                if os.preadv(self._handle, [part], offset) != length:
                     raise InputError(f"shard {self._path} was truncated while in use. {REPAIR}")
 
 
