@@ -21,7 +21,8 @@ class Source(ABC):
     of the class's docstring is its help.
 
     1. `Options`: a frozen dataclass of `cutslots.options.option` fields, by default crop and size.
-       Every field becomes an option of the command line and is stored in the manifest.
+       Every field becomes an option of the command line and is stored in the manifest. Its method
+       `check`, if any, refuses options that conflict.
     2. `find`: look at `self.raw` once, set `self.num_records`, and refuse incomplete data.
     3. `records`: yield (split, item). An item goes to another process: keep it small, or let it be
        the record's bytes. It contains all that `decode` needs besides the options.
@@ -47,7 +48,7 @@ class Source(ABC):
 
     @abstractmethod
     def find(self) -> None:
-        """Find the raw files; raises InputError if they are incomplete or the options conflict."""
+        """Find the raw files; raises InputError if they are incomplete."""
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
         """Yield (split, item) split by split in record order, from item `done[split]` on.
