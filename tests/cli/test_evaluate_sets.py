@@ -11,7 +11,7 @@ import torch
 
 from cutslots import options
 from cutslots.cli import main
-from cutslots.data import Batches, Scene, prepare, shards, sources
+from cutslots.data import Batches, Manifest, Scene, prepare, shards, sources
 from cutslots.files import home, write_text
 from cutslots.runs.mlflow_callback import MLflowCallback
 from cutslots.train import checkpoint, evaluate, load_model
@@ -43,18 +43,18 @@ def write_outd(folder: Path, count: int) -> Path:
     """A prepared dataset like ClevrTex OOD: two cubes of two materials per 64 x 64 scene."""
     settings = {"size": 64, "crop": 0.8, "variant": "outd"}
 
-    def read(done: dict[str, int]):
+    def read():
         for number in range(count):
             image = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
             mask = np.zeros((64, 64), np.uint8)
             mask[8:24, 8:24], mask[32:60, 20:56] = 1, 2
             objects = tuple({"shape": "cube", "material": material} for material in MATERIALS)
             yield "test", Scene(f"outd_{number}", image, mask, objects)
-        return count
 
-    shards.write(
-        read, folder, shards.Info("clevrtex", {"images": count}, settings, {"test": (0, count)})
-    )
+    asked = Manifest("clevrtex", {"images": count}, settings, {"test": (0, count)})
+    with shards.writing(folder, asked) as writer:
+        writer.write(read())
+        writer.finish(count)
     return folder
 
 
@@ -282,12 +282,11 @@ def test_clips_beside_images(made: Path, exported: Path, tmp_path: Path) -> None
     frames, ids = np.zeros((3, 32, 32, 3), np.uint8), np.zeros((3, 32, 32), np.uint8)
     ids[:, 4:20, 4:20] = 1
 
-    def read(done: dict[str, int]):
-        for number in range(2):
-            yield "val", Scene(f"clip_{number}", frames, ids, ({"shape": "cube"},))
-        return 2
-
-    shards.write(read, tmp_path / "clips", shards.Info("movi_a", {}, {}, {"val": (0, 2)}))
+    asked = Manifest("movi_a", {}, {}, {"val": (0, 2)})
+    with shards.writing(tmp_path / "clips", asked) as writer:
+        clips = (Scene(f"clip_{number}", frames, ids, ({"shape": "cube"},)) for number in range(2))
+        writer.write(("val", clip) for clip in clips)
+        writer.finish(2)
     found, table = evaluated(
         tmp_path, exported, "--data", tmp_path / "clips", "--data", made / "plain", "--by", "shape"
     )

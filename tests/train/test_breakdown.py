@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cutslots.data import Batches, Scene, shards
+from cutslots.data import Batches, Manifest, Scene, shards
 from cutslots.train import evaluate
 from cutslots.train.breakdown import MAX_GROUPS, Breakdown, keys
 
@@ -41,13 +41,14 @@ def rows(*labels):
 def stored(folder, scenes):
     """Scenes of (true ids, slots, slots of the cuts, metadata) as a prepared dataset."""
 
-    def read(done):
+    def read():
         for number, (true, slots, cuts, objects) in enumerate(scenes):
             image = np.stack([50 * slots, 50 * cuts, 0 * slots], -1)
             yield "test", Scene(f"scene_{number}", image, true, tuple(objects))
-        return len(scenes)
 
-    shards.write(read, folder, shards.Info("made", {}, {}, {"test": (0, len(scenes))}))
+    with shards.writing(folder, Manifest("made", {}, {}, {"test": (0, len(scenes))})) as writer:
+        writer.write(read())
+        writer.finish(len(scenes))
     return Batches(folder, "test", 5, shuffle=False, drop_last=False)
 
 
