@@ -46,7 +46,6 @@ def log_run(
         run_name=run_dir.name,
         parent_run_id=parent,
         tracking_uri=tracking_uri,
-        gather=0.02,
     )
     log.params(params or {})
     log.tags(tags or {})

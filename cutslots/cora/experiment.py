@@ -94,10 +94,10 @@ def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tu
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of each method."""
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(run.method, []).append(run)
-    return grouped
+    return {
+        method: [r for r in runs if r.method == method]
+        for method in dict.fromkeys(r.method for r in runs)
+    }
 
 
 def markdown(runs: Sequence[Run], caption: str) -> str:
