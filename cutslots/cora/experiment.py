@@ -55,8 +55,6 @@ def run(
     # One folder per protocol, so that none overwrites another's table.
     name = "cora-smoke" if smoke else "cora-everywhere" if everywhere else "cora"
     out = out or files.home() / "results" / name
-    if not data.exists():
-        raise InputError(f"data folder {data} is missing. Run: cutslots prepare cora RAW {data}")
     if min(num_splits, workers) < 1:
         raise InputError(f"--splits {num_splits} and --workers {workers} must be at least 1.")
     instances, methods = load(data), protocol.TUNED | protocol.PLAIN
@@ -138,12 +136,16 @@ Made by `{command}` at commit {commit}.
 
 def runs_csv(runs: Sequence[Run]) -> str:
     """One row per split and method; `values` in the order of the instances in `held_out`."""
+
+    def joined(numbers: Sequence[float]) -> str:
+        return " ".join(f"{number:g}" for number in numbers)
+
     columns = ["split", "method", "value", "held_out", "values", "seconds"]
-    rows = []
-    for run in runs:
-        row = [str(run.split.number), run.method, f"{run.value:.4f}"]
-        row += [" ".join(f"{n:g}" for n in numbers) for numbers in (run.split.held_out, run.values)]
-        rows.append([*row, f"{run.seconds:.2f}"])
+    rows = [
+        [str(run.split.number), run.method, f"{run.value:.4f}"]
+        + [joined(run.split.held_out), joined(run.values), f"{run.seconds:.2f}"]
+        for run in runs
+    ]
     return Table(columns, rows).csv()
 
 
@@ -162,7 +164,7 @@ def log(
     runs: Sequence[Run],
     settings: Mapping[str, Settings],
     out: Path,
-    tags: dict[str, str],
+    tags: Mapping[str, str],
 ) -> int:
     """Log one run per method to MLflow's experiment "cora"; the value of split i is step i.
 
@@ -172,22 +174,22 @@ def log(
     sizes = {"instances": len(instances), "side": instances.edges.shape[1]}
     sizes["crossing"] = int(instances.edges.sum())
     for method, members in by_method(runs).items():
+        params: dict[str, Any] = {"objective": method}
+        if method in settings:
+            params = asdict(settings[method])
+            params |= params["objective"]
+            params["objective"] = type(settings[method].objective).__name__
+        values = [run.value for run in members]
+        low, high = bootstrap(values)
+        summary = {"mean": float(np.mean(values)), "interval_low": low, "interval_high": high}
         folder = files.home() / "runs" / f"cora-{start}-{method.replace(',', '').replace(' ', '-')}"
         with RunLog(folder, experiment="cora", run_name=method) as log:
-            params: dict[str, Any] = {"objective": method}
-            if method in settings:
-                params = asdict(settings[method])
-                objective = type(settings[method].objective).__name__
-                params |= {**params["objective"], "objective": objective}
             log.params(params)
             log.tags(tags)
             types = {"words": "bool", "edges": "bool"}
             log.dataset("cora", instances.digest, "cutslots prepare cora", types, sizes)
             for run in members:
                 log.metrics(run.split.number, {"value": run.value, "seconds": run.seconds})
-            values = [run.value for run in members]
-            low, high = bootstrap(values)
-            summary = {"mean": float(np.mean(values)), "interval_low": low, "interval_high": high}
             log.metrics(len(values), summary)
             log.artifact(out / "table.md")
             log.artifact(out / "runs.csv")

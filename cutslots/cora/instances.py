@@ -130,7 +130,7 @@ def load(directory: Path | str) -> Instances:
     Raises:
         InputError: the folder or one of its files is missing, damaged, or of another dataset.
     """
-    again = "Make it with: cutslots prepare cora RAW OUT --overwrite"
+    again = f"Make it with: cutslots prepare cora RAW {directory} --overwrite"
     manifest, path = _read_manifest(Path(directory)), Path(directory) / INSTANCES
     if manifest is None:
         raise InputError(f"data folder {directory} has no {MANIFEST}. {again}")

@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# MLflow's limits for one call of log_batch, and for the lengths of names and values.
-METRICS_PER_CALL, TEXTS_PER_CALL = 1000, 100
-NAME_LENGTH, PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 250, 6000, 8000, 36
+# MLflow's limits for one call of log_batch, and for the lengths of names. It cuts long values.
+METRICS_PER_CALL, TEXTS_PER_CALL, NAME_LENGTH, DIGEST_LENGTH = 1000, 100, 250, 36
 LOCK_SECONDS = 60.0
 
-# Errors that no retry can fix. All others (dead server, locked database, full
-# disk, missing permission) count as an outage: someone can fix them, and the journal can wait.
+# Errors that no retry can fix. All others (dead server, locked database, full disk, missing
+# permission) count as an outage: someone can fix them, and the journal can wait.
 MISSING, EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
 INVALID = "INVALID_PARAMETER_VALUE"
 PERMANENT = {INVALID, "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE"}
@@ -45,8 +44,7 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 # They log every retry and migration; the run log reports an outage once.
-NOISY = ("alembic.runtime", "mlflow.store.db.utils", "mlflow.utils.validation")
-NOISY += ("urllib3.connectionpool",)
+NOISY = "alembic.runtime mlflow.store.db.utils mlflow.utils.validation urllib3.connectionpool"
 
 
 class OutageError(InputError):
@@ -93,17 +91,15 @@ class Store:
     """A connection to a tracking store. Methods raise `OutageError` or `RefusedError`."""
 
     def __init__(self, uri: str | None = None) -> None:
-        self.uri = absolute(uri) if uri else default_uri()
+        self.uri = uri or default_uri()
         self.database = database_of(self.uri)
         self._client: MlflowClient | None = None
 
     def call(self, request: "Callable[[MlflowClient], T]", refusal: str = "") -> T:
         """The result of `request`, called with a connected client.
 
-        A database gets a second attempt: another process may have locked it for a moment.
-
-        Args:
-            refusal: the beginning of the message of a `RefusedError`.
+        A database gets a second attempt: another process may have locked it for a moment. `refusal`
+        begins the message of a `RefusedError`.
         """
         attempts = 2 if self.database else 1
         while True:
@@ -130,7 +126,7 @@ class Store:
         import mlflow
         from alembic.script import ScriptDirectory
 
-        for name in NOISY:
+        for name in NOISY.split():
             logging.getLogger(name).setLevel(logging.ERROR)
         # MLflow creates a database on first use; processes that do so together break it.
         with self.alone():
@@ -231,10 +227,8 @@ def _send(
                 for name, value in event["values"].items()
             ]
         case "params" | "tags":
-            entity, length = (Param, PARAM_LENGTH) if kind == "params" else (RunTag, TAG_LENGTH)
-            entities = [
-                entity(_legal(name), _cut(text, length)) for name, text in event["values"].items()
-            ]
+            entity = Param if kind == "params" else RunTag
+            entities = [entity(_legal(name), text) for name, text in event["values"].items()]
         case "dataset":
             columns = [
                 {"name": name, "type": str(dtype), "required": True}
@@ -296,17 +290,13 @@ def _legal(name: str) -> str:
     return name
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
 def _brief(error: BaseException) -> str:
     """One line: "Connection refused" and "disk I/O error" say more than their four wrappers."""
     root = error
     while inner := root.__cause__ or root.__context__:
         root = inner
     shown = root if isinstance(root, OSError | sqlite3.Error) and str(root) else error
-    return _cut(without_password(" ".join((str(shown) or repr(shown)).split())), 300)
+    return without_password(" ".join((str(shown) or repr(shown)).split()))[:300]
 
 
 def _is_permanent(error: Exception) -> bool:

@@ -23,16 +23,13 @@ def to_stderr(text: str) -> None:
 
 
 class RunLog:
-    """The log of a training run. A folder that has a journal continues it, and its MLflow run.
+    """The log of a training run in the tracking store `default_uri()`.
 
-    Only `close` waits for the tracking store, and no method fails because of it. Logging
-    after `close` is a ValueError.
+    A folder that has a journal continues it, and its MLflow run. Only `close` waits for the store,
+    and no method fails because of it. Logging after `close` is a ValueError.
 
     Args:
-        run_dir: the run folder, for the journal.
         experiment: name of the MLflow experiment, created if missing.
-        run_name: name of the run in MLflow.
-        tracking_uri: the tracking store; None takes `default_uri()`.
         parent_run_id: MLflow id of the run under which this one is shown (a sweep).
         say: takes one line of text for the user; called from the delivery thread.
 
@@ -46,12 +43,10 @@ class RunLog:
         *,
         experiment: str,
         run_name: str,
-        tracking_uri: str | None = None,
         parent_run_id: str | None = None,
         say: Say = to_stderr,
     ) -> None:
-        self.run_dir = Path(run_dir).absolute()
-        uri = absolute(tracking_uri) if tracking_uri else default_uri()
+        self.run_dir, uri = Path(run_dir).absolute(), default_uri()
         self._journal = Journal(self.run_dir / FILE)
         self._uploader = Uploader(self.run_dir, uri, say)
         self._closed = self._disk_reported = False
@@ -148,7 +143,6 @@ class RunLog:
                 self._disk_reported = True
                 path = self._journal.path
                 self._uploader.say(f"cannot write {path}: {error}; training continues without log")
-        self._uploader.wake()
 
 
 def user() -> str:
@@ -198,10 +192,10 @@ def sync(
             journal.append("metrics", {"step": step, "values": values})
         if status is not None:
             journal.append("status", {"status": status})
-    uri = tracking_uri or openings[-1]["tracking_uri"]
+    uri = absolute(tracking_uri or openings[-1]["tracking_uri"])
     if without_password(default_uri()) == uri:
         uri = default_uri()  # the journal does not keep passwords
-    uploader = Uploader(run_dir, absolute(uri), say, patient=not metrics)
+    uploader = Uploader(run_dir, uri, say, patient=not metrics)
     uploader.start()
     return uploader.finish(timeout)
 

@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 STATE, LOCK = "mlflow.json", "mlflow.lock"
 BATCH, REFUSALS_SHOWN = 500, 10
 PAUSES = 5.0, 60.0  # seconds between attempts at an absent store, first and longest
-GATHER_SECONDS = 1.0  # for which lines are collected into one call
+GATHER_SECONDS = 1.0  # between looks at the journal: many lines go into one call
 
 
 @dataclass
@@ -54,17 +54,12 @@ class Uploader(threading.Thread):
         self.run_dir, self._say, self._patient = run_dir, say, patient
         self.state = Delivered.load(run_dir, without_password(uri))
         self._store = Store(uri)
-        self._new, self._finishing, self._abandoned = (threading.Event() for _ in range(3))
-        self._connected = self._waiting = self._left_to_another = False
-
-    def wake(self) -> None:
-        """Signal a new line."""
-        self._new.set()
+        self._finishing, self._abandoned = threading.Event(), threading.Event()
+        self._waiting = self._left_to_another = False
 
     def finish(self, timeout: float) -> int:
         """Deliver what is left, for at most `timeout` seconds; report and count what remains."""
         self._finishing.set()
-        self._new.set()
         self.join(timeout)
         self._abandoned.set()
         rest = self.pending()
@@ -87,6 +82,12 @@ class Uploader(threading.Thread):
         with suppress(Exception):  # a closed terminal must not end the delivery
             self._say(text)
 
+    def _say_once(self, text: str) -> None:
+        """Say why the delivery waits."""
+        if not self._waiting:
+            self._waiting = True
+            self.say(text)
+
     def run(self) -> None:
         while not self._abandoned.is_set():
             with lock(self.run_dir / LOCK) as held:
@@ -95,41 +96,34 @@ class Uploader(threading.Thread):
                     self.state = Delivered.load(self.run_dir, self.state.tracking_uri)
                     self._deliver()
                     return
-            busy = f"another process is delivering {self.run_dir}"
             if not self._patient:
                 self._left_to_another = True
-                self.say(f"{busy} and will deliver this too")
+                self.say(f"another process is delivering {self.run_dir}, this included")
                 return
-            if not self._waiting:
-                self._waiting = True
-                self.say(f"{busy}; this one waits for it, the journal keeps everything")
+            self._say_once(f"another process is delivering {self.run_dir}; this one waits for it")
             self._abandoned.wait(1.0)
 
     def _deliver(self) -> None:
         failures = 0
         while not self._abandoned.is_set():
             try:
-                if not self._connected:
-                    self._connect()
-                batch = self._next_batch()
-                if batch:
-                    self._send(batch)
+                self._find_run()
+                while not self._abandoned.is_set():
+                    batch = self._next_batch()
+                    if batch:
+                        self._send(batch)
+                    failures = 0
+                    if self._waiting:
+                        self._waiting = False
+                        uri = self.state.tracking_uri
+                        self.say(f"tracking store {uri} is back; delivering what it missed")
+                    if not batch:
+                        if self._finishing.is_set():
+                            return
+                        self._finishing.wait(GATHER_SECONDS)
             except Exception as error:  # an outage, another server, a bug: none ends the delivery
                 failures += 1
-                self._connected = False
                 self._wait_out(error, failures)
-                continue
-            failures = 0
-            if self._waiting:
-                self._waiting = False
-                uri = self.state.tracking_uri
-                self.say(f"tracking store {uri} is back; delivering what it missed")
-            if not batch:
-                if self._finishing.is_set():
-                    return
-                self._new.wait()
-                self._new.clear()
-                self._finishing.wait(GATHER_SECONDS)  # one call takes a thousand values
 
     def _wait_out(self, error: Exception, failures: int) -> None:
         first, longest = PAUSES
@@ -140,14 +134,12 @@ class Uploader(threading.Thread):
             return
         else:
             pause = min(first * 2.0 ** min(failures - 2, 30), longest)
-            if not self._waiting:
-                self._waiting = True
-                cause = str(error) if isinstance(error, OutageError) else repr(error)
-                self.say(f"{cause} Training continues; the journal keeps everything.")
+            cause = str(error) if isinstance(error, OutageError) else repr(error)
+            self._say_once(f"{cause} Training continues; the journal keeps everything.")
         if self._finishing.wait(pause):
             self._abandoned.wait(min(1.0, first))
 
-    def _connect(self) -> None:
+    def _find_run(self) -> None:
         state = self.state
         if state.run_id is None or not self._store.has_run(state.run_id):
             opened = opening(self.run_dir)
@@ -156,7 +148,6 @@ class Uploader(threading.Thread):
             state.experiment_id, state.run_id = self._store.find_or_create(opened)
             state.refused = 0
             self._save(0)  # a store that lost the run gets all of it again
-        self._connected = True
 
     def _next_batch(self) -> list[tuple[dict[str, Any], int]]:
         """The next event, or the metrics events up to another kind, with their ends."""

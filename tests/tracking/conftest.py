@@ -34,11 +34,16 @@ def store(home):
 
 
 @pytest.fixture
-def open_log(home, tmp_path):
-    """Opens a log; the folder names the run."""
-    return lambda name="run", **options: RunLog(
-        tmp_path / name, experiment="e", run_name=name, **options
-    )
+def open_log(home, tmp_path, monkeypatch):
+    """Opens a log, of the store `uri` if given; the folder names the run."""
+
+    def open_log(name="run", uri=None, **options):
+        with monkeypatch.context() as patch:
+            if uri:
+                patch.setenv("MLFLOW_TRACKING_URI", uri)
+            return RunLog(tmp_path / name, experiment="e", run_name=name, **options)
+
+    return open_log
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,17 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
-def client(store):
+def client(store) -> Any:
     """A client of the store at a URI, or of the database in a home folder."""
     from mlflow import MlflowClient
 
     return MlflowClient(f"sqlite:///{store / 'mlflow.db'}" if isinstance(store, Path) else store)
 
 
-def runs_of(store):
+def runs_of(store) -> Any:
     return store.search_runs([store.get_experiment_by_name("e").experiment_id])
 
 

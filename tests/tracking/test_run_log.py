@@ -29,7 +29,7 @@ def test_params_tags_and_metrics_arrive(store, open_log):
     assert run.info.status == "FINISHED"
     assert before <= run.info.start_time <= run.info.end_time <= after
     assert (params["model.cut.gamma"], params["seeds"], params["none"]) == ("0.5", "(0, 1)", "None")
-    assert (len(params["long"]), params["long"][-2:], params["many.249"]) == (6000, "x…", "249")
+    assert (params["long"], params["many.249"]) == ("x" * 6000, "249")
     assert (tags["signature"], tags["mlflow.parentRunId"]) == ("s1", "f" * 32)
     assert points(store, log.run_id, "train/loss") == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert points(store, log.run_id, "iou_0_") == [(0, 0.0), (1, 1.0), (2, 2.0)]
@@ -126,7 +126,7 @@ def test_status_after_an_exception(error, status, store, open_log):
 
 def test_password_is_neither_written_nor_shown(tmp_path, open_log):
     messages = []
-    log = open_log(tracking_uri="http://me:secret@127.0.0.1:1", say=messages.append)
+    log = open_log(uri="http://me:secret@127.0.0.1:1", say=messages.append)
     wait_until(lambda: messages)
     log.close(timeout=0)
     assert "http://me@127.0.0.1:1" in messages[0]
