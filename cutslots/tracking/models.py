@@ -42,16 +42,11 @@ _URI = re.compile(
 
 
 def package_model(export_dir: Path, out_dir: Path, size: int) -> Path:
-    """Write an MLflow model folder around an exported model.
+    """Write an MLflow model to `out_dir`, missing or empty, around an exported model.
 
     After `log.artifact(out_dir, "model")`, `mlflow.pyfunc.load_model("runs:/<run id>/model")`
     loads it. It holds JSON, safetensors and YAML, nothing pickled; loading runs the installed
-    cutslots and no code from the folder.
-
-    Args:
-        export_dir: folder with `config.json` and `weights.safetensors`.
-        out_dir: the folder to write; it must be missing or empty.
-        size: side of the model's label maps in pixels. Images may be whole multiples of it.
+    cutslots and no code from the folder. `size` is the side of the model's label maps in pixels.
     """
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
@@ -96,9 +91,6 @@ def fetch_model(reference: str) -> Path:
     """Download a model from MLflow, every time, because its name can move to another version.
 
     Only a configuration in JSON and weights in safetensors are taken; no code of the model runs.
-
-    Args:
-        reference: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `runs:/ID` for a run's model.
 
     Returns:
         A folder in the cache with `config.json`, `weights.safetensors`, and in `fetched.json`
@@ -164,10 +156,6 @@ def register(name: str, run_id: str, metric: str, value: float) -> Registered:
     registered with, else the `best/` score of its run. A champion without this number, run or
     files is replaced; an equal one is kept.
 
-    Args:
-        name: `cutslots-<dataset>`; created if missing.
-        metric, value: the score on the dataset of that name; stored as tags of the version.
-
     Raises:
         InputError: the store is unreachable, the run has no model there, or `value` is not finite.
     """
@@ -186,24 +174,22 @@ def register(name: str, run_id: str, metric: str, value: float) -> Registered:
             with ignoring(EXISTS):
                 client.create_registered_model(name)
             versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
-            source = f"{run.info.artifact_uri}/{FOLDER}"
-            version = int(
-                versions[0].version
-                if versions
-                else client.create_model_version(name, source, run_id, await_creation_for=0).version
-            )
+            if not versions:
+                source = f"{run.info.artifact_uri}/{FOLDER}"
+                create = client.create_model_version
+                versions = [create(name, source, run_id, await_creation_for=0)]
+            version = str(versions[0].version)
             tags = {"metric": metric, "value": repr(float(value))}
             tags["run"] = run.info.run_name or run_id
             tags["signature"] = run.data.tags.get("signature", "none")
             for tag, text in tags.items():
-                client.set_model_version_tag(name, str(version), tag, text)
-            champion = client.get_registered_model(name).aliases.get(CHAMPION)
-            if champion is not None and int(champion) != version:
-                score = _score(client, name, str(champion), metric)
-                if score is not None and not better(metric, value, score):
-                    return Registered(version, False)
-            client.set_registered_model_alias(name, CHAMPION, str(version))
-            return Registered(version, True)
+                client.set_model_version_tag(name, version, tag, text)
+            champion = str(client.get_registered_model(name).aliases.get(CHAMPION, version))
+            score = None if champion == version else _score(client, name, champion, metric)
+            is_champion = score is None or better(metric, value, score)
+            if is_champion:
+                client.set_registered_model_alias(name, CHAMPION, version)
+            return Registered(int(version), is_champion)
 
     return store.call(request, refusal)
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from cutslots.errors import InputError
+from cutslots.files import lock
 from cutslots.tracking.client import absolute, default_uri, without_password
 from cutslots.tracking.journal import FILE, Journal, events, number, opening, read
-from cutslots.tracking.uploader import Delivered, Say, Uploader
+from cutslots.tracking.uploader import LOCK, Delivered, Say, Uploader
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -195,7 +196,11 @@ def sync(
     uri = absolute(tracking_uri or openings[-1]["tracking_uri"])
     if without_password(default_uri()) == uri:
         uri = default_uri()  # the journal does not keep passwords
-    uploader = Uploader(run_dir, uri, say, patient=not metrics)
+    with lock(run_dir / LOCK) as held:
+        if metrics and not held:
+            say(f"another process is delivering {run_dir}, this included")
+            return 0
+    uploader = Uploader(run_dir, uri, say)
     uploader.start()
     return uploader.finish(timeout)
 

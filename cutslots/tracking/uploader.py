@@ -42,20 +42,14 @@ class Delivered:
 
 
 class Uploader(threading.Thread):
-    """Delivers the lines of a journal in order until `finish`.
+    """Delivers the lines of a journal in order until `finish`."""
 
-    Args:
-        patient: False leaves the lines to a process that is already delivering this journal, and
-            gives up on an absent store after two attempts.
-    """
-
-    def __init__(self, run_dir: Path, uri: str, say: Say, patient: bool = True) -> None:
+    def __init__(self, run_dir: Path, uri: str, say: Say) -> None:
         super().__init__(name=f"run log of {run_dir.name}", daemon=True)
-        self.run_dir, self._say, self._patient = run_dir, say, patient
+        self.run_dir, self._say, self._waiting = run_dir, say, False
         self.state = Delivered.load(run_dir, without_password(uri))
         self._store = Store(uri)
         self._finishing, self._abandoned = threading.Event(), threading.Event()
-        self._waiting = self._left_to_another = False
 
     def finish(self, timeout: float) -> int:
         """Deliver what is left, for at most `timeout` seconds; report and count what remains."""
@@ -63,7 +57,7 @@ class Uploader(threading.Thread):
         self.join(timeout)
         self._abandoned.set()
         rest = self.pending()
-        if rest and not self._left_to_another:
+        if rest:
             self.say(
                 f"{rest} events of this run are not in {self.state.tracking_uri}, but in "
                 f"{self.run_dir / FILE}. Deliver them with: cutslots sync {self.run_dir}"
@@ -96,10 +90,6 @@ class Uploader(threading.Thread):
                     self.state = Delivered.load(self.run_dir, self.state.tracking_uri)
                     self._deliver()
                     return
-            if not self._patient:
-                self._left_to_another = True
-                self.say(f"another process is delivering {self.run_dir}, this included")
-                return
             self._say_once(f"another process is delivering {self.run_dir}; this one waits for it")
             self._abandoned.wait(1.0)
 
@@ -129,9 +119,6 @@ class Uploader(threading.Thread):
         first, longest = PAUSES
         if failures == 1:  # a locked database or a dropped connection takes less than a second
             pause = min(1.0, longest)
-        elif not self._patient:
-            self._abandoned.set()  # `finish` reports what is left
-            return
         else:
             pause = min(first * 2.0 ** min(failures - 2, 30), longest)
             cause = str(error) if isinstance(error, OutageError) else repr(error)

@@ -122,7 +122,8 @@ def test_runs_become_a_table(prepared):
 
 
 @pytest.mark.slow
-def test_every_method_becomes_a_run_in_mlflow(prepared, tmp_path):
+def test_every_method_becomes_a_run_in_mlflow(prepared, tmp_path, copy_database, monkeypatch):
+    monkeypatch.setenv("CUTSLOTS_HOME", str(copy_database(tmp_path / "home")))
     instances = cora.load(prepared)
     runs = list(protocol.run_all(instances, protocol.splits(len(instances), 2), TINY, 1))
     for name in ("table.md", "runs.csv"):

@@ -106,15 +106,6 @@ def test_scores_of_a_living_run_do_not_wait_for_it(store, tmp_path, open_log):
     assert (run.info.status, run.data.metrics) == ("KILLED", {"test/ari": 0.5})
 
 
-def test_scores_do_not_wait_for_an_absent_store(tmp_path, open_log):
-    assert open_log().close() == 0
-    messages = []
-    options = {"tracking_uri": "http://127.0.0.1:9", "say": messages.append}
-    assert sync(tmp_path / "run", metrics={"a": 0.5}, **options) == 3  # it has nothing of the run
-    assert len(messages) == 1
-    assert "cutslots sync" in messages[0]
-
-
 @pytest.mark.parametrize(
     ("error", "status"), [(RuntimeError(), "FAILED"), (KeyboardInterrupt(), "KILLED")]
 )
