@@ -88,9 +88,9 @@ def _read_texts(content: Path, cites: Path) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{path} is not a text file. Give the unpacked file.") from None
         rows = [line.split() for line in lines if line.strip()]
         fields = 2 if path == cites else max(3, len(rows[0]) if rows else 0)
-        for paper, *others in rows or [[""]]:
-            if len(others) != fields - 1:
-                got = f"{paper!r} has {1 + len(others)}"
+        for row in rows or [[""]]:
+            if len(row) != fields:
+                got = f"{row[0]!r} has {len(row)}"
                 raise InputError(f"{path}: every line must have {fields} fields, {got}.")
         tables.append(rows)
     numbers: dict[str, int] = {}
@@ -103,4 +103,4 @@ def _read_texts(content: Path, cites: Path) -> tuple[np.ndarray, np.ndarray]:
     if unknown := {paper for pair in tables[1] for paper in pair} - set(numbers):
         raise InputError(f"{cites}: paper {min(unknown)} is not in {CONTENT}.")
     edges = np.array([[numbers[paper] for paper in pair] for pair in tables[1]])
-    return np.array([words[1:-1] for words in tables[0]]) == "1", edges
+    return np.array([row[1:-1] for row in tables[0]]) == "1", edges

@@ -108,9 +108,9 @@ def find_runs(
         ids = [experiment.experiment_id for experiment in _all(client.search_experiments)]
         if not ids:
             return []
-        found = _all(client.search_runs, ids, where, order_by=list(order_by))
+        results = _all(client.search_runs, ids, where, order_by=list(order_by))
         # A run that is created meanwhile can push another one into the next page too.
-        runs = {run.info.run_id: run for run in itertools.islice(found, limit)}
+        runs = {run.info.run_id: run for run in itertools.islice(results, limit)}
         return [FoundRun.of(run) for run in runs.values()]
 
     refusal = f"MLflow rejects the search {where!r} ordered by {list(order_by)}: "
@@ -193,8 +193,6 @@ def tag_runs(tags: Mapping[str, Mapping[str, Any]]) -> int:
     Returns: the number of runs not tagged because the store is unreachable or lacks the run.
     """
     store, missing = Store(), 0
-    if store.database is not None and not store.database.exists():
-        return len(tags)
     for done, (run_id, values) in enumerate(tags.items()):
         try:
             texts = {name: str(value) for name, value in values.items()}

@@ -121,7 +121,7 @@ class Uploader(threading.Thread):
             pause = min(1.0, longest)
         else:
             pause = min(first * 2.0 ** min(failures - 2, 30), longest)
-            cause = str(error) if isinstance(error, OutageError) else repr(error)
+            cause = str(error) if isinstance(error, OutageError) else f"{error!r}."
             self._say_once(f"{cause} Training continues; the journal keeps everything.")
         if self._finishing.wait(pause):
             self._abandoned.wait(min(1.0, first))

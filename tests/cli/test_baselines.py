@@ -35,7 +35,7 @@ def test_importing_twice_changes_nothing(capsys: pytest.CaptureFixture[str]) -> 
     experiment = client.get_experiment_by_name("published")
     assert experiment is not None
     (found,) = find_runs("tags.method = 'DTI' and tags.dataset = 'clevrtex'")
-    assert found.experiment_id == experiment.experiment_id
+    assert client.get_run(found.run_id).info.experiment_id == experiment.experiment_id
     assert found.status == "FINISHED"
     assert found.metrics["clevrtex_outd/test/ari_fg"] == 0.7367
     assert found.tags["source"] == 'Pervez et al. 2023, Table 1, row "DTI"'
