@@ -53,7 +53,7 @@ def test_sync_waits_for_the_process_that_delivers(tmp_path, open_log):
     log = open_log()
     wait_until(lambda: log.run_id is not None)
     messages = []
-    sync(tmp_path / "run", say=messages.append, timeout=0.3)
+    sync(tmp_path / "run", say=messages.append, timeout=2.0)
     assert "another process is delivering" in messages[0]
     assert log.close() == 0
     with pytest.raises(InputError, match="nothing"):
