@@ -31,7 +31,6 @@ def log_run(
     parent: str | None = None,
     status: Any = "FINISHED",
     experiment: str = "e",
-    tracking_uri: str | None = None,
 ) -> str:
     """Log a run named after `run_dir` and return its MLflow id.
 
@@ -45,8 +44,6 @@ def log_run(
         experiment=experiment,
         run_name=run_dir.name,
         parent_run_id=parent,
-        tracking_uri=tracking_uri,
-        gather=0.02,
     )
     log.params(params or {})
     log.tags(tags or {})

@@ -39,7 +39,7 @@ def command(host: str, port: int) -> int:
         raise InputError(f"no tracking store {database} yet. Train first: cutslots train scenes")
     _check_address(host, port)
     click.echo("MLflow is starting, about ten seconds", err=True)
-    ready(uri)  # upgrades the database of an older MLflow, which its server would refuse
+    ready()  # upgrades the database of an older MLflow, which its server would refuse
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
@@ -63,7 +63,7 @@ def command(host: str, port: int) -> int:
             return server.returncode
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         click.echo(f"MLflow is on {address}; Ctrl-C ends it", err=True)
-        for name, number in itertools.islice(experiments(uri).items(), 5):
+        for name, number in itertools.islice(experiments().items(), 5):
             link = f"{address}/#/experiments/{number}/runs?workflowType=machine_learning"
             click.echo(f"runs of {name}: {link}", err=True)
         click.echo('In the MLflow UI, select "Model training" (top left).', err=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cutslots.tracking import RunLog, add_metrics, events
+from cutslots.tracking import RunLog, add_metrics, default_uri, events, sync
 from cutslots.tracking.journal import FILE
 from cutslots.tracking.models import FETCHED
 from cutslots.train import checkpoint
@@ -14,6 +14,7 @@ from cutslots.train.export import described
 
 ABOUT = "run.json"
 VALIDATION = "validation"
+DELIVERY_SECONDS = 10.0  # for scores, the import of MLflow included
 
 
 def run_folder(checkpoint: Path) -> Path | None:
@@ -96,10 +97,13 @@ def log_scores(
         return
     values = {f"{source}/{split}/{name}": value for name, value in scores.items()}
     if model.is_file() and (folder := run_folder(model)):
-        experiment = json.loads((folder / ABOUT).read_text())["experiment"]
-        step = int(checkpoint.load(model)["step"])
-        with RunLog(folder, experiment=experiment, run_name=folder.name, annotate=True) as log:
-            log.metrics(step, values)
+        step, uri = int(checkpoint.load(model)["step"]), default_uri()
+        if (folder / FILE).is_file():
+            sync(folder, tracking_uri=uri, metrics=values, step=step, timeout=DELIVERY_SECONDS)
+        else:
+            experiment = json.loads((folder / ABOUT).read_text())["experiment"]
+            with RunLog(folder, experiment=experiment, run_name=folder.name) as log:
+                log.metrics(step, values)
     elif (model / FETCHED).is_file():
         fetched = json.loads((model / FETCHED).read_text())
         run_id, step = fetched.get("run_id"), fetched.get("metrics", {}).get("best/step", 0)

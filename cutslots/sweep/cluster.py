@@ -13,7 +13,6 @@ from typing import Any
 from cutslots.errors import InputError
 from cutslots.files import home
 from cutslots.tracking import default_uri
-from cutslots.tracking.client import absolute
 
 CLUSTER = "CUTSLOTS_CLUSTER"  # what an autoscaling cluster can grow to: "GPU=8,CPU=64"
 # Ray settings that save time or output; the user's environment takes priority.
@@ -92,7 +91,7 @@ def _ray(need: Resources) -> Iterator[Any]:
     names = ("CUTSLOTS_DATA", "PYTHONBREAKPOINT", *SETTINGS)
     variables = {name: os.environ[name] for name in names if name in os.environ}
     # Absolute paths: the processes of trials have another working directory.
-    variables |= {"CUTSLOTS_HOME": str(home()), "MLFLOW_TRACKING_URI": absolute(default_uri())}
+    variables |= {"CUTSLOTS_HOME": str(home()), "MLFLOW_TRACKING_URI": default_uri()}
     options: dict[str, Any] = {"address": address}
     if not address:
         options = {

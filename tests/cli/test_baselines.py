@@ -35,7 +35,7 @@ def test_importing_twice_changes_nothing(capsys: pytest.CaptureFixture[str]) -> 
     experiment = client.get_experiment_by_name("published")
     assert experiment is not None
     (found,) = find_runs("tags.method = 'DTI' and tags.dataset = 'clevrtex'")
-    assert found.experiment_id == experiment.experiment_id
+    assert client.get_run(found.run_id).info.experiment_id == experiment.experiment_id
     assert found.status == "FINISHED"
     assert found.metrics["clevrtex_outd/test/ari_fg"] == 0.7367
     assert found.tags["source"] == 'Pervez et al. 2023, Table 1, row "DTI"'
@@ -57,15 +57,15 @@ def test_corrected_result_replaces_the_old() -> None:
     from cutslots.tracking import default_uri
 
     old = Record("key", "a method's", {"source": "a table"}, {"x": 1.0, "y": 2.0})
-    assert import_records("published", [old]) == (1, 0, 0)
+    assert import_records("published", [old]) == {"added": 1}
     corrected = Record("key", "a method's", {"source": "its erratum"}, {"x": 0.5, "y": 2.0})
-    assert import_records("published", [corrected]) == (0, 1, 0)
-    assert import_records("published", [corrected]) == (0, 0, 1)
+    assert import_records("published", [corrected]) == {"changed": 1}
+    assert import_records("published", [corrected]) == {"unchanged": 1}
     (run,) = find_runs("tags.source = 'its erratum'")
     assert run.metrics == {"x": 0.5, "y": 2.0}
     # A deleted run is added again.
     MlflowClient(default_uri()).delete_run(run.run_id)
-    assert import_records("published", [corrected]) == (1, 0, 0)
+    assert import_records("published", [corrected]) == {"added": 1}
 
 
 def test_another_experiment(capsys: pytest.CaptureFixture[str]) -> None:

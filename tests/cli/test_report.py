@@ -10,7 +10,7 @@ from cutslots.tracking import RunLog
 
 def sweep(folder: Path, name: str) -> None:
     """A sweep of one finished run."""
-    with RunLog(folder / name, experiment="e", run_name=name, gather=0.02) as above:
+    with RunLog(folder / name, experiment="e", run_name=name) as above:
         above.params({"dataset": "scenes", "objective": "mse"})
         above.tags({"kind": "sweep", "sweep": name, "state": "finished"})
         above.close("FINISHED", 60)
@@ -19,7 +19,6 @@ def sweep(folder: Path, name: str) -> None:
         experiment="e",
         run_name=f"{name}-0",
         parent_run_id=above.run_id,
-        gather=0.02,
     ) as log:
         log.params({"train.seed": 0})
         log.tags(
@@ -38,7 +37,7 @@ def sweep(folder: Path, name: str) -> None:
 def test_all_or_named_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
         sweep(tmp_path / "runs", name)
-    with RunLog(tmp_path / "runs" / "bare", experiment="e", run_name="bare", gather=0.02) as log:
+    with RunLog(tmp_path / "runs" / "bare", experiment="e", run_name="bare") as log:
         log.tags({"kind": "sweep", "sweep": "bare", "state": "running"})
     assert main(["report", "--out", str(tmp_path / "all")]) == 0
     output = capsys.readouterr()
