@@ -35,6 +35,7 @@ from cutslots.metrics.registry import METRICS
 from cutslots.train.config import RunConfig, preset
 
 Search = Literal["tpe", "random", "grid"]
+SMOKE = ("steps=30", "log_every=5", "eval_every=10", "eval_images=16", "checkpoint_every=10")
 
 
 def uniform(low: float, high: float, step: float | None = None) -> FloatDistribution:
@@ -135,6 +136,18 @@ class Sweep:
         """Early stopping; None with a grid or several objectives."""
         return self.halving if len(self.objectives) == 1 and self.search != "grid" else None
 
+    @property
+    def num_samples(self) -> int:
+        """How many configurations are sampled; none for a grid."""
+        return 0 if self.search == "grid" else self.trials
+
+    @property
+    def total(self) -> int:
+        """How many trials the complete sweep has."""
+        reseeded = min(self.reseed_best, self.num_samples) * (len(self.seeds) - 1)
+        fixed = (len(self.baselines) + len(self.grid)) * len(self.seeds)
+        return fixed + self.num_samples + reseeded
+
     @cached_property
     def base(self) -> RunConfig:
         """The configuration that all trials of the search start from."""
@@ -218,29 +231,27 @@ class Sweep:
         Raises:
             InputError: names the field and its value.
         """
-        searches, seeds, asha = get_args(Search), self.seeds, self.halving or ASHA()
-        problems = {
-            f"name must consist of letters, digits, - _ and ., got {self.name!r}": not re.fullmatch(
+        searches, asha = get_args(Search), self.halving or ASHA()
+        valid = {
+            f"name must consist of letters, digits, - _ and ., got {self.name!r}": re.fullmatch(
                 r"[\w.-]+", self.name
             ),
-            f"seeds must be one or more different integers, got {seeds}": not seeds
-            or len(set(seeds)) < len(seeds),
-            f"trials must be at least 0, got {self.trials}": self.trials < 0,
-            f"reseed_best must be at least 0, got {self.reseed_best}": self.reseed_best < 0,
+            f"seeds must be one or more different integers, got {self.seeds}": self.seeds
+            and len(set(self.seeds)) == len(self.seeds),
+            f"trials must be at least 0, got {self.trials}": self.trials >= 0,
+            f"reseed_best must be at least 0, got {self.reseed_best}": self.reseed_best >= 0,
             f"search must be one of {', '.join(searches)}, got {self.search!r}": self.search
-            not in searches,
-            f"halving must have grace_period in (0, 1) and reduction_factor >= 2, got {asha}": not (
+            in searches,
+            f"halving must have grace_period in (0, 1) and reduction_factor >= 2, got {asha}": (
                 0 < asha.grace_period < 1 and asha.reduction_factor >= 2
             ),
         }
-        for problem in (text for text, applies in problems.items() if applies):
-            raise InputError(f"sweep {self.name!r}: {problem}.")
         for objective in self.objectives:
-            if objective not in METRICS:
-                raise InputError(
-                    f"sweep {self.name!r}: objective must be a validation score, got "
-                    f"{objective!r}. {nearest(objective, list(METRICS))}"
-                )
+            hint = nearest(objective, list(METRICS))
+            problem = f"objective must be a validation score, got {objective!r}. {hint}"
+            valid[problem.rstrip(".")] = objective in METRICS
+        for problem in (text for text, holds in valid.items() if not holds):
+            raise InputError(f"sweep {self.name!r}: {problem}.")
         for baseline in self.baselines.values():
             self.config(baseline)
         for path, distribution in self.full_space.items():
@@ -253,19 +264,12 @@ class Sweep:
         """A sweep that takes minutes: a small preset, 30 steps, one seed, at most three trials."""
         same = self.smoke_preset == self.preset
         own = [(name, b) for name, b in self.baselines.items() if b.preset is None][:1]
-        short = (
-            "steps=30",
-            "log_every=5",
-            "eval_every=10",
-            "eval_images=16",
-            "checkpoint_every=10",
-        )
         kept = [text for text in self.overrides if same and not text.startswith("train.")]
         return replace(
             self,
             name=f"{self.name}-smoke",
             preset=self.smoke_preset,
-            overrides=(*kept, *(f"train.{option}" for option in short)),
+            overrides=(*kept, *(f"train.{option}" for option in SMOKE)),
             baselines={name: baseline if same else Baseline() for name, baseline in own},
             seeds=self.seeds[:1],
             search="random" if self.search == "grid" else self.search,
