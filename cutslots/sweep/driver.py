@@ -8,7 +8,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +189,7 @@ class SweepDriver:
             undelivered = log.close(MLFLOW_STATUS[state], SYNC_SECONDS)
             for trial in self.study.trials(TrialState.RUNNING):  # killed with the sweep
                 if name := trial.user_attrs.get("run"):
-                    self._end_log(runs_dir() / name, "interrupted", None)
+                    end_log(runs_dir() / name, "interrupted", None, self.say)
             undelivered = undelivered or self._deliver_rest()
         self.study.optuna.set_user_attr(COMPLETE, published and not undelivered)
         return {"finished": 0, "interrupted": 130}.get(state, 1)
@@ -319,7 +319,7 @@ class SweepDriver:
             name = self.sweep.name
             log.tags({"sweep": name, f"sweep.{name}": number, "label": trial.label})
             log.close("KILLED", 0.0)
-        self._end_log(trial.run_dir, trial.state, trial.cause)
+        end_log(trial.run_dir, trial.state, trial.cause, self.say)
         took, value = clock(trial.elapsed or 0.0), trial.value
         best = "" if value is None else f", {self.sweep.objectives[0]} {value:.4g}"
         cause = " ".join(Text.from_ansi(trial.cause or "").plain.split())
@@ -343,19 +343,6 @@ class SweepDriver:
                 scores = best.user_attrs.get("scores", {})
                 metrics |= {f"best/{name}": score for name, score in scores.items()}
             self.log.metrics(sum(counts.values()), metrics)
-
-    def _end_log(self, run_dir: Path, state: str, cause: str | None) -> None:
-        """Write the final status to a trial's log unless its process already did.
-
-        Does nothing without a log or while another process trains there.
-        """
-        logged = None if held(run_dir) else latest(run_dir)
-        if logged and logged.status != MLFLOW_STATUS[state]:
-            tags, status = (
-                {"state": state, **({"cause": cause} if cause else {})},
-                MLFLOW_STATUS[state],
-            )
-            tracking.sync(run_dir, status=status, tags=tags, say=self.say, timeout=10.0)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         """Let all running trials write a checkpoint and stop; a second signal interrupts."""
@@ -526,3 +513,14 @@ class SweepDriver:
             f"model {name} version {registered.version}: trial {best.number}, "
             f"{objective} {value:.4f} ({role})"
         )
+
+
+def end_log(run_dir: Path, state: str, cause: str | None, say: Callable[[str], None]) -> None:
+    """Write the final status to a trial's log unless its process already did.
+
+    Does nothing without a log or while another process trains there.
+    """
+    logged, status = None if held(run_dir) else latest(run_dir), MLFLOW_STATUS[state]
+    if logged and logged.status != status:
+        tags = {"state": state, **({"cause": cause} if cause else {})}
+        tracking.sync(run_dir, status=status, tags=tags, say=say, timeout=10.0)
