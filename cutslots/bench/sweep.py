@@ -20,7 +20,6 @@ from cutslots.sweep import ray_backend
 from cutslots.sweep.cluster import Resources, connected, fitting
 from cutslots.sweep.driver import RunOptions, SweepDriver
 from cutslots.sweep.spec import Sweep, loguniform
-from cutslots.sweep.study import Study
 from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.tracking import RunLog, children, events, find_runs, ready
 from cutslots.tracking.journal import latest
@@ -81,7 +80,7 @@ def _sweep(need: Resources, data: Path, count: int, parallel: int) -> tuple[floa
     name = f"bench-{time.time_ns()}"
     sweep = Sweep(name, "scenes", "small", space, trials=count, halving=None, search="random")
     home = data.parent / name
-    driver = SweepDriver(Study(sweep, home), home, RunOptions(data, need))
+    driver = SweepDriver(sweep, home, RunOptions(data, need))
     start = time.perf_counter()
     ray_backend.run(driver, need, parallel, 0, _report_memory)
     seconds, rows = time.perf_counter() - start, driver.trials()

@@ -22,7 +22,7 @@ from cutslots.exit_status import exit_status
 from cutslots.files import home
 from cutslots.runs.lookup import runs_dir
 from cutslots.runs.train import train_run
-from cutslots.sweep.cluster import Resources, check_machine, has_gpus
+from cutslots.sweep.cluster import Resources, resources
 from cutslots.sweep.driver import RunOptions, run
 from cutslots.sweep.spec import Baseline, Sweep
 from cutslots.sweep.study import FILE, Study
@@ -126,13 +126,18 @@ def _adjusted(sweep: Sweep, chosen: SimpleNamespace) -> Sweep:
 
 def _run(sweep: Sweep, chosen: SimpleNamespace) -> int:
     """A dry run, one trial in this process, or the sweep."""
-    folder, resources = home() / "sweeps" / sweep.name, _resources(sweep, chosen)
-    if chosen.dry_run:
-        print(*describe(sweep, folder, resources, chosen.data, chosen.storage), sep="\n")
-        return 0
+    folder = home() / "sweeps" / sweep.name
     if chosen.debug_trial is not None:
         return _debug(sweep, folder, chosen)
-    check_machine(resources)
+    amounts = chosen.workers_per_trial, chosen.cpus_per_trial, chosen.gpus_per_trial
+    need, size = resources(*amounts, start=not chosen.dry_run), sweep.base.optim.batch_size
+    if size % need.workers:
+        raise InputError(
+            f"--workers-per-trial must divide the batch size {size}, got {need.workers}."
+        )
+    if chosen.dry_run:
+        print(*describe(sweep, folder, need, chosen.data, chosen.storage), sep="\n")
+        return 0
     path, tests = find_or_make(sweep, chosen.data, smoke=chosen.smoke), []
     for name in () if chosen.smoke else sweep.test_datasets:
         if test := find_dataset(name):
@@ -144,7 +149,7 @@ def _run(sweep: Sweep, chosen: SimpleNamespace) -> int:
         folder,
         RunOptions(
             data=path,
-            resources=resources,
+            resources=need,
             tests=tuple(tests),
             smoke=chosen.smoke,
             resume=chosen.resume,
@@ -154,23 +159,6 @@ def _run(sweep: Sweep, chosen: SimpleNamespace) -> int:
             storage=chosen.storage,
         ),
     )
-
-
-def _resources(sweep: Sweep, chosen: SimpleNamespace) -> Resources:
-    gpus, cpus, workers = chosen.gpus_per_trial, chosen.cpus_per_trial, chosen.workers_per_trial
-    gpus = float(has_gpus()) if gpus is None else gpus
-    cpus, workers = (2.0 if gpus else 1.0) if cpus is None else cpus, workers or 1
-    if not 0 <= gpus <= 1 or (workers > 1 and 0 < gpus < 1):
-        raise InputError(
-            f"--gpus-per-trial must be 0, 1 or, with one worker, a fraction, got {gpus:g}. "
-            "Use several GPUs with --workers-per-trial."
-        )
-    if cpus <= 0:
-        raise InputError(f"--cpus-per-trial must be positive, got {cpus:g}.")
-    size = sweep.base.optim.batch_size
-    if size % workers:
-        raise InputError(f"--workers-per-trial must divide the batch size {size}, got {workers}.")
-    return Resources(workers, cpus, gpus)
 
 
 def find_or_make(sweep: Sweep, given: str | None, smoke: bool = False) -> Path | str:
@@ -238,7 +226,7 @@ def _debug(sweep: Sweep, folder: Path, chosen: SimpleNamespace) -> int:
 
 
 def describe(
-    sweep: Sweep, folder: Path, resources: Resources, given: str | None, storage: str | None
+    sweep: Sweep, folder: Path, need: Resources, given: str | None, storage: str | None
 ) -> Iterator[str]:
     """Lines of --dry-run: space, trials, data, resources and progress."""
     yield f"sweep {sweep.name}: {sweep.dataset}, preset {sweep.preset} {' '.join(sweep.overrides)}"
@@ -269,7 +257,7 @@ def describe(
     yield f"data: {given or find_dataset(sweep.dataset) or 'not prepared'}"
     for name in sweep.test_datasets:
         yield f"test split of {name}: {find_dataset(name) or 'not prepared, skipped'}"
-    yield f"a trial needs {resources}, {'on Ray Train workers' if resources.train else 'in Tune'}"
+    yield f"a trial needs {need}, {'on Ray Train workers' if need.train else 'in Tune'}"
     yield f"MLflow: {tracking.without_password(tracking.default_uri())}"
     if storage:
         yield f"progress: in {tracking.without_password(storage)}, not read by a dry run"

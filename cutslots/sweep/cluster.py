@@ -59,10 +59,30 @@ class Resources:
         return worker if self.workers == 1 else f"{self.workers} workers with {worker} each"
 
 
-def check_machine(need: Resources) -> None:
-    """Refuse resources that this machine lacks; does nothing if RAY_ADDRESS is set."""
-    if not os.environ.get("RAY_ADDRESS"):
+def resources(
+    workers: int | None, cpus: float | None, gpus: float | None, start: bool = True
+) -> Resources:
+    """What a trial needs, from the command line; by default one GPU if there is one.
+
+    Args:
+        start: refuse resources that this machine lacks, unless RAY_ADDRESS is set.
+
+    Raises:
+        InputError: an amount that is impossible or cannot be met.
+    """
+    gpus = float(has_gpus()) if gpus is None else gpus
+    cpus, workers = (2.0 if gpus else 1.0) if cpus is None else cpus, workers or 1
+    if not 0 <= gpus <= 1 or (workers > 1 and 0 < gpus < 1):
+        raise InputError(
+            f"--gpus-per-trial must be 0, 1 or, with one worker, a fraction, got {gpus:g}. "
+            "Use several GPUs with --workers-per-trial."
+        )
+    if cpus <= 0:
+        raise InputError(f"--cpus-per-trial must be positive, got {cpus:g}.")
+    need = Resources(workers, cpus, gpus)
+    if start and not os.environ.get("RAY_ADDRESS"):
         fitting(need, [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}])
+    return need
 
 
 def has_gpus() -> bool:

@@ -23,7 +23,7 @@ from cutslots import data, tracking
 from cutslots.errors import BusyError, InputError
 from cutslots.files import git_commit, lock, write_text
 from cutslots.metrics.registry import better
-from cutslots.report.tables import Table
+from cutslots.report.tables import Table, score_text
 from cutslots.runs.lookup import finished, runs_dir
 from cutslots.runs.train import signal_handler
 from cutslots.sweep.cluster import Resources, connected, fitting
@@ -79,7 +79,8 @@ def run(sweep: Sweep, folder: Path, options: RunOptions) -> int:
                 f"sweep {folder.name!r} is run by another process. Wait for it, or give another "
                 "--name."
             )
-        study = Study(sweep, folder, options.storage)
+        driver = SweepDriver(sweep, folder, options)
+        study = driver.study
         begun = not options.storage and len(study.trials(TrialState.WAITING)) < len(study.trials())
         if options.retry_failed and (options.resume or not begun):
             study.retry_failed()
@@ -93,7 +94,7 @@ def run(sweep: Sweep, folder: Path, options: RunOptions) -> int:
                 f"sweep {sweep.name!r} exists in {folder} ({study.counts()}). Continue it with "
                 "--resume, or start another one with --name."
             )
-        return SweepDriver(study, folder, options).run()
+        return driver.run()
 
 
 class SweepDriver:
@@ -102,17 +103,17 @@ class SweepDriver:
     `trials` and `say` may be called from any thread, the other methods from one.
     """
 
-    def __init__(self, study: Study, folder: Path, options: RunOptions) -> None:
-        self.study, self.sweep, self.folder, self.options = study, study.sweep, folder, options
+    def __init__(self, sweep: Sweep, folder: Path, options: RunOptions) -> None:
+        self.sweep, self.folder, self.options = sweep, folder, options
         manifest = data.read_manifest(options.data)
         self.digest, self.dataset_name = manifest.digest, data.dataset_name(manifest)
         self.experiment = "smoke" if options.smoke else manifest.source
-        study.claim_data(self.digest)
+        self.study = study = Study(sweep, folder, options.storage, self.digest)
         self.stops = folder / "stops"
         shutil.rmtree(self.stops, ignore_errors=True)  # of an earlier driver
         self.stops.mkdir(parents=True)
-        title, metric = f"{self.sweep.name}: {options.data}", self.sweep.objectives[0]
-        self.display = Display(title, self.trials, lambda: study.total, metric)
+        title = f"{sweep.name}: {options.data}"
+        self.display = Display(title, self.trials, lambda: study.total, sweep.objectives[0])
         self.say = self.display.say
         self.log: RunLog | None = None  # the sweep's own run in MLflow, the parent of its trials
         self.stopping_since: float | None = None
@@ -383,16 +384,16 @@ class SweepDriver:
         front, several = self.study.front(), len(self.sweep.objectives) > 1
         stored, records = self.study.trials(), []
         for trial in sorted(self.trials(), key=lambda t: (ranks.get(t.number, 1e9), t.number)):
-            attributes = stored[trial.number].user_attrs
+            number, attributes = trial.number, stored[trial.number].user_attrs
             records.append(
                 {
-                    "rank": ranks.get(trial.number),
-                    **({"pareto": trial.number in front} if several else {}),
-                    "number": trial.number,
+                    "rank": ranks.get(number),
+                    **({"pareto": number in front} if several else {}),
+                    "number": number,
                     "kind": trial.kind,
                     "label": trial.label,
                     "state": trial.state,
-                    "values": stored[trial.number].params,
+                    "values": stored[number].params,
                     "seed": trial.params["seed"],
                     "step": attributes.get("step"),
                     "scores": attributes.get("scores", {}),
@@ -409,17 +410,16 @@ class SweepDriver:
         names = dict.fromkeys([*sweep.objectives, *SCORES])
         names = [name for name in names if any(name in record["scores"] for record in records)]
         for record in records[:most]:
-            scores = record["scores"]
-            digits = {name: 1 if name == "mse" else 3 for name in names}
+            scores, step, seconds = record["scores"], record["step"], record["seconds"]
             failed = record["state"] == "failed" and record["cause"]
             rows.append(
                 [
                     f"{record['rank'] or ''}{' Pareto' if record.get('pareto') else ''}",
                     str(record["number"]),
                     record["label"],
-                    *(f"{scores[n]:.{digits[n]}f}" if n in scores else "" for n in names),
-                    "" if record["step"] is None else f"{record['step']:,}",
-                    "" if record["seconds"] is None else clock(record["seconds"]),
+                    *(score_text(name, scores.get(name)) for name in names),
+                    "" if step is None else f"{step:,}",
+                    "" if seconds is None else clock(seconds),
                     record["state"] + (f": {record['cause']}" if failed else ""),
                 ]
             )
@@ -431,8 +431,7 @@ class SweepDriver:
 
     def write_table(self) -> Path:
         """Write `table.md` and `trials.json` to the sweep's folder; returns the former."""
-        text = json.dumps(self.records(), indent=1)
-        write_text(self.folder / "trials.json", f"{text}\n")
+        write_text(self.folder / "trials.json", f"{json.dumps(self.records(), indent=1)}\n")
         write_text(self.folder / "table.md", self.markdown())
         return self.folder / "table.md"
 

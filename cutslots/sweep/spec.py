@@ -156,11 +156,7 @@ class Sweep:
     def config(
         self, baseline: Baseline, assignments: Sequence[str] = (), seed: int | None = None
     ) -> RunConfig:
-        """The configuration of one trial.
-
-        Raises:
-            InputError: an assignment or the result is not valid.
-        """
+        """The configuration of one trial; InputError if an assignment or the result is invalid."""
         config = preset(baseline.preset or self.preset)
         shared = self.overrides if baseline.preset is None else ()
         seeds = [] if seed is None else [f"train.seed={seed}"]
@@ -180,11 +176,9 @@ class Sweep:
         Raises:
             InputError: the preset does not have an option, or `overrides` sets it too.
         """
+        names = {text: text.partition("=")[0].strip() for text in self.overrides}
+        fixed = {options.resolve(self.base, name).path: text for text, name in names.items()}
         space = {}
-        fixed = {
-            options.resolve(self.base, assignment.partition("=")[0].strip()).path: assignment
-            for assignment in self.overrides
-        }
         for name, distribution in self.space.items():
             try:
                 path = options.resolve(self.base, name).path
@@ -226,32 +220,26 @@ class Sweep:
         return [dict(zip(self.full_space, row, strict=True)) for row in itertools.product(*values)]
 
     def check(self) -> None:
-        """Validate every field, every baseline, and both ends of every range.
+        """Raise InputError unless every field, baseline and end of a range is valid."""
 
-        Raises:
-            InputError: names the field and its value.
-        """
-        searches, asha = get_args(Search), self.halving or ASHA()
-        valid = {
-            f"name must consist of letters, digits, - _ and ., got {self.name!r}": re.fullmatch(
-                r"[\w.-]+", self.name
-            ),
-            f"seeds must be one or more different integers, got {self.seeds}": self.seeds
-            and len(set(self.seeds)) == len(self.seeds),
-            f"trials must be at least 0, got {self.trials}": self.trials >= 0,
-            f"reseed_best must be at least 0, got {self.reseed_best}": self.reseed_best >= 0,
-            f"search must be one of {', '.join(searches)}, got {self.search!r}": self.search
-            in searches,
-            f"halving must have grace_period in (0, 1) and reduction_factor >= 2, got {asha}": (
-                0 < asha.grace_period < 1 and asha.reduction_factor >= 2
-            ),
-        }
-        for objective in self.objectives:
-            hint = nearest(objective, list(METRICS))
-            problem = f"objective must be a validation score, got {objective!r}. {hint}"
-            valid[problem.rstrip(".")] = objective in METRICS
-        for problem in (text for text, holds in valid.items() if not holds):
-            raise InputError(f"sweep {self.name!r}: {problem}.")
+        def require(holds: Any, text: str) -> None:
+            if not holds:
+                raise InputError(f"sweep {self.name!r}: {text}")
+
+        seeds, asha, searches = self.seeds, self.halving or ASHA(), get_args(Search)
+        text = f"name must consist of letters, digits, - _ and ., got {self.name!r}."
+        require(re.fullmatch(r"[\w.-]+", self.name), text)
+        distinct = bool(seeds) and len(set(seeds)) == len(seeds)
+        require(distinct, f"seeds must be one or more different integers, got {seeds}.")
+        require(self.trials >= 0, f"trials must be at least 0, got {self.trials}.")
+        require(self.reseed_best >= 0, f"reseed_best must be at least 0, got {self.reseed_best}.")
+        names = ", ".join(searches)
+        require(self.search in searches, f"search must be one of {names}, got {self.search!r}.")
+        valid = 0 < asha.grace_period < 1 and asha.reduction_factor >= 2
+        require(valid, f"halving must have grace_period in (0, 1), reduction_factor >= 2: {asha}.")
+        for name in self.objectives:
+            hint = nearest(name, list(METRICS))
+            require(name in METRICS, f"objective must be a validation score, got {name!r}. {hint}")
         for baseline in self.baselines.values():
             self.config(baseline)
         for path, distribution in self.full_space.items():

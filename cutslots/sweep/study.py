@@ -69,12 +69,16 @@ class Study:
     Args:
         folder: gets `study.log` unless `storage` is given.
         storage: an Optuna storage instead: the URL of a database, or the path of a journal file.
+        digest: of the data, if the trials are to run.
 
     Raises:
-        InputError: the study was begun with another definition, or the storage cannot be opened.
+        InputError: the study was begun with another definition or other data, or the storage
+            cannot be opened.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, storage: str | None = None) -> None:
+    def __init__(
+        self, sweep: Sweep, folder: Path, storage: str | None = None, digest: str | None = None
+    ) -> None:
         self.sweep, self.space = sweep, sweep.full_space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -97,7 +101,7 @@ class Study:
             raise InputError(
                 f"the study of sweep {sweep.name!r} cannot be opened: {error}"
             ) from error
-        self._claim_definition()
+        self._claim_definition(digest)
         # A sampler does not save its random state. With the same seed again, a resumed sweep would
         # sample its first trials twice.
         seed = sweep.seeds[0] + 1000 * len(self.trials())
@@ -117,8 +121,16 @@ class Study:
         self._fixed = list(self._fixed_requests())
         self._enqueue_missing()
 
-    def _claim_definition(self) -> None:
+    def _claim_definition(self, digest: str | None) -> None:
         """Refuse a changed definition; baselines, trials and seeds may be added."""
+        data = self.optuna.user_attrs.get("data_digest", digest)
+        if digest not in (None, data):
+            raise InputError(
+                f"sweep {self.sweep.name!r} was begun on data with digest {data}, got data with "
+                f"digest {digest}. Use the same data, or a new --name."
+            )
+        if digest is not None:
+            self.optuna.set_user_attr("data_digest", digest)
         sweep, asha = self.sweep, self.sweep.halving
         space = {path: json.loads(distribution_to_json(d)) for path, d in self.space.items()}
         now = {  # stored: the keys and values stay those of the first version
@@ -144,16 +156,6 @@ class Study:
                 f"sweep {sweep.name!r} was begun with another definition: {'; '.join(texts)}. "
                 "Give this sweep a new --name."
             )
-
-    def claim_data(self, digest: str) -> None:
-        """Record the digest of the data; InputError if the sweep was begun on other data."""
-        before = self.optuna.user_attrs.get("data_digest", digest)
-        if before != digest:
-            raise InputError(
-                f"sweep {self.sweep.name!r} was begun on data with digest {before}, got data with "
-                f"digest {digest}. Use the same data, or a new --name."
-            )
-        self.optuna.set_user_attr("data_digest", digest)
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in these states (default: all), by number. Do not modify them."""

@@ -7,7 +7,6 @@ import pytest
 from cutslots.sweep import Baseline, Sweep, loguniform, randint
 from cutslots.sweep.cluster import Resources, connected
 from cutslots.sweep.driver import RunOptions, SweepDriver
-from cutslots.sweep.study import Study
 from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.train import Ranks
 
@@ -26,14 +25,14 @@ def test_tune_has_parameters_and_metrics(
 
     space = {"cut.gamma": loguniform(0.1, 1.0), "num_slots": randint(3, 5)}
     sweep = Sweep("s", "scenes", "small", space, baselines={"paper": Baseline()}, trials=2)
-    study, need = Study(sweep, tmp_path), Resources()
-    driver = SweepDriver(study, tmp_path, RunOptions(scenes, need))
+    need = Resources()
+    driver = SweepDriver(sweep, tmp_path, RunOptions(scenes, need))
     with connected():
         grid = ray_backend.run(driver, need, 2, 0, trial)
     assert grid is not None
     results = {result.config["trial"]["number"]: result for result in grid if result.config}
     assert len(results) == len({str(result.path) for result in grid}) == 3
-    for number, stored in enumerate(study.trials()):
+    for number, stored in enumerate(driver.study.trials()):
         config, metrics = results[number].config, results[number].metrics
         assert config is not None
         assert metrics is not None

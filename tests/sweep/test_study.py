@@ -115,9 +115,9 @@ def test_trials_and_seeds_and_baselines_can_be_added_but_the_rest_not_changed(tm
     ):
         with pytest.raises(InputError, match=message):
             Study(make(**changes), tmp_path)
-    Study(make(**more), tmp_path).claim_data("0123")
+    Study(make(**more), tmp_path, digest="0123")
     with pytest.raises(InputError, match="digest 0123, .* 4567"):
-        Study(make(**more), tmp_path).claim_data("4567")
+        Study(make(**more), tmp_path, digest="4567")
 
 
 def test_grid_has_every_combination_with_every_seed(tmp_path):
