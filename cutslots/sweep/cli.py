@@ -129,12 +129,11 @@ def _run(sweep: Sweep, chosen: SimpleNamespace) -> int:
     folder = home() / "sweeps" / sweep.name
     if chosen.debug_trial is not None:
         return _debug(sweep, folder, chosen)
-    amounts = chosen.workers_per_trial, chosen.cpus_per_trial, chosen.gpus_per_trial
-    need, size = resources(*amounts, start=not chosen.dry_run), sweep.base.optim.batch_size
-    if size % need.workers:
-        raise InputError(
-            f"--workers-per-trial must divide the batch size {size}, got {need.workers}."
-        )
+    size, workers = sweep.base.optim.batch_size, chosen.workers_per_trial or 1
+    if size % workers:
+        raise InputError(f"--workers-per-trial must divide the batch size {size}, got {workers}.")
+    amounts = chosen.cpus_per_trial, chosen.gpus_per_trial
+    need = resources(workers, *amounts, start=not chosen.dry_run)
     if chosen.dry_run:
         print(*describe(sweep, folder, need, chosen.data, chosen.storage), sep="\n")
         return 0

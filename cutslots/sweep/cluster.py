@@ -60,7 +60,7 @@ class Resources:
 
 
 def resources(
-    workers: int | None, cpus: float | None, gpus: float | None, start: bool = True
+    workers: int, cpus: float | None, gpus: float | None, start: bool = True
 ) -> Resources:
     """What a trial needs, from the command line; by default one GPU if there is one.
 
@@ -71,7 +71,7 @@ def resources(
         InputError: an amount that is impossible or cannot be met.
     """
     gpus = float(has_gpus()) if gpus is None else gpus
-    cpus, workers = (2.0 if gpus else 1.0) if cpus is None else cpus, workers or 1
+    cpus = (2.0 if gpus else 1.0) if cpus is None else cpus
     if not 0 <= gpus <= 1 or (workers > 1 and 0 < gpus < 1):
         raise InputError(
             f"--gpus-per-trial must be 0, 1 or, with one worker, a fraction, got {gpus:g}. "

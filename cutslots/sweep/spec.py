@@ -201,22 +201,18 @@ class Sweep:
         """
         if self.search != "grid":
             return []
-        values = []
+        values: list[list[Any]] = []
         for path, distribution in self.full_space.items():
-            match distribution:
-                case CategoricalDistribution():
-                    values.append(list(distribution.choices))
-                case IntDistribution():
-                    low, high, step = distribution.low, distribution.high, distribution.step
-                    values.append(list(range(low, high + 1, step)))
-                case FloatDistribution(step=float(step)):
-                    count = round((distribution.high - distribution.low) / step) + 1
-                    values.append([distribution.low + step * index for index in range(count)])
-                case _:
-                    raise InputError(
-                        f"sweep {self.name!r}: {path} must have finitely many values in a grid, "
-                        f"got {distribution}. Use choice(...) or a step."
-                    )
+            choices, step = (getattr(distribution, name, None) for name in ("choices", "step"))
+            if isinstance(distribution, IntDistribution | FloatDistribution) and step:
+                count = round((distribution.high - distribution.low) / step) + 1
+                choices = [distribution.low + step * index for index in range(count)]
+            if choices is None:
+                raise InputError(
+                    f"sweep {self.name!r}: {path} must have finitely many values in a grid, "
+                    f"got {distribution}. Use choice(...) or a step."
+                )
+            values.append(list(choices))
         return [dict(zip(self.full_space, row, strict=True)) for row in itertools.product(*values)]
 
     def check(self) -> None:
