@@ -86,7 +86,7 @@ class Display:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self) -> None:
-        """Print a summary if there is no table and the last summary is 30 s old."""
+        """Print a summary without a terminal, if the last one is 30 s old."""
         if not self._live and time.monotonic() - self._status_time >= STATUS_SECONDS:
             self._status_time = time.monotonic()
             with HARMLESS:
