@@ -110,8 +110,9 @@ def command(
                 breakdown,
             )
         count = int(scores["num_images"])
-        log_scores(path, name, batches.split, scores, partial=count < total)
-        if count < total:
+        if count == total:
+            log_scores(path, name, batches.split, scores)
+        else:
             notes.append(f"The first {count:,} of its {total:,} images")
         if figure:
             file = figure if len(names) == 1 else figure.with_stem(f"{figure.stem}-{name}")
