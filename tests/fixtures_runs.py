@@ -1,13 +1,18 @@
 """Runs in a tracking store: logged without training (`make_run`), or trained for a few steps."""
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cutslots import options
 from cutslots.tracking import RunLog, ready
+from cutslots.train.config import RunConfig, preset
+from cutslots.train.export import save_model
 
 TINY = (
     "encoder.channels=8",
@@ -62,12 +67,26 @@ def log_run(
     return log.run_id
 
 
-def train_tiny_run(name: str, *options: str, data: str = "scenes", steps: int = 3) -> None:
+def tiny_config(name: str = "small") -> RunConfig:
+    """A preset with the smallest layers."""
+    assignments = [a for a in TINY if not a.startswith("optim")]
+    return functools.reduce(options.override, assignments, preset(name))
+
+
+def save_tiny_model(folder: Path, name: str = "small", seed: int = 0) -> Path:
+    """Export an untrained model to `folder` and return the folder."""
+    config = tiny_config(name)
+    torch.manual_seed(seed)
+    save_model(config.model.build().state_dict(), config, folder)
+    return folder
+
+
+def train_tiny_run(name: str, *arguments: str, data: str = "scenes", steps: int = 3) -> None:
     """Train a run of a tiny model on prepared data with `cutslots train`."""
     from cutslots.cli import main
 
     overrides = [word for value in TINY for word in ("--set", value)]
-    command = ["train", data, "--name", name, "--steps", str(steps), *overrides, *options]
+    command = ["train", data, "--name", name, "--steps", str(steps), *overrides, *arguments]
     assert main(command) == 0
 
 

@@ -9,22 +9,8 @@ import cutslots
 from cutslots.errors import nearest
 from cutslots.exit_status import exit_status
 
-COMMANDS = (
-    "prepare",
-    "check",
-    "train",
-    "evaluate",
-    "best",
-    "report",
-    "predict",
-    "export",
-    "baselines",
-    "presets",
-    "sync",
-    "ui",
-    "doctor",
-    "bench",
-)
+COMMANDS = ("prepare", "check", "train", "evaluate", "best", "report", "predict", "export")
+COMMANDS += ("baselines", "presets", "sync", "ui", "doctor", "bench")
 
 
 class _Commands(click.Group):
