@@ -155,7 +155,7 @@ def test_from_nothing_to_a_scored_model_in_mlflow(capsys, tmp_path):
     assert main(again) == 0
     assert "scenes/val/ari_fg" in logged("scenes").data.metrics
     (store,) = tracking_store()
-    assert (store.mark, store.text.split(", ")[-1]) == ("ok", "1 runs")
+    assert (store.mark, store.text.split(", ")[-1]) == ("ok", "experiments: 1")
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def tracking_store() -> Iterator[Fact]:
         yield Fact("missing", name, text, "cutslots train scenes")
         return
     try:
-        text = f"{without_password(default_uri())}, {len(experiments())} experiments"
+        text = f"{without_password(default_uri())}, experiments: {len(experiments())}"
         yield Fact("ok", name, text)
     except InputError as error:
         if database is None:
