@@ -22,6 +22,7 @@ TINY = (
     "decoder.channels=8",
     "optim.batch_size=8",
 )
+OVERRIDES = [word for assignment in TINY for word in ("--set", assignment)]
 
 
 def log_run(
@@ -85,9 +86,7 @@ def train_tiny_run(name: str, *arguments: str, data: str = "scenes", steps: int 
     """Train a run of a tiny model on prepared data with `cutslots train`."""
     from cutslots.cli import main
 
-    overrides = [word for value in TINY for word in ("--set", value)]
-    command = ["train", data, "--name", name, "--steps", str(steps), *overrides, *arguments]
-    assert main(command) == 0
+    assert main(["train", data, "--name", name, "--steps", str(steps), *OVERRIDES, *arguments]) == 0
 
 
 @pytest.fixture(scope="session")
