@@ -208,7 +208,7 @@ def test_bad_input_names_the_argument_or_the_remedy(scenes, tmp_path, capsys):
 @pytest.mark.slow
 def test_unreachable_tracking_server_does_not_stop_training(client, scenes, monkeypatch, capsys):
     """Nothing listens on that port; the run finishes, reports it once, and is delivered later."""
-    from cutslots.tracking import sync
+    from cutslots.tracking import default_uri, sync
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     # The second failure reports an outage.
@@ -219,7 +219,7 @@ def test_unreachable_tracking_server_does_not_stop_training(client, scenes, monk
     assert "cutslots sync" in error
     assert (home() / "runs" / "alone" / "checkpoints" / "step-00000010.pt").exists()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert sync(home() / "runs" / "alone") == 0
+    assert sync(home() / "runs" / "alone", tracking_uri=default_uri()) == 0
     run = logged(client)
     assert run.info.status == "FINISHED"
     points = client.get_metric_history(run.info.run_id, "train/loss")

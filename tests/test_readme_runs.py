@@ -54,7 +54,6 @@ class Done:
 
     words: list[str]
     out: str
-    err: str
 
     def values(self, option: str) -> list[str]:
         """The values of an option."""
@@ -88,39 +87,25 @@ def check_run(done: Done) -> None:
     default_name = rf"{done.words[2]}-{preset}-[0-9a-f]{{12}}"
     assert done.values("--name") == [done.run] or re.fullmatch(default_name, done.run)
     load_model(folder)
-    config = json.dumps(json.loads((folder / "config.json").read_text()))
+    config = (folder / "config.json").read_text()
     for assignment in done.values("--set"):
         path, value = assignment.split("=")
-        option = path.rpartition(".")[2]
-        assert re.search(rf'"{option}": {value}\b', config), assignment
+        assert re.search(rf'"{path.rpartition(".")[2]}": {value}\b', config), assignment
     assert (folder / "checkpoints" / "step-00000004.pt").exists()
-    assert list((folder / "figures").iterdir())
 
 
 def check_scores(done: Done) -> None:
-    assert "ARI-FG" in done.out
+    assert all(fact in done.out for fact in ("ARI-FG", *done.values("--by")))
     for path in map(Path, done.values("--figure")):
         with Image.open(path) as image:
-            assert image.width > 100
             assert (getattr(image, "n_frames", 1) > 1) == (path.suffix == ".gif")
     for path in map(Path, done.values("--table")):
         assert path.read_text() in done.out
-        for name in (Path(data).name for data in done.values("--data")):
-            assert f"| {name} " in done.out
-            assert f"fixed tiles: {name} " in done.out
-            assert f"published: {name} " in done.out
-    assert all(key in done.out for key in done.values("--by"))
 
 
 def check_masks(done: Done) -> None:
     (out,) = map(Path, done.values("--out"))
-    size = json.loads((out / "predictions.json").read_text())["model"]["image_size"]
-    assert len(list((out / "overlays").iterdir())) == 2
-    masks = list((out / "masks").iterdir())
-    assert len(masks) == 2
-    for path in masks:
-        with Image.open(path) as image:
-            assert (image.mode, image.size) == ("P", (size, size))
+    assert len(list((out / "masks").iterdir())) == len(list((out / "overlays").iterdir())) == 2
 
 
 def check_export(done: Done) -> None:
@@ -150,24 +135,16 @@ def prints(*facts: str) -> Callable[[Done], None]:
     return check
 
 
+def splits(train: str, val: str, test: str) -> str:
+    return f"--splits train={train},val={val},test={test} --size 32"
+
+
 CHEAP: list[tuple[str, str, Callable[[Done], None]]] = [  # pattern, words that make it cheap, check
     ("cutslots prepare scenes", "--count 60 --size 32", check_dataset),
-    (
-        "cutslots prepare clevr raw data/clevr6",
-        "--splits train=0:12,val=12:18,test=18:24 --size 32",
-        check_dataset,
-    ),
+    ("cutslots prepare clevr raw data/clevr6", splits("0:12", "12:18", "18:24"), check_dataset),
     (r"cutslots prepare clevrtex .*--variant", "--splits test=0:4 --size 32", check_dataset),
-    (
-        "cutslots prepare (clevr|clevrtex) ",
-        "--splits train=0:8,val=8:12,test=12:16 --size 32",
-        check_dataset,
-    ),
-    (
-        "cutslots prepare movi_a ",
-        "--splits train=0:2,val=2:3,test=3:4 --size 32",
-        check_dataset,
-    ),
+    ("cutslots prepare (clevr|clevrtex) ", splits("0:8", "8:12", "12:16"), check_dataset),
+    ("cutslots prepare movi_a ", splits("0:2", "2:3", "3:4"), check_dataset),
     ("cutslots prepare cora ", "", check_dataset),
     ("cutslots check", "", prints("complete")),
     ("cutslots train", f"{SMALLEST} --steps 4", check_run),
@@ -215,7 +192,7 @@ class Walk:
         status = run_words(words)
         output = capsys.readouterr()
         assert not status, f"{shlex.join(words)}: {output.err}"
-        done = Done(words, output.out, output.err)
+        done = Done(words, output.out)
         check(done)
         if words[1] == "train":
             self.runs.append(done.run)

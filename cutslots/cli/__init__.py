@@ -1,6 +1,7 @@
 """The command line: one file per command, each with a click command named `command`."""
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 import click
@@ -32,7 +33,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="CUTSLOTS_HOME is the folder of runs, the tracking store and built-in datasets "
     "(default: ./cutslots-home).",
 )
@@ -43,8 +44,6 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    import sys
-
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cutslots.cli.common import POSITIVE
+
 if TYPE_CHECKING:
     from cutslots.report.leaderboard import Board
 
@@ -16,18 +18,15 @@ DISPENSABLE = ("sweep", "time", "seed", "step", "model")
 
 @click.command
 @click.option("--dataset", help="scored dataset, such as clevrtex_camo (default: one board each)")
-@click.option("--metric", default="ari_fg", show_default=True, help="ari_fg, ari, miou, mse, ...")
+@click.option("--metric", default="ari_fg", help="ari_fg, ari, miou, mse, ...")
 @click.option(
     "--split",
     default="val",
-    show_default=True,
     help="val: best validation scores of training; other splits: scores of `cutslots evaluate`",
 )
 @click.option("--sweep", metavar="NAME", help="only runs of this sweep")
 @click.option("--model", help="only runs of this model, such as slot_attention")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="runs per board"
-)
+@click.option("--limit", type=POSITIVE, default=20, help="runs per board")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def command(
     dataset: str | None,

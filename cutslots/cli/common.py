@@ -18,9 +18,8 @@ MODEL += "run id, or a model URI such as models:/NAME@champion"
 device_option = click.option(
     "--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)"
 )
-batch_size_option = click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True
-)
+POSITIVE = click.IntRange(min=1)
+batch_size_option = click.option("--batch-size", type=POSITIVE, default=32)
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="replace existing output that was made differently"
 )

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from cutslots.cli.common import MODEL, batch_size_option, dataset_path, device_option, progress_bar
+from cutslots.cli.common import (
+    MODEL,
+    POSITIVE,
+    batch_size_option,
+    dataset_path,
+    device_option,
+    progress_bar,
+)
 from cutslots.errors import InputError
 from cutslots.files import git_commit, write_text
 
@@ -16,28 +23,17 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command(help=f"""Score a trained model on one or several datasets, in one table.
 
-MODEL is {MODEL}. A dataset is a folder, its name in CUTSLOTS_HOME/data, or a URI. Scores on a whole
-split are logged to the model's run in MLflow.
+MODEL is {MODEL}. A dataset is a folder, its name in CUTSLOTS_HOME/data, or a URI. With several
+datasets, each gets its own figure. Scores on a whole split go to the model's run in MLflow.
 """)  # fmt: skip
 @click.argument("model", metavar="MODEL")
-@click.option(
-    "--data", metavar="DIR", multiple=True, required=True, help="prepared dataset; repeatable"
-)
+@click.option("--data", metavar="DIR", multiple=True, required=True, help="dataset; repeatable")
 @click.option("--split", help="split to evaluate (default: test, else the only non-training split)")
-@click.option(
-    "--by",
-    metavar="KEY",
-    multiple=True,
-    help="also object IoU grouped by this metadata key, such as material; repeatable",
-)
-@click.option("--images", type=click.IntRange(min=1), help="score at most this many images each")
+@click.option("--by", metavar="KEY", multiple=True, help="object IoU by metadata key; repeatable")
+@click.option("--images", type=POSITIVE, help="score at most this many images each")
 @batch_size_option
 @device_option
-@click.option(
-    "--figure",
-    type=FILE,
-    help="draw images with their masks (.png), clips as .gif; with several datasets one file each",
-)
+@click.option("--figure", type=FILE, help="draw images and masks (.png), clips as .gif")
 @click.option("--table", type=FILE, help="write the table as Markdown")
 @click.option("--json", "json_file", type=FILE, help="write everything as JSON")
 def command(

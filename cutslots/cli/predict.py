@@ -25,6 +25,8 @@ from cutslots.cli.common import (
 from cutslots.errors import InputError, listed
 from cutslots.files import atomic, write_text
 
+EXISTING = click.Path(exists=True, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 LIST = "predictions.json"
 SAVE_SECONDS = 5.0
 THREADS = 4  # for reading and writing images
@@ -43,19 +45,8 @@ image, their sizes and positions). A second run does what is missing. A video mo
 of each folder, in natural order, as the frames of one clip; a slot keeps its number throughout.
 """)  # fmt: skip
 @click.argument("model", metavar="MODEL")
-@click.argument(
-    "images",
-    metavar="IMAGES...",
-    nargs=-1,
-    required=True,
-    type=click.Path(exists=True, path_type=Path),
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="folder of the results",
-)
+@click.argument("images", metavar="IMAGES...", nargs=-1, required=True, type=EXISTING)
+@click.option("--out", required=True, type=FOLDER, help="folder of the results")
 @overwrite_option
 @batch_size_option
 @device_option
@@ -148,7 +139,7 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[str, Path], list
         results = path / os.path.relpath(out.resolve(), path.resolve())
         inside = [
             file
-            for file in path.rglob("[!.]*")
+            for file in path.rglob("*")
             if file.is_file()
             and results not in file.parents
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
@@ -240,14 +231,11 @@ def _earlier(path: Path, weights: str) -> dict[str, dict[str, Any]]:
         return {}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        entries = {entry["name"]: entry for entry in stored["images"]}
-        earlier_weights = stored["model"]["weights"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if stored["model"]["weights"] == weights:
+            return {entry["name"]: entry for entry in stored["images"]}
+        problem = f"is of another model ({stored['model']['weights']})"
+    except (ValueError, KeyError, TypeError):
         problem = "is not a list of predictions"
-    else:
-        if earlier_weights == weights:
-            return entries
-        problem = f"is of another model ({earlier_weights})"
     raise InputError(f"--out: {path} {problem}. Give another --out, or --overwrite.")
 
 

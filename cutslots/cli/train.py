@@ -42,20 +42,13 @@ class _Train(click.Command):
 @click.command(cls=_Train)
 @click.argument("source", metavar="SOURCE")
 @click.option(
-    "--data",
-    metavar="DIR",
-    help="prepared folder, its name in CUTSLOTS_HOME/data, or a URI (default: SOURCE; the built-in "
-    "`scenes` are generated if missing)",
+    "--data", metavar="DIR", help="folder, name in CUTSLOTS_HOME/data, or URI of a dataset"
 )
 @click.option("--preset", help="starting configuration, see `cutslots presets` (default: small)")
-@click.option(
-    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="set an option; repeatable"
-)
+@click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="set an option")
 @click.option("--steps", type=int, help="shorthand for --set train.steps=N")
 @click.option("--seed", type=int, help="shorthand for --set train.seed=N")
-@click.option(
-    "--name", help="run name and folder in CUTSLOTS_HOME/runs (default: made from a hash)"
-)
+@click.option("--name", help="run and its folder in CUTSLOTS_HOME/runs (default: with a hash)")
 @click.option("--experiment", help="MLflow experiment (default: SOURCE)")
 @device_option
 @click.option(
@@ -65,9 +58,7 @@ class _Train(click.Command):
     metavar="[RUN]",
     help="resume this run if it exists; with RUN, resume that run with its own options",
 )
-@click.option(
-    "--debug", is_flag=True, help="no data threads, no bar, anomaly detection, tracebacks"
-)
+@click.option("--debug", is_flag=True, help="no data threads, no bar, anomalies and tracebacks")
 def command(
     source: str,
     data: str | None,
@@ -84,7 +75,8 @@ def command(
     """Train one model in this process, without Ray: breakpoints work.
 
     Metrics, figures and the model go to MLflow. SOURCE is a dataset source such as scenes, clevr,
-    clevrtex or movi_a (`cutslots prepare --help` lists them).
+    clevrtex or movi_a (`cutslots prepare --help` lists them). The default dataset is
+    CUTSLOTS_HOME/data/SOURCE; the built-in `scenes` are generated if missing.
     """
     from cutslots.data import Manifest, local, prepare, sources
     from cutslots.runs.lookup import finished, runs_dir, stored_run

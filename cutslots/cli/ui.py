@@ -22,8 +22,8 @@ SETTINGS = {
 
 
 @click.command
-@click.option("--host", default="127.0.0.1", show_default=True, help="address to bind to")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--host", default="127.0.0.1", help="address to bind to")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000)
 def command(host: str, port: int) -> int:
     """Serve the MLflow UI for the runs on this machine, until Ctrl-C."""
     from cutslots.tracking import database_of, default_uri, experiments, ready, without_password

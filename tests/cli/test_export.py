@@ -72,7 +72,6 @@ def test_program(trained, tmp_path):
     command = [sys.executable, "-m", "cutslots", "export", "low", str(out), "--torch"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "any number of images" in done.stdout
     assert done.stderr == ""
     assert files(out) == sorted([*FILES, "model.pt2"])
     # The card's code loads it.
@@ -88,7 +87,7 @@ def test_program(trained, tmp_path):
 
 def test_model_that_cannot_be_traced(tmp_path, capsys):
     video, out = save_tiny_model(tmp_path / "video", "small-video"), tmp_path / "out"
-    assert main(["export", str(video), str(out), "--torch"]) == 1
+    assert main(["export", str(video), str(out), "--torch"]) == 2
     assert "model.pt2" in capsys.readouterr().err
     assert files(out) == FILES, "everything but the program"
     assert "model.pt2" not in (out / "README.md").read_text()
