@@ -2,8 +2,6 @@
 
 import inspect
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -55,11 +53,12 @@ def _parameter(parameter: inspect.Parameter) -> click.Parameter:
         return click.Option(option, is_flag=True, default=default, help=text)
     metavar = None
     if get_origin(kind) is list:
-        kind, metavar = partial(_split, get_args(kind)[0]), "A,B,..."
+        (item,) = get_args(kind)
+
+        def items(text: str) -> list[Any]:
+            return [item(part) for part in text.split(",")]
+
+        kind, metavar = items, "A,B,..."
     return click.Option(
         option, type=kind, required=required, default=default, help=text, metavar=metavar
     )
-
-
-def _split(item: Callable[[str], Any], text: str) -> list[Any]:
-    return [item(part) for part in text.split(",")]
