@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 
 import click
@@ -43,15 +44,10 @@ def command(host: str, port: int) -> int:
             f"--host {host} --port {port} is not available ({error}). --host must be an address of "
             "this machine; give another --port if that one is taken, or below 1024 without root."
         ) from None
+    click.echo("MLflow is starting, about ten seconds", err=True)
     ready(uri)  # upgrades the database of an older MLflow, which its server would refuse
-
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    click.echo(f"MLflow is on {address} in about ten seconds; Ctrl-C ends it", err=True)
-    for name, number in itertools.islice(experiments(uri).items(), 5):
-        link = f"{address}/#/experiments/{number}/runs?workflowType=machine_learning"
-        click.echo(f"runs of {name}: {link}", err=True)
-    click.echo('In the MLflow UI, select "Model training" (top left).', err=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
@@ -63,6 +59,19 @@ def command(host: str, port: int) -> int:
         start_new_session=True,  # Ctrl-C reaches this process only, which then ends the group
     )
     try:
+        while server.poll() is None:
+            with suppress(OSError):
+                socket.create_connection((host, port), 1.0).close()
+                break
+            time.sleep(0.2)
+        else:
+            return server.returncode
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        click.echo(f"MLflow is on {address}; Ctrl-C ends it", err=True)
+        for name, number in itertools.islice(experiments(uri).items(), 5):
+            link = f"{address}/#/experiments/{number}/runs?workflowType=machine_learning"
+            click.echo(f"runs of {name}: {link}", err=True)
+        click.echo('In the MLflow UI, select "Model training" (top left).', err=True)
         return server.wait()
     except KeyboardInterrupt:
         return 0
