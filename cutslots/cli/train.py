@@ -1,5 +1,6 @@
 """Train one model in this process."""
 
+import io
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,27 @@ class _Train(click.Command):
     """Its help ends with every option of every preset."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from rich.console import Console
+
+        from cutslots.report.tables import Table
         from cutslots.train.config import PRESETS, preset
 
         by_model: dict[str, dict[str, Any]] = {}
         for name in PRESETS:
             by_model.setdefault(preset(name).model_name, {})[name] = preset(name)
-        lines = ["Options for --set, by their full path or any unambiguous suffix:"]
+        console = Console(width=1000, file=io.StringIO(), soft_wrap=True)
+        formatter.write("\nOptions for --set, by their full path or any unambiguous suffix:\n")
         for model, presets in by_model.items():
-            described = options.describe(next(iter(presets.values())))
-            columns = {name: options.flat(config) for name, config in presets.items()}
-            margin = 2 + max(len(option.path) for option in described)
-            widths = {name: max(15, len(name) + 2) for name in columns}
-            header = "".join(f"{name:<{width}}" for name, width in widths.items())
-            lines += ["", f"  {model:<{margin}}{header}"]
-            for option in described:
-                values = "".join(
-                    f"{options.text(columns[name][option.path]):<{width}}"
-                    for name, width in widths.items()
-                )
+            values = [options.flat(config) for config in presets.values()]
+            rows = []
+            for option in options.describe(next(iter(presets.values()))):
                 kind = ", ".join(filter(None, (options.type_name(option.type), option.range)))
-                lines.append(f"  {option.path:<{margin}}{values}{option.help} ({kind})")
-        formatter.write("\n" + "\n".join(lines) + "\n")
+                texts = [options.text(value[option.path]) for value in values]
+                rows.append([option.path, *texts, f"{option.help} ({kind})"])
+            with console.capture() as capture:
+                console.print(Table([model, *presets, ""], rows).rich())
+            lines = [line.rstrip() for line in capture.get().splitlines()]
+            formatter.write("\n".join(["", *lines, ""]))
 
 
 @click.command(cls=_Train)
