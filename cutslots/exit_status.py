@@ -14,14 +14,8 @@ from cutslots.errors import InputError, NonFiniteLossError
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # as shells report SIGINT and SIGPIPE
 
 # No error of a file system leaves a half-written file.
-REMEDIES = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        "Free some space or choose another folder, then run the same command again.",
-    ),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a writable folder."),
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ENOENT), "Give another path."),
-}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+WRONG_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT}
 
 
 def exit_status(
@@ -69,8 +63,10 @@ def _user_message(error: Exception) -> str | None:
     text = str(error).strip()
     if isinstance(error, InputError | NonFiniteLossError):
         return text
-    if isinstance(error, OSError) and error.errno in REMEDIES:
-        return f"{error.strerror}: {error.filename or 'disk'}. {REMEDIES[error.errno]}"
+    if isinstance(error, OSError) and error.errno in DISK_FULL | WRONG_PATH:
+        remedy = "Free some space" if error.errno in DISK_FULL else "Use another path"
+        name = error.filename or "disk"
+        return f"{error.strerror}: {name}. {remedy}, then run the same command again."
     # By torch's message: the class of its error exists for GPUs only.
     out_of_memory = re.search(r"can't allocate memory|out of memory", text)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory):

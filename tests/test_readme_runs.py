@@ -49,7 +49,7 @@ ELSEWHERE = {  # commands that take Ray, a server or minutes -> the test that ru
 CLEVR6_SPLITS = "--splits train=0:12,val=12:18,test=18:24 --size 32"
 CHEAP = [  # pattern, words that make the command cheap, facts that it prints
     ("cutslots prepare scenes", "--count 60 --size 32", "6 test,48 train,32 x 32"),
-    ("cutslots prepare clevr raw data/clevr6", CLEVR6_SPLITS, "6 test"),
+    ("cutslots prepare clevr raw data/clevr6", CLEVR6_SPLITS, "at most 6 objects"),
     ("cutslots prepare clevrtex .*--variant", "--splits test=0:4 --size 32", "4 test"),
     ("cutslots prepare clevrtex", "--splits train=0:8,val=8:12,test=12:16 --size 32", "4 test"),
     ("cutslots prepare clevr ", "--splits train=0:8,val=8:12,test=12:16 --size 32", "4 test"),
