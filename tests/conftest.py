@@ -10,7 +10,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from fixtures_runs import copy_database, make_run, mlflow_database  # noqa: E402, F401
+from fixtures_runs import copy_database, make_run  # noqa: E402, F401
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -56,10 +56,9 @@ def log_run(
     )
     log.params(params or {})
     log.tags(tags or {})
-    for at, values in {
-        **(history or {}),
-        step: {**(history or {}).get(step, {}), **(metrics or {})},
-    }.items():
+    points = dict(history or {})
+    points[step] = {**points.get(step, {}), **(metrics or {})}
+    for at, values in points.items():
         log.metrics(at, values)
     for folder, path in (artifacts or {}).items():
         log.artifact(path, folder)
@@ -96,20 +95,17 @@ def make_run() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: creating one takes seconds, `copy_database` does not."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    ready(f"sqlite:///{path}")
-    return path
+def copy_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that puts an empty MLflow database into a home folder and returns the folder.
 
-
-@pytest.fixture(scope="session")
-def copy_database(mlflow_database: Path) -> Callable[[Path], Path]:
-    """A function that puts an empty MLflow database into a home folder and returns the folder."""
+    Creating a database takes seconds.
+    """
+    database = tmp_path_factory.mktemp("database") / "mlflow.db"
+    ready(f"sqlite:///{database}")
 
     def copy(home: Path) -> Path:
         home.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(mlflow_database, home / "mlflow.db")
+        shutil.copyfile(database, home / "mlflow.db")
         return home
 
     return copy

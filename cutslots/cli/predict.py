@@ -166,19 +166,12 @@ def find_images(paths: Iterable[Path], out: Path) -> tuple[dict[str, Path], list
 
 
 class Square(NamedTuple):
-    """The part of an image that a model sees.
+    """The part of an image that a model sees."""
 
-    Attributes:
-        pixels: for the model, uint8 (size, size, 3).
-        shown: the same part for overlays, uint8 (tile, tile, 3).
-        size: width and height of the upright image.
-        box: left, top, right, bottom of the part in it.
-    """
-
-    pixels: np.ndarray
-    shown: np.ndarray
-    size: tuple[int, int]
-    box: tuple[int, int, int, int]
+    pixels: np.ndarray  # for the model, uint8 (size, size, 3)
+    shown: np.ndarray  # the same part for overlays, uint8 (tile, tile, 3)
+    size: tuple[int, int]  # width and height of the upright image
+    box: tuple[int, int, int, int]  # left, top, right, bottom of the part in it
 
 
 def load(path: Path, size: int, tile: int) -> Square:

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +164,7 @@ def test_interrupted_run_resumes(model, tmp_path, monkeypatch, capsys):
     assert entries(out) == entries(uninterrupted)
     for name in entries(out):
         np.testing.assert_array_equal(mask(out, name), mask(uninterrupted, name))
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_video_model_sees_clips(tmp_path):
@@ -235,31 +234,6 @@ def test_bad_output_folders(model, tmp_path, capsys):
     (out / "predictions.json").write_text("[]")
     assert run(model, image, out) == 2
     assert "predictions.json" in capsys.readouterr().err
-
-
-def test_results_are_written_atomically(model, tmp_path):
-    """A reader never sees half of a file."""
-    for number in range(30):
-        noise(tmp_path / "in" / f"{number}.png", 32, 32, number)
-    out, stop, seen = tmp_path / "out", threading.Event(), []
-
-    def look() -> None:
-        while not stop.is_set():
-            for path in out.rglob("[0-9]*.png"):
-                with Image.open(path) as image:
-                    image.load()
-                seen.append(path)
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        assert run(model, tmp_path / "in", out, "--batch-size", "4") == 0
-    finally:
-        stop.set()
-        thread.join()
-    assert seen
-    assert not list(out.rglob("*.tmp"))
 
 
 def test_same_file_twice_is_one_image(tmp_path):
