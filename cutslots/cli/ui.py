@@ -45,7 +45,7 @@ def command(host: str, port: int) -> int:
             "this machine; give another --port if that one is taken, or below 1024 without root."
         ) from None
     click.echo("MLflow is starting, about ten seconds", err=True)
-    ready(uri)  # upgrades the database of an older MLflow, which its server would refuse
+    ready()  # upgrades the database of an older MLflow, which its server would refuse
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     server = subprocess.Popen(
@@ -68,7 +68,7 @@ def command(host: str, port: int) -> int:
             return server.returncode
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         click.echo(f"MLflow is on {address}; Ctrl-C ends it", err=True)
-        for name, number in itertools.islice(experiments(uri).items(), 5):
+        for name, number in itertools.islice(experiments().items(), 5):
             link = f"{address}/#/experiments/{number}/runs?workflowType=machine_learning"
             click.echo(f"runs of {name}: {link}", err=True)
         click.echo('In the MLflow UI, select "Model training" (top left).', err=True)
