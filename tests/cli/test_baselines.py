@@ -52,7 +52,7 @@ def test_corrected_result_replaces_the_old(client):
         import_records("published", [corrected])
         (run,) = find_runs()
         assert (run.tags["source"], run.metrics) == ("its erratum", {"x": 0.5, "y": 2.0})
-    client.delete_run(run.run_id)
+    client.delete_run(find_runs()[0].run_id)
     import_records("published", [corrected])
     assert len(find_runs()) == 1, "a deleted run is added again"
 
