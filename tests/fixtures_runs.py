@@ -1,13 +1,18 @@
 """Runs in a tracking store: logged without training (`make_run`), or trained for a few steps."""
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from cutslots import options
 from cutslots.tracking import RunLog, ready
+from cutslots.train.config import RunConfig, preset
+from cutslots.train.export import save_model
 
 TINY = (
     "encoder.channels=8",
@@ -17,6 +22,7 @@ TINY = (
     "decoder.channels=8",
     "optim.batch_size=8",
 )
+OVERRIDES = [word for assignment in TINY for word in ("--set", assignment)]
 
 
 def log_run(
@@ -47,10 +53,9 @@ def log_run(
     )
     log.params(params or {})
     log.tags(tags or {})
-    for at, values in {
-        **(history or {}),
-        step: {**(history or {}).get(step, {}), **(metrics or {})},
-    }.items():
+    points = dict(history or {})
+    points[step] = {**points.get(step, {}), **(metrics or {})}
+    for at, values in points.items():
         log.metrics(at, values)
     for folder, path in (artifacts or {}).items():
         log.artifact(path, folder)
@@ -59,13 +64,25 @@ def log_run(
     return log.run_id
 
 
-def train_tiny_run(name: str, *options: str, data: str = "scenes", steps: int = 3) -> None:
+def tiny_config(name: str = "small") -> RunConfig:
+    """A preset with the smallest layers."""
+    assignments = [a for a in TINY if not a.startswith("optim")]
+    return functools.reduce(options.override, assignments, preset(name))
+
+
+def save_tiny_model(folder: Path, name: str = "small", seed: int = 0) -> Path:
+    """Export an untrained model to `folder` and return the folder."""
+    config = tiny_config(name)
+    torch.manual_seed(seed)
+    save_model(config.model.build().state_dict(), config, folder)
+    return folder
+
+
+def train_tiny_run(name: str, *arguments: str, data: str = "scenes", steps: int = 3) -> None:
     """Train a run of a tiny model on prepared data with `cutslots train`."""
     from cutslots.cli import main
 
-    overrides = [word for value in TINY for word in ("--set", value)]
-    command = ["train", data, "--name", name, "--steps", str(steps), *overrides, *options]
-    assert main(command) == 0
+    assert main(["train", data, "--name", name, "--steps", str(steps), *OVERRIDES, *arguments]) == 0
 
 
 @pytest.fixture(scope="session")
@@ -75,20 +92,17 @@ def make_run() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: creating one takes seconds, `copy_database` does not."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    ready(f"sqlite:///{path}")
-    return path
+def copy_database(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """A function that puts an empty MLflow database into a home folder and returns the folder.
 
-
-@pytest.fixture(scope="session")
-def copy_database(mlflow_database: Path) -> Callable[[Path], Path]:
-    """A function that puts an empty MLflow database into a home folder and returns the folder."""
+    Creating a database takes seconds.
+    """
+    database = tmp_path_factory.mktemp("database") / "mlflow.db"
+    ready(f"sqlite:///{database}")
 
     def copy(home: Path) -> Path:
         home.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(mlflow_database, home / "mlflow.db")
+        shutil.copyfile(database, home / "mlflow.db")
         return home
 
     return copy

@@ -14,7 +14,7 @@ def command() -> None:
 
 
 @command.command("import")
-@click.option("--experiment", default="published", show_default=True, help="MLflow experiment")
+@click.option("--experiment", default="published", help="MLflow experiment")
 def import_(experiment: str) -> None:
     """Log them to MLflow, one finished run per method and training dataset.
 

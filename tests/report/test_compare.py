@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cutslots.__main__ import main
+from cutslots.cli import main
 from cutslots.errors import InputError
 from cutslots.report.plots import write_comparison
 
