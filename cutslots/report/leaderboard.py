@@ -115,16 +115,17 @@ def leaderboards(
         raise InputError(f"--split {split}: no run has scores on it. {hint}")
     if dataset is not None:
         if (dataset, split) not in by_split:
-            names = sorted(name for name, _ in by_split)
+            names = ", ".join(sorted(name for name, _ in by_split))
             raise InputError(
-                f"--dataset {dataset}: no scores on {split}. {nearest(dataset, names)}"
+                f"--dataset {dataset}: no scores on {split}. Scored datasets: {names}."
             )
         by_split = {(dataset, split): by_split[dataset, split]}
     boards = [_board(on, metric, scored, limit) for on, scored in by_split.items()]
     boards = [board for board in boards if board.num_runs + board.num_unranked]
     if not boards:
         names = sorted({n for on, scored in by_split.items() for r in scored for n in r.scores[on]})
-        raise InputError(f"--metric {metric}: no scores on {split}. {nearest(metric, names)}")
+        hint = f"Available scores: {', '.join(names)}."
+        raise InputError(f"--metric {metric}: no scores on {split}. {hint}")
     return sorted(boards, key=lambda board: (-board.num_runs, board.dataset))
 
 
