@@ -22,7 +22,7 @@ def command(sweeps: tuple[str, ...], out: Path, compare: str | None) -> None:
     """
     from cutslots.report.pages import write_report
     from cutslots.report.plots import write_comparison
-    from cutslots.report.sweep import sweep_names
+    from cutslots.report.scored_run import sweep_names
 
     names = list(dict.fromkeys(sweeps or sweep_names()))
     # First because it refuses bad input: the reports of many runs take a while.
