@@ -24,7 +24,7 @@ SWEEP = [
         dataset=dataset,
         dataset_options={"style": style},
         preset="small",
-        overrides=(*STEPS, "cut.gamma_terminal=none", "cut.gamma_vertex=none"),
+        overrides=STEPS,
         space={"cut.reach": choice(0.35, 0.7, 1.4, 2.8, 5.6)},
         baselines={"slot-attention": Baseline("slot-attention-small", STEPS)},
         objective="miou",

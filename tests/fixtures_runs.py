@@ -14,6 +14,18 @@ from cutslots.tracking import RunLog, ready
 from cutslots.train.config import RunConfig, preset
 from cutslots.train.export import save_model
 
+EARLIER_SMALL = (  # assignments that make `small` the model of versions before its recipe
+    "composition=decoder",
+    "color.steps=0",
+    "color.ramp=0",
+    "window.kind=none",
+    "weights.num_layers=2",
+    "weights.dilated=false",
+    "cut.reach=none",
+    "cut.gamma_terminal=0.05",
+    "cut.gamma_vertex=0.05",
+    "train.best_metric=ari_fg",
+)
 TINY = (
     "encoder.channels=8",
     "weights.hidden=8",

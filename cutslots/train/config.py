@@ -138,7 +138,7 @@ def small() -> RunConfig:
             composition="cut",
             encoder=EncoderConfig(channels=24, num_layers=3),
             weights=WeightsConfig(hidden=32, num_layers=4, dilated=True, norm=True),
-            cut=CutConfig(gamma_terminal=0.05, gamma_vertex=0.05),
+            cut=CutConfig(reach=2.236),
             slots=SlotsConfig(size=32, hidden=64),
             decoder=DecoderConfig(start=4, channels=24, num_refine=0),
             color=ColorConfig(steps=600, ramp=600),

@@ -34,7 +34,7 @@ def test_data_may_be_a_dataset_name(plain, capsys):
     assert "plane" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("assignment", ["cut.reach=3", "image_size=31"])
+@pytest.mark.parametrize("assignment", ["cut.gamma_vertex=3", "image_size=31"])
 def test_refused_run_prints_one_line(assignment, plain, capsys):
     assert main([*TRAIN, "--set", assignment]) == 2
     output = capsys.readouterr()
@@ -77,4 +77,4 @@ def test_best_metric_is_printed(plain, capsys):
     checkpoint.save(checkpoint.path_of(run / "checkpoints", config.train.steps), state, 1)
     write_text(run / "config.json", to_json(config))
     assert main([*TRAIN, "--name", "done", "--set", "best_metric=miou"]) == 0
-    assert "best miou 0.5000 at step 500 of 2000\n" in capsys.readouterr().out
+    assert "best miou 0.5000 at step 500 of 2500\n" in capsys.readouterr().out

@@ -86,9 +86,7 @@ def test_paper_presets_have_the_papers_sizes(name, channels, total, sizes):
 
 
 def test_reach_sets_the_gammas_of_terminals_and_vertices():
-    config = preset("small")
-    for assignment in ("cut.gamma_terminal=none", "cut.gamma_vertex=none", "cut.reach=2.5"):
-        config = options.override(config, assignment)
+    config = options.override(preset("small"), "cut.reach=2.5")
     gamma = config.model.cut.build(8, 8).gamma
     assert gamma.edge == 0.5
     assert gamma.terminal == gamma.vertex
@@ -107,14 +105,14 @@ def test_the_foreground_is_the_source_or_the_sink_side(small):
     [
         ("model.image_size=31", "image_size.*even.*31"),
         ("decoder.start=3", "image_size.*decoder.start.*32.*3"),
-        ("cut.reach=2.5", "cut.reach.*2.5.*gamma_terminal.*0.05"),
+        ("cut.gamma_vertex=0.05", "cut.reach.*2.236.*gamma_vertex.*0.05"),
     ],
 )
 def test_bad_options_are_refused(assignment, message):
     config = options.override(preset("small"), assignment)
     with pytest.raises(InputError, match=message):
         config.model.build()
-    if "reach" in assignment:
+    if "gamma" in assignment:
         with pytest.raises(InputError, match=message):
             options.check(config)
 
@@ -123,8 +121,6 @@ def test_bad_options_are_refused(assignment, message):
 def test_gamma_and_the_temperatures_of_potentials_are_one_knob(factor):
     torch.manual_seed(0)
     base = preset("small")
-    for gamma in ("gamma_terminal", "gamma_vertex"):
-        base = options.override(base, f"cut.{gamma}=none")
     scaled, images = base, torch.rand(2, 3, 32, 32, dtype=torch.float64) * 2 - 1
     for path in ("cut.gamma", "temperature.object", "temperature.foreground"):
         value = options.flat(base)[f"model.{path}"]

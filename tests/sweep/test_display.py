@@ -43,7 +43,7 @@ def test_table_fits_the_terminal(tmp_path: Path, width: int) -> None:
     assert "demo: data" in lines[0]
     row = lines[2]
     assert row.split()[0] == "1"
-    assert all(cell in row for cell in ("gamma 0.31", "running", "500/2000", "0.71", "1:02:05"))
+    assert all(cell in row for cell in ("gamma 0.31", "running", "500/2500", "0.71", "1:02:05"))
     assert ("num_slots 5" in row) == (width == 200), "only a narrow table cuts the settings"
     assert "best ari_fg 0.8 (trial 0)" in " ".join(" ".join(lines).split())
     assert any("more" in line for line in lines)

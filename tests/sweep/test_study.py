@@ -25,7 +25,8 @@ RECORDED = [
 
 def make(**changes) -> Sweep:
     settings = {"name": "t", "dataset": "scenes", "preset": "small", "space": SPACE, "trials": 4}
-    return Sweep(**{**settings, "halving": None, **changes})
+    more = {"halving": None, "overrides": ("train.steps=2000",)}
+    return Sweep(**{**settings, **more, **changes})
 
 
 def following(study: Study) -> Trial:
