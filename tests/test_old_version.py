@@ -150,6 +150,7 @@ def test_old_weights_have_the_same_scores(name: str, old: Path) -> None:
     assert main(["evaluate", model, "--data", data, "--json", "scores.json"]) == 0
     scores = json.loads(Path("scores.json").read_text())["sets"][0]["scores"]
     recorded = RECORD["scores"][name]
+    scores = {score: scores[score] for score in recorded}  # there are more today
     assert scores == (recorded if EXACT else pytest.approx(recorded, rel=1e-3, abs=1e-2))
     assert snapshot(old / "factors") == factors  # found, not computed again
 

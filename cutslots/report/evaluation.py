@@ -83,7 +83,7 @@ def scores_table(result: Mapping[str, Any]) -> str:
         facts.append(f"trained on {result['trained_on']}")
     facts.append(f"cutslots commit {result['commit'] or 'unknown'}")
     about = (
-        "ARI-FG, ARI and mIoU are of the alpha masks"
+        "ARI-FG, ARI and mIoU are of the alpha masks; mIoU_fg leaves out the background"
         f"{'; cut scores are of the cut masks' if 'cut_ari_fg' in names else ''}. MSE is summed"
         f" over an image in [0, 1] of {side} x {side}. Means over images."
     )

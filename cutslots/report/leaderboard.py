@@ -26,7 +26,16 @@ from cutslots.report.scored_run import (
 from cutslots.report.tables import clock, score_text
 from cutslots.tracking import find_runs
 
-MORE_SCORES = ("ari_fg", "ari", "miou", "mse", "cut_ari_fg", "video_ari_fg", "video_ari")
+MORE_SCORES = (
+    "ari_fg",
+    "ari",
+    "miou",
+    "miou_fg",
+    "mse",
+    "cut_ari_fg",
+    "video_ari_fg",
+    "video_ari",
+)
 
 
 @dataclass(frozen=True)

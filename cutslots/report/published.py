@@ -1,8 +1,9 @@
 """Published results, from `published.csv`.
 
 Scores have our names and units: ARI-FG, ARI and mIoU are fractions where publications print per
-cent, MSE is summed over an image in [0, 1] of 128 x 128. A `_spread` column has the published +-
-of a score; `num_images` is the least number of images that a row is a mean over.
+cent, mIoU without the background is mIoU_fg, MSE is summed over an image in [0, 1] of 128 x 128. A
+`_spread` column has the published +- of a score; `num_images` is the least number of images that a
+row is a mean over.
 """
 
 import csv

@@ -43,7 +43,7 @@ START_SECONDS = 10.0  # how long a sweep that stops waits for trials that wait f
 STOP_SECONDS = 120.0  # how long trials may take to write their checkpoints when the sweep stops
 RAY_OUTPUT = "ray.txt"
 COMPLETE = "over"  # user attribute of a study whose results are all in MLflow
-SCORES = ("ari_fg", "ari", "miou", "mse", "cut_ari_fg")  # columns of the table of trials
+SCORES = ("ari_fg", "ari", "miou", "miou_fg", "mse", "cut_ari_fg")  # columns of the table of trials
 
 
 @dataclass(frozen=True)

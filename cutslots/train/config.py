@@ -56,7 +56,7 @@ class TrainConfig:
     best_metric: str = option(
         "ari_fg",
         "validation score that selects the best checkpoint; video_* needs clips",
-        choices=("ari_fg", "ari", "miou", "mse", "video_ari_fg", "video_ari"),
+        choices=("ari_fg", "ari", "miou", "miou_fg", "mse", "video_ari_fg", "video_ari"),
     )
 
 

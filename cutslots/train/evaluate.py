@@ -46,10 +46,10 @@ def evaluate(
 ) -> tuple[dict[str, float], Sample]:
     """Mean scores over the items of `batches`, images or whole clips, and a sample of them.
 
-    Scores: `ari_fg`, `ari`, `miou` by the alpha masks, `cut_*` by the cuts of models that have
-    them; `mse` summed over an image in [0, 1] at the model's size, `mse_mean` its mean over values;
-    `num_images`. On clips these are means over frames, and `video_*` and `video_cut_*` score all
-    pixels of a clip as one label map, in which an object has to keep its identity.
+    Scores: `ari_fg`, `ari`, `miou`, `miou_fg` by the alpha masks, `cut_*` by the cuts of models
+    that have them; `mse` summed over an image in [0, 1] at the model's size, `mse_mean` its mean
+    over values; `num_images`. On clips these are means over frames, and `video_*` and `video_cut_*`
+    score all pixels of a clip as one label map, in which an object has to keep its identity.
 
     Args:
         max_images: images or frames to score, from the first on (whole clips); None: all.
@@ -153,7 +153,7 @@ class _Tiles(nn.Module):
 def tiles_scores(
     batches: Batches, num_slots: int, size: int, max_images: int | None = None
 ) -> dict[str, float]:
-    """The `ari_fg`, `ari`, `miou` and, on clips, `video_*` that `evaluate` gives `metrics.tiles`.
+    """The scores of masks, and on clips `video_*`, that `evaluate` gives `metrics.tiles`.
 
     Args:
         num_slots, size: of the model that is compared with the tiles.
