@@ -33,7 +33,7 @@ SWEEP = Sweep(
         "slot-attention": Baseline("slot-attention-clevr", ("num_slots=8",)),
     },
     seeds=(0, 1, 2),
-    objective="video_ari",
+    objective="video_miou",
     trials=30,
     halving=ASHA(grace_period=0.08, reduction_factor=3),
     test_datasets=("movi_a",),

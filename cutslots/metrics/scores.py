@@ -29,8 +29,8 @@ def segmentation(true: Labels, pred: Labels, num_slots: int | None = None) -> di
     return {
         "ari_fg": _adjusted_rand(table[:, 1:]),
         "ari": _adjusted_rand(table),
-        "miou": _mean_iou(iou, occupied),
-        "miou_fg": _mean_iou(iou[:, 1:], occupied[:, 1:]),
+        "miou": _mean_iou(iou, occupied, table.device),
+        "miou_fg": _mean_iou(iou[:, 1:], occupied[:, 1:], table.device),
     }
 
 
@@ -73,7 +73,7 @@ def miou(true: Labels, pred: Labels, num_slots: int | None = None) -> Scores:
     Source: the ClevrTex benchmark's evaluator (its `mIoU`); the definition of the paper's own row
     of Table 1, by the code published with it.
     """
-    return _mean_iou(*_matched_iou(contingency(true, pred, num_slots)))
+    return _mean_iou(*_matched_iou(contingency(true, pred, num_slots)), true.device)
 
 
 def miou_fg(true: Labels, pred: Labels, num_slots: int | None = None) -> Scores:
@@ -91,7 +91,7 @@ def miou_fg(true: Labels, pred: Labels, num_slots: int | None = None) -> Scores:
     definition of the baselines' rows in the paper's Table 1.
     """
     iou, occupied = _matched_iou(contingency(true, pred, num_slots))
-    return _mean_iou(iou[:, 1:], occupied[:, 1:])
+    return _mean_iou(iou[:, 1:], occupied[:, 1:], true.device)
 
 
 def object_iou(
@@ -107,7 +107,7 @@ def object_iou(
     Source: the ClevrTex benchmark's evaluator, its `obj_iou`.
     """
     table = contingency(true, pred, num_slots)
-    iou = _matched_iou(table)[0][:, 1 : table.shape[1]]
+    iou = torch.from_numpy(_matched_iou(table)[0]).to(table.device)[:, 1 : table.shape[1]]
     return iou.masked_fill(table[:, 1:].sum(2) == 0, torch.nan)
 
 
@@ -159,12 +159,12 @@ def _adjusted_rand(table: Table) -> Scores:
     return torch.where((only_true == 0) & (only_pred == 0), torch.ones_like(score), score)
 
 
-def _mean_iou(iou: Tensor, occupied: Tensor) -> Scores:
+def _mean_iou(iou: np.ndarray, occupied: np.ndarray, device: torch.device) -> Scores:
     pairs = occupied.sum(1)
-    return torch.where(pairs > 0, iou.sum(1) / pairs.clamp(min=1), 1.0)
+    return torch.from_numpy(np.where(pairs > 0, iou.sum(1) / np.maximum(pairs, 1), 1)).to(device)
 
 
-def _matched_iou(table: Table) -> tuple[Tensor, Tensor]:
+def _matched_iou(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """IoU of each true mask with its partner, and whether either has a pixel: `(batch, masks)`."""
     # Padded to a square, as in the benchmark: every mask gets a partner, possibly an empty one.
     size = max(table.shape[1:])
@@ -172,11 +172,9 @@ def _matched_iou(table: Table) -> tuple[Tensor, Tensor]:
     table = torch.nn.functional.pad(table, padding).double()
     true_area, pred_area = table.sum(2), table.sum(1)
     union = true_area[:, :, None] + pred_area[:, None, :] - table
-    device = table.device
     iou = torch.where(union > 0, table / union, torch.zeros_like(table)).cpu().numpy()
     partner = np.array([linear_sum_assignment(image, maximize=True)[1] for image in iou], int)
     partner = partner.reshape(len(iou), size)
     matched = np.take_along_axis(iou, partner[:, :, None], axis=2)[:, :, 0]
     partner_area = np.take_along_axis(pred_area.cpu().numpy(), partner, axis=1)
-    occupied = (true_area.cpu().numpy() > 0) | (partner_area > 0)
-    return torch.from_numpy(matched).to(device), torch.from_numpy(occupied).to(device)
+    return matched, (true_area.cpu().numpy() > 0) | (partner_area > 0)

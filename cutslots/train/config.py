@@ -9,6 +9,7 @@ from typing import Any
 
 from cutslots import models, options
 from cutslots.errors import InputError, nearest
+from cutslots.metrics.registry import SCORES
 from cutslots.models import genesis_v2, min_cut_slots, min_cut_video, slot_attention
 from cutslots.models.min_cut_slots import ColorConfig, CutConfig, WindowConfig
 from cutslots.models.slot_attention import AttentionConfig
@@ -56,7 +57,7 @@ class TrainConfig:
     best_metric: str = option(
         "ari_fg",
         "validation score that selects the best checkpoint; video_* needs clips",
-        choices=("ari_fg", "ari", "miou", "miou_fg", "mse", "video_ari_fg", "video_ari"),
+        choices=(*SCORES, *(f"video_{score}" for score in SCORES if score != "mse")),
     )
 
 

@@ -54,7 +54,7 @@ def test_json(capsys):
     assert (scenes["dataset"], scenes["num_runs"], len(scenes["entries"])) == ("scenes", 2, 1)
     keys = {"rank", "value", "scores", "model", "settings", "run_id", "name", "step", "seconds"}
     assert keys <= scenes["entries"][0].keys()
-    assert tex["published"][0]["source"].startswith("Miyato")
+    assert tex["published"][1]["source"].startswith("Miyato")
 
 
 @pytest.mark.parametrize("width", [160, 60])

@@ -23,6 +23,7 @@ from cutslots.train.evaluate import tiles_scores
 from cutslots.train.export import load_weights
 
 MATERIALS = ("brick", "moss")
+KINDS = ("ari_fg", "ari", "miou", "miou_fg")  # scores of masks
 
 
 @pytest.fixture(scope="module")
@@ -102,18 +103,18 @@ def test_several_datasets_in_one_table(datasets, model, copy_database, tmp_path,
         expected, _ = evaluate(trained, batches, torch.device("cpu"))
         assert scores == pytest.approx(expected, abs=2e-3), "other batches, other rounding"
         assert logged.metrics[f"{name}/test/ari_fg"] == pytest.approx(scores["ari_fg"])
-        numbers = [f"{scores[score]:.4f}" for score in ("ari_fg", "ari", "miou")]
-        cut = [f"{scores[f'cut_{score}']:.4f}" for score in ("ari_fg", "ari", "miou")]
+        numbers = [f"{scores[score]:.4f}" for score in KINDS]
+        cut = [f"{scores[f'cut_{score}']:.4f}" for score in KINDS]
         images = str(batches.num_scenes)
         assert cells(table, name) == [name, "test", images, *numbers, f"{scores['mse']:.2f}", *cut]
         assert row["tiles"] == pytest.approx(tiles_scores(batches, 4, 32))
-        tiles = [f"{row['tiles'][score]:.4f}" for score in ("ari_fg", "ari", "miou")]
-        assert cells(table, f"fixed tiles: {name}")[3:] == [*tiles, "", "", "", ""]
+        tiles = [f"{row['tiles'][score]:.4f}" for score in KINDS]
+        assert cells(table, f"fixed tiles: {name}")[3:] == [*tiles, *[""] * 5]
         assert f"- {name}: digest {batches.manifest.digest}, " in table
         assert (tmp_path / f"masks-{name}.png").is_file()
 
     assert rows[0]["published"] is None
-    paper = ["test", "", "0.726", "", "0.38", "577", "", "", ""]
+    paper = ["test", "", "0.726", "", "0.38", "", "577", "", "", "", ""]
     assert cells(table, "published: clevrtex_outd")[1:] == paper
     reasons = rows[2]["published"]["not_comparable"]
     assert reasons == [
@@ -207,5 +208,5 @@ def test_clips_beside_images(datasets, model, tmp_path):
     assert (scenes["name"], scenes["scores"]["num_images"]) == ("scenes", 5)
     assert list(scenes["by"]) == ["shape"]
     assert "Objects of clips are not grouped." in table
-    assert cells(table, "movi_a")[10] == f"{movi['scores']['video_ari_fg']:.4f}"
-    assert cells(table, "scenes")[10] == ""
+    assert cells(table, "movi_a")[12] == f"{movi['scores']['video_ari_fg']:.4f}"
+    assert cells(table, "scenes")[12] == ""

@@ -136,12 +136,13 @@ def test_evaluations_are_on_the_board_of_their_dataset(ids):
 
 def test_notes_name_publications_and_known_differences(ids):
     boards = {board.dataset: board for board in leaderboards()}
-    unranked, a, b, c, ours = notes(boards["clevrtex"])
+    unranked, quoted, a, b, c, ours = notes(boards["clevrtex"])
     assert unranked == "without a finite ari_fg: 1"
-    assert a.startswith("[a] Miyato et al. 2025")
+    assert quoted.startswith("[a] Biza et al. 2023, as quoted by")
+    assert a.startswith("[b] Miyato et al. 2025")
     assert "clusters of features are scored, not masks of a decoder" in a
-    assert b.startswith("[b] the checkpoint that Pervez et al. published")
-    assert c.startswith("[c] Pervez et al. 2023, Table 1. Protocol: ")
+    assert b.startswith("[c] the checkpoint that Pervez et al. published")
+    assert c.startswith("[d] Pervez et al. 2023, Table 1. Protocol: ")
     assert "1,000 images, published on at least 5,000 (3 of 4 runs)" in ours
     assert notes(boards["scenes"]) == []
 
