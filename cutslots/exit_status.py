@@ -14,16 +14,8 @@ from cutslots.errors import InputError, NonFiniteLossError
 USAGE_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141  # as shells report SIGINT and SIGPIPE
 
 # No error of a file system leaves a half-written file.
-REMEDIES = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        "Free some space or choose another folder, then run the same command again.",
-    ),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a writable folder."),
-    errno.EISDIR: "Give the path of a file.",
-    errno.ENOTDIR: "Give a path whose parents are all folders.",
-    errno.ENOENT: "Give a path that exists, or a new one in a folder that exists.",
-}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+WRONG_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT}
 
 
 def exit_status(
@@ -50,40 +42,35 @@ def exit_status(
     except (KeyboardInterrupt, click.Abort):
         print(interrupted, file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of standard output may have left, as after `| head`.
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+        return BROKEN_PIPE
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
-            return BROKEN_PIPE
-        message = user_message(error)
+        message = _user_message(error)
         if message is None or debug:
             raise
         print(f"error: {message}", file=sys.stderr)
         return USAGE_ERROR
 
 
-def user_message(error: Exception) -> str | None:
+def _user_message(error: Exception) -> str | None:
     """The message to print for an error that the user can fix; None for a fault of cutslots."""
+    text = str(error).strip()
     if isinstance(error, InputError | NonFiniteLossError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in REMEDIES:
-        return f"{error.strerror}: {error.filename or 'disk'}. {REMEDIES[error.errno]}"
+        return text
+    if isinstance(error, OSError) and error.errno in DISK_FULL | WRONG_PATH:
+        remedy = "Free some space" if error.errno in DISK_FULL else "Use another path"
+        name = error.filename or "disk"
+        return f"{error.strerror}: {name}. {remedy}, then run the same command again."
     # By torch's message: the class of its error exists for GPUs only.
-    memory = r"can't allocate memory|out of memory"
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and re.search(memory, str(error))
-    ):
-        detail = str(error).strip().partition("\n")[0]
-        return (
-            f"not enough memory{': ' if detail else ''}{detail}. "
-            "Try a smaller batch size, image size or model; --debug shows the traceback."
-        )
+    out_of_memory = re.search(r"can't allocate memory|out of memory", text)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory):
+        detail = f": {text.splitlines()[0]}" if text else ""
+        remedy = "Try a smaller batch size, image size or model; --debug shows the traceback."
+        return f"not enough memory{detail}. {remedy}"
     return None
-
-
-def _stdout_is_closed() -> bool:
-    """Whether the reader of standard output has left, as after `| head`; discards the rest."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    closed = any(event & select.POLLERR for _, event in poll.poll(0))
-    if closed:  # Python flushes once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return closed

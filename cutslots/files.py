@@ -6,7 +6,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -68,38 +68,26 @@ def lock(path: Path, timeout: float = 0) -> Iterator[bool]:
     A file system without locks (NFS without lockd, some FUSE mounts) costs a warning, and True.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file_lock = FileLock(path)
-    acquired = True
-    try:
-        file_lock.acquire(timeout=timeout)
-    except Timeout:
-        acquired = False
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
-            raise
-        warnings.warn(
-            f"{path.parent} is on a file system without locks; do not run two processes on it.",
-            stacklevel=3,
-        )
-    try:
+    with ExitStack() as stack:
+        acquired = True
+        try:
+            stack.enter_context(FileLock(path).acquire(timeout=timeout))
+        except Timeout:
+            acquired = False
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+                raise
+            text = "is on a file system without locks; do not run two processes on it."
+            warnings.warn(f"{path.parent} {text}", stacklevel=3)
         yield acquired
-    finally:
-        file_lock.release()  # does nothing if it was not acquired
 
 
 def git_commit(folder: Path) -> str | None:
     """The commit at `folder`, with "-dirty" if tracked files differ; None without git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        commit, status = (
-            subprocess.run(
-                ["git", "-C", str(folder), *arguments],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=30,
-            ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
-        )
+        return subprocess.run(
+            [*command, "--exclude=*"], check=True, capture_output=True, text=True, timeout=30
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}-dirty" if status else commit

@@ -26,10 +26,14 @@ def option(
     choices: Sequence[str] = (),
 ) -> Any:
     """A dataclass field with a help text and what `check` checks: inclusive range, odd, choices."""
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help, "low": low, "high": high, "odd": odd, "choices": tuple(choices)},
-    )
+    span = " | ".join(choices)
+    if low is not None:
+        span = f">= {low}" if high is None else f"{low} to {high}"
+    elif high is not None:
+        span = f"<= {high}"
+    limits = {"low": low, "high": high, "odd": odd, "choices": tuple(choices)}
+    range = ", ".join(filter(None, (span, "odd" if odd else "")))
+    return dataclasses.field(default=default, metadata={"help": help, "range": range, **limits})
 
 
 class Option(NamedTuple):
@@ -50,8 +54,8 @@ def describe(config: Any, prefix: str = "") -> list[Option]:
         if dataclasses.is_dataclass(value):
             options += describe(value, f"{path}.")
         else:
-            help = field.metadata.get("help", "")
-            options.append(Option(path, types[field.name], value, help, _range(field.metadata)))
+            help, range = (field.metadata.get(key, "") for key in ("help", "range"))
+            options.append(Option(path, types[field.name], value, help, range))
     return options
 
 
@@ -117,7 +121,7 @@ def check(config: Any, prefix: str = "") -> None:
             fits &= value == value and not (field.metadata.get("odd") and value % 2 == 0)
         if not fits:
             hint = f" {nearest(str(value), choices)}" if choices else ""
-            raise InputError(f"{name} must be {_range(field.metadata)}, got {value!r}.{hint}")
+            raise InputError(f"{name} must be {field.metadata['range']}, got {value!r}.{hint}")
     if hasattr(config, "check"):
         config.check()
 
@@ -159,14 +163,3 @@ def type_name(kind: Any) -> str:
 def text(value: Any) -> str:
     """A value as `parse` reads it."""
     return "none" if value is None else str(value)
-
-
-def _range(metadata: Any) -> str:
-    if metadata.get("choices"):
-        return " | ".join(metadata["choices"])
-    low, high, span = metadata.get("low"), metadata.get("high"), ""
-    if low is not None:
-        span = f">= {low}" if high is None else f"{low} to {high}"
-    elif high is not None:
-        span = f"<= {high}"
-    return ", ".join(filter(None, (span, "odd" if metadata.get("odd") else "")))

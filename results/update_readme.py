@@ -14,7 +14,7 @@ from cutslots.report.tables import Table, mean_and_deviation
 
 RESULTS = Path(__file__).parent
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
-SCORES = ("ari_fg", "tiles_ari_fg", "cut_ari_fg", "ari", "miou", "mse")
+SCORES = ("ari_fg", "tiles_ari_fg", "cut_ari_fg", "ari", "miou", "miou_fg", "mse")
 
 
 def results_table(folder: Path) -> str:

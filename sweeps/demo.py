@@ -15,7 +15,7 @@ Expected: the best trial has an ARI-FG above 0.9 on 200 validation scenes, an un
 
 from cutslots.sweep import ASHA, Baseline, Sweep, loguniform, main
 
-STEPS = ("train.steps=2000", "train.eval_every=250")
+STEPS = ("train.steps=2500", "train.eval_every=250")
 
 SWEEP = Sweep(
     name="demo",
@@ -29,6 +29,7 @@ SWEEP = Sweep(
     },
     baselines={"small": Baseline(), "slot-attention": Baseline("slot-attention-small", STEPS)},
     seeds=(1,),
+    objective="miou",
     trials=4,
     halving=ASHA(grace_period=0.125, reduction_factor=2),
 )

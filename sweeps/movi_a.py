@@ -22,7 +22,8 @@ SWEEP = Sweep(
     preset="paper-movi",
     space={
         "cut.gamma": loguniform(0.05, 5.0),
-        "cut.gamma_edge": loguniform(0.05, 20.0),
+        "cut.reach": loguniform(0.3, 8.0),
+        "temperature.foreground": loguniform(0.1, 5.0),
         "matching.temperature": loguniform(0.02, 1.0),  # only its product with gamma matters
         "model.distance": choice(1, 2, 5),
         "optim.learning_rate": loguniform(1e-4, 1e-3),
@@ -32,7 +33,7 @@ SWEEP = Sweep(
         "slot-attention": Baseline("slot-attention-clevr", ("num_slots=8",)),
     },
     seeds=(0, 1, 2),
-    objective="video_ari_fg",
+    objective="video_miou",
     trials=30,
     halving=ASHA(grace_period=0.08, reduction_factor=3),
     test_datasets=("movi_a",),

@@ -10,17 +10,13 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from fixtures_runs import copy_database, make_run, mlflow_database  # noqa: E402, F401
+from fixtures_runs import copy_database, make_run  # noqa: E402, F401
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-RAY = (
-    "browser",
-    "cluster",
-    "sweep",
-)  # folders whose tests start Ray, or stop every Ray of this user
+RAY = ("browser", "cluster", "sweep")  # folders of tests that start Ray, or stop all of this user
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
@@ -47,3 +43,4 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.setenv("CUTSLOTS_FACTORS", str(tmp_path_factory.mktemp("factors")))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)  # Ray sets it for subprocesses too

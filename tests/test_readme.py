@@ -46,7 +46,9 @@ def test_python_blocks_run(code, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cutslots ")])
-def test_commands_parse(command):
+def test_commands_parse(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()  # predict refuses a folder that is not there
     parse(shlex.split(command)[1:])
 
 

@@ -10,9 +10,9 @@ import psutil
 
 from cutslots import options
 from cutslots.bench.timing import provenance, show
-from cutslots.data import Batches, Scene, sources
+from cutslots.data import Batches, Manifest, Scene, sources
 from cutslots.data import prepare as prepare_dataset
-from cutslots.data.shards import Info, write
+from cutslots.data.shards import writing
 
 # Images of the published datasets; of MOVi-A, 24 frames of 9,703 training clips.
 PUBLISHED = {"clevr": 100_000, "clevrtex": 50_000, "movi_a": 24 * 9_703}
@@ -61,8 +61,9 @@ def batches(
     for size in (count // 5, count):
         with tempfile.TemporaryDirectory(prefix="cutslots-bench-") as folder:
             out = Path(folder) / "dataset"
-            info = Info("random", {}, {}, {"train": (0, size)})
-            write(lambda done, size=size: _random_scenes(size), out, info)
+            with writing(out, Manifest("random", {}, {}, {"train": (0, size)})) as writer:
+                writer.write(_random_scenes(size))
+                writer.finish(size)
             results.append(_read(out, epochs))
     return provenance() | {"sets": results}
 
@@ -73,7 +74,6 @@ def _random_scenes(count: int):
     for index in range(count):
         image = generator.integers(0, 256, (128, 128, 3), dtype=np.uint8)
         yield "train", Scene(str(index), image, mask, ({},) * 3)
-    return count
 
 
 def _read(directory: Path, epochs: int) -> dict[str, float]:

@@ -17,10 +17,9 @@ from cutslots.bench.timing import measure, provenance, show
 from cutslots.data import prepare, sources
 from cutslots.errors import InputError
 from cutslots.sweep import ray_backend
-from cutslots.sweep.cluster import Resources, connected
-from cutslots.sweep.driver import SweepContext, SweepDriver
+from cutslots.sweep.cluster import Resources, connected, fitting
+from cutslots.sweep.driver import RunOptions, SweepDriver
 from cutslots.sweep.spec import Sweep, loguniform
-from cutslots.sweep.study import Study
 from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.tracking import RunLog, children, events, find_runs, ready
 from cutslots.tracking.journal import latest
@@ -63,9 +62,9 @@ def _sweeps(need: Resources, counts: list[int], data: Path) -> list[dict[str, An
         open(data.parent / "ray.txt", "a") as log,
         redirect_stdout(log),
         redirect_stderr(log),
-        connected(need) as parallel,
+        connected(need.train) as nodes,
     ):
-        ray_seconds = time.perf_counter() - start
+        ray_seconds, parallel = time.perf_counter() - start, fitting(need, nodes)
         for count in counts:
             first, _ = _sweep(need, data, 1, parallel)  # pays for the start of its processes
             seconds, megabytes = _sweep(need, data, count, parallel)
@@ -80,11 +79,11 @@ def _sweep(need: Resources, data: Path, count: int, parallel: int) -> tuple[floa
     space = {"optim.learning_rate": loguniform(1e-5, 1e-2)}
     name = f"bench-{time.time_ns()}"
     sweep = Sweep(name, "scenes", "small", space, trials=count, halving=None, search="random")
-    home, context = data.parent / name, SweepContext(data, "scenes", "bench")
-    driver = SweepDriver(Study(sweep, home), context, home, None, lambda text: None)
+    home = data.parent / name
+    driver = SweepDriver(sweep, home, RunOptions(data, need))
     start = time.perf_counter()
     ray_backend.run(driver, need, parallel, 0, _report_memory)
-    seconds, rows = time.perf_counter() - start, driver.rows()
+    seconds, rows = time.perf_counter() - start, driver.trials()
     if [row.state for row in rows] != ["finished"] * count:
         raise RuntimeError(f"trials failed: {[(row.state, row.cause) for row in rows][:3]}")
     return seconds, median(row.value or 0 for row in rows)

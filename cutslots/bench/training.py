@@ -102,6 +102,8 @@ def build(
     torch.manual_seed(0)
     cut = replace(run.model.cut, solver=variant.solver)
     model = replace(run.model, cut=cut).build().to(device)
+    if model.detail is not None:  # the steps after the phase of constant colors, which take longest
+        model.detail.step = model.detail.wait + model.detail.length
     dtype: torch.dtype = getattr(torch, variant.precision)
     torch.backends.cudnn.benchmark = variant.search
     if variant.channels_last:

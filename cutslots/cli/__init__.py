@@ -1,6 +1,7 @@
 """The command line: one file per command, each with a click command named `command`."""
 
 import importlib
+import sys
 from collections.abc import Sequence
 
 import click
@@ -9,22 +10,8 @@ import cutslots
 from cutslots.errors import nearest
 from cutslots.exit_status import exit_status
 
-COMMANDS = (
-    "prepare",
-    "check",
-    "train",
-    "evaluate",
-    "best",
-    "report",
-    "predict",
-    "export",
-    "baselines",
-    "presets",
-    "sync",
-    "ui",
-    "doctor",
-    "bench",
-)
+COMMANDS = ("prepare", "check", "train", "evaluate", "best", "report", "predict", "export")
+COMMANDS += ("import-published", "baselines", "presets", "sync", "ui", "doctor", "bench")
 
 
 class _Commands(click.Group):
@@ -36,7 +23,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"{__name__}.{cmd_name}").command
+        return importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}").command
 
     def resolve_command(self, ctx, args):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
@@ -46,7 +33,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="CUTSLOTS_HOME is the folder of runs, the tracking store and built-in datasets "
     "(default: ./cutslots-home).",
 )
@@ -57,8 +44,6 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    import sys
-
     words = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int | None:

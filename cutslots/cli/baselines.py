@@ -14,7 +14,7 @@ def command() -> None:
 
 
 @command.command("import")
-@click.option("--experiment", default="published", show_default=True, help="MLflow experiment")
+@click.option("--experiment", default="published", help="MLflow experiment")
 def import_(experiment: str) -> None:
     """Log them to MLflow, one finished run per method and training dataset.
 
@@ -28,8 +28,9 @@ def import_(experiment: str) -> None:
         raise InputError("--experiment must be a name, got an empty one. Leave it out or name one.")
     done = import_records(experiment, records())
     click.echo(
-        f"published results in experiment {experiment!r}: {done.made} runs added, {done.changed} "
-        f"changed, {done.unchanged} unchanged. Compare: cutslots best, cutslots ui"
+        f"published results in experiment {experiment!r}: {done['added']} runs added, "
+        f"{done['changed']} changed, {done['unchanged']} unchanged. "
+        "Compare: cutslots best, cutslots ui"
     )
 
 

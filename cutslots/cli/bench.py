@@ -2,7 +2,6 @@
 
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -35,17 +34,14 @@ def _benchmark(name: str) -> click.Command:
         if json_file:
             write_text(Path(json_file), json.dumps(results, indent=2) + "\n")
 
-    params: list[click.Parameter] = [
-        _parameter(name, parameter)
-        for name, parameter in inspect.signature(function).parameters.items()
-    ]
+    params = [_parameter(p) for p in inspect.signature(function).parameters.values()]
     params.append(click.Option(["--json", "json_file"], metavar="FILE", help="write the results"))
     return click.Command(name, callback=run, params=params, help=inspect.getdoc(function))
 
 
-def _parameter(name: str, parameter: inspect.Parameter) -> click.Parameter:
+def _parameter(parameter: inspect.Parameter) -> click.Parameter:
     """A click parameter from `name: Annotated[type, help] = default`; lists are comma-separated."""
-    kind, text = get_args(parameter.annotation)
+    name, (kind, text) = parameter.name, get_args(parameter.annotation)
     if get_origin(kind) is not list and get_args(kind):  # X | None
         kind = get_args(kind)[0]
     required = parameter.default is inspect.Parameter.empty
@@ -55,23 +51,14 @@ def _parameter(name: str, parameter: inspect.Parameter) -> click.Parameter:
     option = [f"--{name.replace('_', '-')}", name]
     if kind is bool:
         return click.Option(option, is_flag=True, default=default, help=text)
+    metavar = None
     if get_origin(kind) is list:
-        kind = _Commas(get_args(kind)[0])
-    return click.Option(option, type=kind, required=required, default=default, help=text)
+        (item,) = get_args(kind)
 
+        def items(text: str) -> list[Any]:
+            return [item(part) for part in text.split(",")]
 
-class _Commas(click.ParamType):
-    """A list of values separated by commas."""
-
-    name = "list"
-
-    def __init__(self, item: Callable[[str], Any]) -> None:
-        self.item = item
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return [self.item(part) for part in value.split(",")]
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+        kind, metavar = items, "A,B,..."
+    return click.Option(
+        option, type=kind, required=required, default=default, help=text, metavar=metavar
+    )

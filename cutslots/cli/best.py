@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cutslots.cli.common import POSITIVE
+
 if TYPE_CHECKING:
     from cutslots.report.leaderboard import Board
 
@@ -16,18 +18,15 @@ DISPENSABLE = ("sweep", "time", "seed", "step", "model")
 
 @click.command
 @click.option("--dataset", help="scored dataset, such as clevrtex_camo (default: one board each)")
-@click.option("--metric", default="ari_fg", show_default=True, help="ari_fg, ari, miou, mse, ...")
+@click.option("--metric", default="ari_fg", help="ari_fg, ari, miou, mse, ...")
 @click.option(
     "--split",
     default="val",
-    show_default=True,
     help="val: best validation scores of training; other splits: scores of `cutslots evaluate`",
 )
 @click.option("--sweep", metavar="NAME", help="only runs of this sweep")
 @click.option("--model", help="only runs of this model, such as slot_attention")
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="runs per board"
-)
+@click.option("--limit", type=POSITIVE, default=20, help="runs per board")
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def command(
     dataset: str | None,
@@ -61,46 +60,39 @@ def _print(board: "Board") -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from cutslots.metrics.registry import higher_is_better
     from cutslots.report.leaderboard import cells, notes
 
     terminal = sys.stdout.isatty()
-    console = Console(highlight=False, width=None if terminal else 10_000)
+    width = None if terminal else 10_000
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
     header, lines = cells(board)
-    below = [title for title in ("settings", "id") if terminal and title in header]
-    columns = {column[0]: column for column in zip(header, *lines, strict=True)}
-    widths = {
-        title: 2 + max(map(len, columns[title]))
-        for title in header
-        if title not in below and title != "run"
-    }
-    dropped = []
-    if terminal:
-        for title in DISPENSABLE:
-            if title in widths and sum(widths.values()) + 36 > console.width:
-                dropped.append(title)
-                del widths[title]
-    shown = [title for title in header if title in widths]
+    last = ["run", *(title for title in ("settings", "id") if terminal and title in header)]
+    columns = {title: column for title, *column in zip(header, *lines, strict=True)}
+    shown = [title for title in header if title not in last]
+    for title in DISPENSABLE:
+        used = sum(2 + max(map(len, [name, *columns[name]])) for name in shown)
+        if title in shown and used + 36 > console.width:
+            shown.remove(title)
     table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
     left = ("model", "trained on", "sweep", "settings", "id")
     for title in shown:
         table.add_column(title, no_wrap=True, justify="left" if title in left else "right")
-    table.add_column(", ".join(["run", *below]), overflow="fold")
+    table.add_column(", ".join(last), overflow="fold")
     for line in lines:
-        cell = dict(zip(header, line, strict=True))
-        run = Text("\n").join(Text(cell[t]) for t in ("run", *below) if cell[t])
-        style = {"-": "dim", "1": "bold"}.get(cell["rank"])
-        table.add_row(*(Text(cell[title]) for title in shown), run, style=style)
+        row = dict(zip(header, line, strict=True))
+        run = "\n".join(row[title] for title in last if row[title])
+        style = {"-": "dim", "1": "bold"}.get(row["rank"])
+        table.add_row(*(row[title] for title in shown), run, style=style)
     order = "largest" if higher_is_better(board.metric) else "smallest"
     scored = "best of training" if board.split == "val" else "as evaluated"
     runs = f"{board.num_runs} run{'s' * (board.num_runs != 1)}"
     title = f"{board.dataset} {board.split} ({scored}), {order} {board.metric} first, {runs}"
-    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(title, style="bold", soft_wrap=True)
     console.print(table)
-    if dropped:
-        columns_dropped = ", ".join(dropped)
-        console.print(f"Columns hidden to fit the terminal: {columns_dropped}. Use --json for all.")
+    hidden = [title for title in header if title not in (*last, *shown)]
+    if hidden:
+        console.print(f"Columns hidden to fit: {', '.join(hidden)}. Use --json for all.")
     for note in notes(board):
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)

@@ -1,13 +1,13 @@
 """Arguments and output that several commands share."""
 
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cutslots import options
 from cutslots.files import home
 
 if TYPE_CHECKING:
@@ -18,34 +18,27 @@ MODEL += "run id, or a model URI such as models:/NAME@champion"
 device_option = click.option(
     "--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)"
 )
-batch_size_option = click.option(
-    "--batch-size", type=click.IntRange(min=1), default=32, show_default=True
-)
+POSITIVE = click.IntRange(min=1)
+batch_size_option = click.option("--batch-size", type=POSITIVE, default=32)
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="replace existing output that was made differently"
 )
 
 
 @contextmanager
-def progress_bar(unit: str):
+def progress_bar(unit: str) -> Iterator[Callable[..., None]]:
     """A bar on a terminal, as a callback `update(name, done, total)`."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
     console = Console(file=sys.stderr)
     tasks: dict[str, Any] = {}
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}, left"),
-        TimeRemainingColumn(),
+    with progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(f"{unit}, left"),
+        progress.TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
         transient=True,
@@ -61,10 +54,8 @@ def progress_bar(unit: str):
 
 def dataset_path(name: str) -> Path | str:
     """A path or URI as given, or else the folder of that name in CUTSLOTS_HOME/data."""
-    from cutslots.data.locate import is_uri
-
     stored = home() / "data" / name
-    return stored if not is_uri(name) and not Path(name).exists() and stored.exists() else name
+    return stored if "://" not in name and not Path(name).exists() and stored.exists() else name
 
 
 def summary(manifest: "Manifest") -> str:
@@ -75,25 +66,3 @@ def summary(manifest: "Manifest") -> str:
         f"{manifest.source}, {splits}; {height} x {width}, "
         f"at most {manifest.max_objects} objects, digest {manifest.digest}"
     )
-
-
-def config_options(config: Any) -> list[click.Parameter]:
-    """A click option for every field of a dataclass of options; its name is the field's path."""
-    return [
-        click.Option(
-            [f"--{option.path.replace('_', '-').replace('.', '-')}", option.path],
-            metavar=option.range.replace(" ", "")
-            if "|" in option.range
-            else options.type_name(option.type).upper(),
-            help=f"{option.help} (default: {option.value})",
-        )
-        for option in options.describe(config)
-    ]
-
-
-def configured(config: Any, values: dict[str, str | None]) -> Any:
-    """A copy of `config` with the given texts in place of its values; None leaves a value."""
-    for path, text in values.items():
-        if text is not None:
-            config = options.override(config, f"{path}={text}")
-    return config

@@ -4,25 +4,23 @@ import importlib
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
+from typing import NamedTuple
 
 import click
+from rich.filesize import decimal
 
 from cutslots.cli.common import summary
+from cutslots.errors import InputError
 from cutslots.files import home
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """One line of the report: `mark` is ok, missing or problem; `remedy` is a command."""
 
     mark: str
@@ -39,9 +37,9 @@ def command(clear_factors: bool, as_json: bool) -> int:
 
     Marks: ok; missing = optional and not installed; problem = broken (exit status 1).
     """
-    facts = list(cleared_factors() if clear_factors else collect())
+    facts = list(factor_cache(clear=True) if clear_factors else collect())
     if as_json:
-        click.echo(json.dumps([asdict(fact) for fact in facts], indent=2))
+        click.echo(json.dumps([fact._asdict() for fact in facts], indent=2))
     else:
         for fact in facts:
             click.echo(f"{fact.mark:<9}{fact.name:<16}{fact.text}")
@@ -53,78 +51,43 @@ def command(clear_factors: bool, as_json: bool) -> int:
 def collect() -> Iterator[Fact]:
     """All facts, in the order of the report; a check that cannot run is itself a problem."""
     yield Fact("ok", "Python", f"{sys.version.split()[0]}, {sys.executable}")
-    yield from map(package, ("torch", "pyarrow", "ray", "optuna", "mlflow"))
-    checks: tuple[Callable[[], Iterator[Fact]], ...] = (
-        *(gpus, cusparse, cholmod, ray_cluster),
-        *(home_folder, tracking_store, datasets, factor_cache),
-    )
-    for check in checks:
+    for name in ("torch", "pyarrow", "ray", "optuna", "mlflow"):
+        try:
+            importlib.import_module(name)
+            yield Fact("ok", name, importlib.metadata.version(name))
+        except Exception as error:  # a broken package raises anything
+            fix = f"pip install --force-reinstall {name}"
+            yield Fact("problem", name, f"cannot be imported: {error}", fix)
+    for check in (accelerators, ray_cluster, home_folder, tracking_store, datasets, factor_cache):
         try:
             yield from check()
-        except (ImportError, OSError, RuntimeError) as error:
+        except Exception as error:
             yield Fact("problem", check.__name__, f"check failed: {error}")
 
 
-def package(name: str, module: str = "") -> Fact:
-    """Whether a package is installed and importable, with its version."""
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return Fact("problem", name, "not installed", f"pip install '{name}'")
-    try:
-        importlib.import_module(module or name)
-    except Exception as error:  # a broken package raises anything
-        fix = f"pip install --force-reinstall '{name}=={version}'"
-        return Fact("problem", name, f"{version}, import failed: {error}", fix)
-    return Fact("ok", name, version)
-
-
-def gpus() -> Iterator[Fact]:
-    """Every GPU with its memory and compute capability, after a computation on it."""
+def accelerators() -> Iterator[Fact]:
+    """Every GPU after a computation on it; cuSPARSE and CHOLMOD, which factorisations can use."""
     import torch
+
+    from cutslots.qp import cusparse
+    from cutslots.qp.cholesky import has_cholmod
 
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
-        fix = "pip install --force-reinstall torch" if shutil.which("nvidia-smi") else None
-        yield Fact("missing", "GPU", f"none; torch is {built}, everything runs on the CPU", fix)
+        yield Fact("missing", "GPU", f"none; torch is {built}, everything runs on the CPU")
     for index in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(index)
-        text = f"cuda:{index} {p.name}, {size(p.total_memory)}, capability {p.major}.{p.minor}"
         torch.ones(2, device=f"cuda:{index}").sum().item()  # raises if the driver does not fit
+        text = f"cuda:{index} {p.name}, {decimal(p.total_memory)}, capability {p.major}.{p.minor}"
         yield Fact("ok", "GPU", text)
-
-
-def cusparse() -> Iterator[Fact]:
-    """cuSPARSE through CuPy, by solving with it."""
-    import torch
-    from scipy.sparse import diags_array
-
-    from cutslots.qp import cusparse
-    from cutslots.qp.cholesky import factorise
-
-    install = f"pip install 'cupy-cuda{(torch.version.cuda or '12').split('.')[0]}x[ctk]'"
-    if reason := cusparse.missing():
-        gpu = torch.cuda.is_available()
-        yield Fact("missing", "cuSPARSE", " ".join(reason.split()), install if gpu else None)
-        return
-    rhs = torch.ones(1, 2, device="cuda")
-    factor = factorise(diags_array([1.0, 4.0]))
-    solution = cusparse.Substitution(factor, rhs.device, rhs.dtype).solve(rhs)
-    right = solution.allclose(rhs / rhs.new_tensor([1, 4]))
-    text = f"CuPy {importlib.metadata.version('cupy-cuda12x')}, solution {solution.tolist()}"
-    yield Fact("ok" if right else "problem", "cuSPARSE", text, None if right else install)
-
-
-def cholmod() -> Iterator[Fact]:
-    """CHOLMOD through scikit-sparse."""
-    fact = package("scikit-sparse", "sksparse.cholmod")
-    if fact.remedy:
-        missing = fact.text == "not installed"
-        text = f"scikit-sparse {fact.text}; SciPy's SuperLU factorises instead"
-        fix = "apt-get install libsuitesparse-dev && pip install 'cutslots[cholmod]'"
-        yield Fact("missing" if missing else "problem", "CHOLMOD", text, fix)
+    reason = " ".join((cusparse.missing() or "").split())  # includes what to install
+    yield Fact("missing" if reason else "ok", "cuSPARSE", reason or "CuPy sees a GPU")
+    if has_cholmod():
+        yield Fact("ok", "CHOLMOD", "scikit-sparse is installed")
     else:
-        yield Fact("ok", "CHOLMOD", f"scikit-sparse {fact.text}")
+        fix = "apt-get install libsuitesparse-dev && pip install 'cutslots[cholmod]'"
+        text = "scikit-sparse is not installed; SciPy's SuperLU factorises instead"
+        yield Fact("missing", "CHOLMOD", text, fix)
 
 
 def ray_cluster() -> Iterator[Fact]:
@@ -135,126 +98,86 @@ def ray_cluster() -> Iterator[Fact]:
         return
     # In its own process: joining leaves threads, and a wrong version can end the process.
     code = f"from cutslots.sweep.cluster import room; print(room({address!r}))"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-        )
-        error, output = done.returncode, done.stderr if done.returncode else done.stdout
-    except subprocess.TimeoutExpired:
-        error, output = 1, "no answer within 120 s"
-    lines = output.strip().splitlines() or ["no output"]
-    text = f"RAY_ADDRESS={address}: {lines[-1]}"
-    fix = "unset RAY_ADDRESS" if address == "auto" else f"ray status --address {quote(address)}"
-    yield Fact("problem" if error else "ok", "Ray cluster", text, fix if error else None)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        fix = f"ray status --address {quote(address)}"
+        yield Fact("problem", "Ray cluster", f"RAY_ADDRESS={address}: {reason}", fix)
+    else:
+        yield Fact("ok", "Ray cluster", f"RAY_ADDRESS={address}: {done.stdout.strip()}")
 
 
 def home_folder() -> Iterator[Fact]:
     """The home folder and the free space on its disk."""
-    folder = home()
+    folder, name = home(), "CUTSLOTS_HOME"
     exists = next(path for path in (folder, *folder.parents) if path.exists())
-    text = f"{folder}, {size(shutil.disk_usage(exists).free)} free"
-    writable = exists.is_dir() and os.access(exists, os.W_OK | os.X_OK)
-    if writable:
-        yield Fact("ok", "CUTSLOTS_HOME", text)
+    if exists.is_dir() and os.access(exists, os.W_OK | os.X_OK):
+        yield Fact("ok", name, f"{folder}, {decimal(shutil.disk_usage(exists).free)} free")
     else:
-        text += f"; {exists} is not a writable folder"
-        yield Fact("problem", "CUTSLOTS_HOME", text, "export CUTSLOTS_HOME=FOLDER")
+        text = f"{folder}: {exists} is not a writable folder"
+        yield Fact("problem", name, text, "export CUTSLOTS_HOME=FOLDER")
 
 
 def tracking_store() -> Iterator[Fact]:
     """The tracking store, without creating it."""
-    from cutslots.tracking import database_of, default_uri, find_runs, without_password
+    from cutslots.tracking import database_of, default_uri, experiments, without_password
 
-    uri, name = default_uri(), "tracking store"
-    shown = without_password(uri)
-    database = database_of(uri)
-    if uri.startswith("http"):
-        address = re.sub(r"//[^/@]*@", "//", uri).rstrip("/")  # /health needs no login
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                yield Fact("ok", name, f"{shown} answers")
-        except urllib.error.HTTPError:  # a refusal is an answer
-            yield Fact("ok", name, f"{shown} answers")
-        except Exception as error:
-            text = f"{shown} does not answer: {error}; runs continue and deliver later"
-            yield Fact("missing", name, text, "cutslots sync RUN")
-    elif database is None:
-        yield Fact("ok", name, shown)
-    elif not database.exists():
+    database, name = database_of(default_uri()), "tracking store"
+    if database is not None and not database.exists():
         text = f"{database}, created by the first run"
         yield Fact("missing", name, text, "cutslots train scenes")
-    else:
-        try:
-            text = f"{database}, {size(database.stat().st_size)}, {len(find_runs()):,} runs"
-            yield Fact("ok", name, text)
-        except Exception as error:
+        return
+    try:
+        text = f"{without_password(default_uri())}, experiments: {len(experiments())}"
+        yield Fact("ok", name, text)
+    except InputError as error:
+        if database is None:
+            text = f"{error} Runs continue without it and deliver later"
+            yield Fact("missing", name, text, "cutslots sync RUN")
+        else:
             fix = f"mv {quote(str(database))} {quote(f'{database}.damaged')}"
-            text = (
-                f"{database} cannot be read: {error}. Without it, cutslots sync RUN restores runs"
-            )
+            text = f"{error} Without the database, cutslots sync RUN restores runs"
             yield Fact("problem", name, text, fix)
 
 
 def datasets() -> Iterator[Fact]:
     """The prepared datasets that sweeps can find; `cutslots check` reads their shards."""
-    from cutslots.data import Manifest, sources
+    from cutslots import cora
+    from cutslots.data import Manifest
     from cutslots.data.locate import DATA, is_uri
-    from cutslots.data.manifest import MANIFEST, PROGRESS
 
-    base = os.environ.get(DATA, "")
-    if base and not is_uri(base) and not Path(base).is_dir():
-        yield Fact("problem", DATA, f"{base} is not a folder", f"export {DATA}=FOLDER")
-    roots = [home() / "data", *([Path(base)] if Path(base).is_dir() and base else [])]
-    folders = [p for root in roots for p in sorted(root.glob("*"))]
-    folders = [p for p in folders if (p / MANIFEST).exists() or (p / PROGRESS).exists()]
-    if not folders:
+    roots, base = [home() / "data"], os.environ.get(DATA, "")
+    if base and not is_uri(base):
+        roots.append(Path(base))
+        if not Path(base).is_dir():
+            yield Fact("problem", DATA, f"{base} is not a folder", f"export {DATA}=FOLDER")
+    manifests = [path for root in roots for path in sorted(root.glob("*/manifest.json"))]
+    if not manifests:
         yield Fact("missing", "datasets", f"none in {roots[0]}", "cutslots prepare scenes")
-    for folder in folders:
-        name, source, path = f"data {folder.name}", folder.name, quote(str(folder))
-        text, mark, error = f"{folder} is half prepared", "missing", ""
-        if (folder / MANIFEST).exists():
-            try:
-                source = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["source"]
-                if source == "cora":
-                    from cutslots import cora
-
-                    instances = cora.load(folder)
-                    text = f"cora, {len(instances)} instances, digest {instances.digest}"
-                else:
-                    text = summary(Manifest.load(folder))
-                mark = "ok"
-            except (ValueError, KeyError, TypeError, OSError) as problem:
-                text, mark, error = str(problem), "problem", " --overwrite"
-        raw = "" if source in sources.names() and not sources.load(source).NEEDS_RAW else "RAW "
-        is_known = source in (*sources.names(), "cora")
-        fix = f"cutslots prepare {source if is_known else 'SOURCE'} {raw}{path}{error}"
-        yield Fact(mark, name, text, None if mark == "ok" else fix)
+    for path in manifests:
+        folder = path.parent
+        try:
+            if '"source": "cora"' in path.read_text(encoding="utf-8"):
+                instances = cora.load(folder)
+                text = f"cora, {len(instances)} instances, digest {instances.digest}"
+            else:
+                text = summary(Manifest.load(folder))
+            yield Fact("ok", f"data {folder.name}", text)
+        except (InputError, OSError) as error:
+            fix = f"cutslots prepare SOURCE RAW {quote(str(folder))} --overwrite"
+            yield Fact("problem", f"data {folder.name}", str(error), fix)
 
 
-def factor_cache() -> Iterator[Fact]:
+def factor_cache(clear: bool = False) -> Iterator[Fact]:
     """The stored factorisations, all verified."""
     from cutslots.qp import factors
 
+    if clear:
+        factors.clear()
     stored = factors.stored()
-    total = size(sum(entry.bytes for entry in stored))
+    total = decimal(sum(entry.bytes for entry in stored))
     yield Fact("ok", "factor cache", f"{factors.folder()}, {len(stored)} factors, {total}")
     for entry in stored:
         if entry.problem:
             yield Fact("problem", "factor cache", entry.problem, "cutslots doctor --clear-factors")
-
-
-def cleared_factors() -> Iterator[Fact]:
-    """Delete every stored factorisation; they are computed again on demand."""
-    from cutslots.qp import factors
-
-    freed = size(sum(entry.bytes for entry in factors.clear()))
-    yield Fact("ok", "factor cache", f"{factors.folder()}, {freed} freed")
-
-
-def size(count: float) -> str:
-    """A number of bytes in powers of 1000."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

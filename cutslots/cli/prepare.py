@@ -1,12 +1,12 @@
 """Turn a raw dataset into shards."""
 
-from pathlib import Path
+from functools import reduce
 from typing import Any
 
 import click
 
 from cutslots import options
-from cutslots.cli.common import config_options, configured, overwrite_option, progress_bar, summary
+from cutslots.cli.common import overwrite_option, progress_bar, summary
 from cutslots.files import home
 
 
@@ -57,37 +57,25 @@ def _source(name: str) -> click.Command:
         out: str | None = None,
         **values: Any,
     ) -> None:
-        config = configured(source.Options(), values)
-        target = out or home() / "data" / _default_name(name, source, config)
+        config = _configured(source.Options(), values)
+        default_name = name
+        if source.NEEDS_RAW:  # the name by which sweeps find a variant, such as clevrtex_outd
+            pairs = zip(options.describe(config), options.describe(source.Options()), strict=True)
+            variant = [str(new.value) for new, old in pairs if "|" in new.range and new != old]
+            default_name = "_".join([name, *variant])
+        target = out or home() / "data" / default_name
+        ranges = sources.parse_splits(splits) if splits else None
         try:
             with progress_bar("scenes") as update:
-                manifest = prepare(
-                    name,
-                    raw,
-                    target,
-                    config,
-                    splits=sources.parse_splits(splits) if splits else None,
-                    overwrite=overwrite,
-                    progress=update,
-                    workers=workers,
-                )
+                manifest = prepare(name, raw, target, config, ranges, overwrite, update, workers)
         except KeyboardInterrupt:
             click.echo("Run the same command again to continue.", err=True)
             raise
         click.echo(f"{target}: {summary(manifest)}")
 
     run.params[:0] = [RAW, OUT] if source.NEEDS_RAW else [OUT]
-    run.params += config_options(source.Options())
+    run.params += _options(source.Options())
     return run
-
-
-def _default_name(name: str, source: Any, config: Any) -> str:
-    """The name by which sweeps find a published variant, such as clevrtex_outd."""
-    if not source.NEEDS_RAW:
-        return name
-    pairs = zip(options.describe(config), options.describe(source.Options()), strict=True)
-    words = [str(ours.value) for ours, default in pairs if "|" in ours.range and ours != default]
-    return "_".join([name, *words])
 
 
 def _cora() -> click.Command:
@@ -101,8 +89,7 @@ def _cora() -> click.Command:
         RAW is the folder of cora.npz, or of cora.content and cora.cites. OUT is the folder to
         write (default: CUTSLOTS_HOME/data/cora).
         """
-        target = Path(out) if out else home() / "data" / "cora"
-        config = configured(cora.Options(), values)
+        target, config = out or home() / "data" / "cora", _configured(cora.Options(), values)
         with progress_bar("parts") as update:
             manifest = cora.prepare(raw, target, config, overwrite=overwrite, progress=update)
         counts, used = manifest["counts"], manifest["options"]
@@ -115,5 +102,25 @@ def _cora() -> click.Command:
         )
 
     run.params[:0] = [RAW, OUT]
-    run.params += config_options(cora.Options())
+    run.params += _options(cora.Options())
     return run
+
+
+def _options(config: Any) -> list[click.Parameter]:
+    """A click option for every field of a dataclass of options; its name is the field's path."""
+    return [
+        click.Option(
+            [f"--{option.path.replace('_', '-').replace('.', '-')}", option.path],
+            metavar=option.range.replace(" ", "")
+            if "|" in option.range
+            else options.type_name(option.type).upper(),
+            help=f"{option.help} (default: {option.value})",
+        )
+        for option in options.describe(config)
+    ]
+
+
+def _configured(config: Any, values: dict[str, str | None]) -> Any:
+    """A copy of `config` with the given texts in place of its values; None leaves a value."""
+    assignments = [f"{path}={text}" for path, text in values.items() if text is not None]
+    return reduce(options.override, assignments, config)

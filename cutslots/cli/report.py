@@ -9,17 +9,9 @@ from cutslots.errors import InputError
 
 @click.command
 @click.argument("sweeps", nargs=-1, metavar="[SWEEP]...")
+@click.option("--out", type=click.Path(path_type=Path), default="results", help="output folder")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="results",
-    show_default=True,
-    help="folder of the reports",
-)
-@click.option(
-    "--compare",
-    metavar="SETTING",
-    help="also write OUT/compare-SETTING.md and .png: the sweeps side by side over this setting",
+    "--compare", metavar="SETTING", help="also compare the sweeps over this setting, in OUT"
 )
 def command(sweeps: tuple[str, ...], out: Path, compare: str | None) -> None:
     """Write tables, figures and a page for each sweep, from MLflow.
@@ -30,7 +22,7 @@ def command(sweeps: tuple[str, ...], out: Path, compare: str | None) -> None:
     """
     from cutslots.report.pages import write_report
     from cutslots.report.plots import write_comparison
-    from cutslots.report.sweep import sweep_names
+    from cutslots.report.scored_run import sweep_names
 
     names = list(dict.fromkeys(sweeps or sweep_names()))
     # First because it refuses bad input: the reports of many runs take a while.

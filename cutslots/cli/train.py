@@ -1,5 +1,6 @@
 """Train one model in this process."""
 
+import io
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,42 @@ from cutslots.files import home
 
 
 class _Train(click.Command):
-    """Shows every option of every preset below its help."""
+    """Its help ends with every option of every preset."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write(f"\n{_options_table()}\n")
+        from rich.console import Console
+
+        from cutslots.report.tables import Table
+        from cutslots.train.config import PRESETS, preset
+
+        by_model: dict[str, dict[str, Any]] = {}
+        for name in PRESETS:
+            by_model.setdefault(preset(name).model_name, {})[name] = preset(name)
+        console = Console(width=1000, file=io.StringIO(), soft_wrap=True)
+        formatter.write("\nOptions for --set, by their full path or any unambiguous suffix:\n")
+        for model, presets in by_model.items():
+            values = [options.flat(config) for config in presets.values()]
+            rows = []
+            for option in options.describe(next(iter(presets.values()))):
+                kind = ", ".join(filter(None, (options.type_name(option.type), option.range)))
+                texts = [options.text(value[option.path]) for value in values]
+                rows.append([option.path, *texts, f"{option.help} ({kind})"])
+            with console.capture() as capture:
+                console.print(Table([model, *presets, ""], rows).rich())
+            lines = [line.rstrip() for line in capture.get().splitlines()]
+            formatter.write("\n".join(["", *lines, ""]))
 
 
 @click.command(cls=_Train)
 @click.argument("source", metavar="SOURCE")
 @click.option(
-    "--data",
-    metavar="DIR",
-    help="prepared folder, its name in CUTSLOTS_HOME/data, or a URI (default: SOURCE; the built-in "
-    "`scenes` are generated if missing)",
+    "--data", metavar="DIR", help="folder, name in CUTSLOTS_HOME/data, or URI of a dataset"
 )
 @click.option("--preset", help="starting configuration, see `cutslots presets` (default: small)")
-@click.option(
-    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="set an option; repeatable"
-)
+@click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True, help="set an option")
 @click.option("--steps", type=int, help="shorthand for --set train.steps=N")
 @click.option("--seed", type=int, help="shorthand for --set train.seed=N")
-@click.option(
-    "--name", help="run name and folder in CUTSLOTS_HOME/runs (default: made from a hash)"
-)
+@click.option("--name", help="run and its folder in CUTSLOTS_HOME/runs (default: with a hash)")
 @click.option("--experiment", help="MLflow experiment (default: SOURCE)")
 @device_option
 @click.option(
@@ -45,9 +59,7 @@ class _Train(click.Command):
     metavar="[RUN]",
     help="resume this run if it exists; with RUN, resume that run with its own options",
 )
-@click.option(
-    "--debug", is_flag=True, help="no data threads, no bar, anomaly detection, tracebacks"
-)
+@click.option("--debug", is_flag=True, help="no data threads, no bar, anomalies and tracebacks")
 def command(
     source: str,
     data: str | None,
@@ -64,28 +76,36 @@ def command(
     """Train one model in this process, without Ray: breakpoints work.
 
     Metrics, figures and the model go to MLflow. SOURCE is a dataset source such as scenes, clevr,
-    clevrtex or movi_a (`cutslots prepare --help` lists them).
+    clevrtex or movi_a (`cutslots prepare --help` lists them). The default dataset is
+    CUTSLOTS_HOME/data/SOURCE; the built-in `scenes` are generated if missing.
     """
-    from cutslots.data import Manifest, local
-    from cutslots.runs.lookup import finished, runs_dir, stored_run
+    from cutslots.data import Manifest, local, prepare, sources
+    from cutslots.runs.lookup import finished, new_run_dir, stored_run
     from cutslots.runs.provenance import ABOUT
     from cutslots.runs.train import train_run
     from cutslots.train.config import preset as load_preset
     from cutslots.train.config import run_hash
 
     run_dir: Path | None = None
+    experiment_name = experiment or source
     if resume:
         if preset or name or experiment:
             raise InputError(
                 "--resume RUN uses the options of RUN. Leave out --preset, --name, --experiment."
             )
         run_dir, config, about = stored_run(resume)
-        path, experiment = dataset_path(data or about["data"]), about["experiment"]
+        path, experiment_name = dataset_path(data or about["data"]), about["experiment"]
     else:
         config = load_preset(preset or "small")
-        path = dataset_path(data) if data else _default_data(source)
-    changes = {"train.steps": steps, "train.seed": seed}
-    for assignment in [*assignments, *(f"{k}={v}" for k, v in changes.items() if v is not None)]:
+        path = dataset_path(data) if data else home() / "data" / source
+        generated = not (data or sources.load(source).NEEDS_RAW)
+        if generated and not Path(path, "manifest.json").exists():
+            with progress_bar("scenes") as update:
+                prepare(source, None, path, progress=update)
+    changes = list(assignments)
+    changes += [] if steps is None else [f"train.steps={steps}"]
+    changes += [] if seed is None else [f"train.seed={seed}"]
+    for assignment in changes:
         config = options.override(config, assignment)
     options.check(config)
     manifest = Manifest.load(local(path))
@@ -95,12 +115,8 @@ def command(
             f"Run: cutslots train {manifest.source} --data {path}"
         )
     if run_dir is None:
-        if name and (Path(name).name != name or name.startswith(".")):
-            raise InputError(
-                f"--name must be a folder name without / or a leading dot, got {name!r}."
-            )
         digest = run_hash(config, manifest.digest)
-        run_dir = runs_dir() / (name or f"{source}-{preset or 'small'}-{digest}")
+        run_dir = new_run_dir(name or f"{source}-{preset or 'small'}-{digest}", "--name")
     best = finished(run_dir, config, manifest.digest)
     if best:
         click.echo(
@@ -112,7 +128,7 @@ def command(
                 config,
                 path,
                 run_dir,
-                experiment=experiment or source,
+                experiment=experiment_name,
                 device=device,
                 resume=resume is not None,
                 debug=debug,
@@ -128,42 +144,3 @@ def command(
     )
     evaluate = shlex.join(["cutslots", "evaluate", run_dir.name, "--data", str(path)])
     click.echo(f"evaluate it: {evaluate}      look at it: cutslots ui")
-
-
-def _default_data(source: str) -> Path:
-    from cutslots.data import prepare, sources
-
-    path = home() / "data" / source
-    if not sources.load(source).NEEDS_RAW and not (path / "manifest.json").exists():
-        with progress_bar("scenes") as update:
-            prepare(source, None, path, progress=update)
-    if not path.exists():
-        raise InputError(
-            f"no prepared dataset {path}. Run: cutslots prepare {source} RAW, or give --data."
-        )
-    return path
-
-
-def _options_table() -> str:
-    """Every training option, one table per model: its value in each preset, meaning and range."""
-    from cutslots.train.config import PRESETS, preset
-
-    by_model: dict[str, dict[str, Any]] = {}
-    for name in PRESETS:
-        by_model.setdefault(preset(name).model_name, {})[name] = preset(name)
-    lines = ["Options for --set, by their full path or any unambiguous suffix:"]
-    for model, presets in by_model.items():
-        described = options.describe(next(iter(presets.values())))
-        columns = {name: options.flat(config) for name, config in presets.items()}
-        margin = 2 + max(len(option.path) for option in described)
-        widths = {name: max(15, len(name) + 2) for name in columns}
-        header = "".join(f"{name:<{width}}" for name, width in widths.items())
-        lines += ["", f"  {model:<{margin}}{header}"]
-        for option in described:
-            values = "".join(
-                f"{options.text(columns[name][option.path]):<{width}}"
-                for name, width in widths.items()
-            )
-            kind = ", ".join(filter(None, (options.type_name(option.type), option.range)))
-            lines.append(f"  {option.path:<{margin}}{values}{option.help} ({kind})")
-    return "\n".join(lines)

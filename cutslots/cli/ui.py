@@ -1,6 +1,5 @@
 """Serve the MLflow UI."""
 
-import errno
 import itertools
 import os
 import signal
@@ -24,8 +23,8 @@ SETTINGS = {
 
 
 @click.command
-@click.option("--host", default="127.0.0.1", show_default=True, help="address to bind to")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--host", default="127.0.0.1", help="address to bind to")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000)
 def command(host: str, port: int) -> int:
     """Serve the MLflow UI for the runs on this machine, until Ctrl-C."""
     from cutslots.tracking import database_of, default_uri, experiments, ready, without_password
@@ -37,22 +36,28 @@ def command(host: str, port: int) -> int:
     database = database_of(uri)
     if database is not None and not database.exists():
         raise InputError(f"no tracking store {database} yet. Train first: cutslots train scenes")
-    _check_address(host, port)
+    try:  # before MLflow takes seconds to find out
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"--host {host} --port {port} is not available ({error}). --host must be an address of "
+            "this machine; give another --port if that one is taken, or below 1024 without root."
+        ) from None
     click.echo("MLflow is starting, about ten seconds", err=True)
-    ready(uri)  # upgrades the database of an older MLflow, which its server would refuse
+    ready()  # upgrades the database of an older MLflow, which its server would refuse
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)),
-            *("--workers", "1", "--uvicorn-opts", "--log-level=warning"),
-            *("--artifacts-destination", str(home() / "artifacts")),
+            *("--workers", "1", "--artifacts-destination", str(home() / "artifacts")),
+            *("--uvicorn-opts", "--log-level=warning --timeout-graceful-shutdown=3"),
         ],
         # By the environment: other users can see arguments, and the URI may hold a password.
         env={**os.environ, **SETTINGS, "MLFLOW_BACKEND_STORE_URI": uri},
         start_new_session=True,  # Ctrl-C reaches this process only, which then ends the group
     )
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     try:
         while server.poll() is None:
             with suppress(OSError):
@@ -63,7 +68,7 @@ def command(host: str, port: int) -> int:
             return server.returncode
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         click.echo(f"MLflow is on {address}; Ctrl-C ends it", err=True)
-        for name, number in itertools.islice(experiments(uri).items(), 5):
+        for name, number in itertools.islice(experiments().items(), 5):
             link = f"{address}/#/experiments/{number}/runs?workflowType=machine_learning"
             click.echo(f"runs of {name}: {link}", err=True)
         click.echo('In the MLflow UI, select "Model training" (top left).', err=True)
@@ -71,29 +76,6 @@ def command(host: str, port: int) -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                server.wait(5.0)
-            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _check_address(host: str, port: int) -> None:
-    """Refuse an address that cannot be served, before MLflow takes seconds to find out."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as test:
-            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server just ended
-            test.bind(address)
-    except (socket.gaierror, UnicodeError):
-        raise InputError(f"--host must be an address of this machine, got {host!r}.") from None
-    except OSError as error:
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"--host must be an address of this machine, got {host!r}.") from None
-        raise InputError(
-            f"--port {port} is not available on {host} ({error.strerror}). Give another port; "
-            "ports below 1024 need root."
-        ) from None

@@ -1,23 +1,18 @@
-"""The experiment: runs, tables with bootstrapped intervals, and MLflow."""
+"""The results of `sweeps/cora.py`: tables with bootstrapped intervals, and runs in MLflow."""
 
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from cutslots import files
 from cutslots.cora import protocol
-from cutslots.cora.instances import Instances, load
+from cutslots.cora.instances import Instances
 from cutslots.cora.learn import Settings
 from cutslots.cora.protocol import Candidate, Run
-from cutslots.errors import InputError
 from cutslots.report import published
 from cutslots.report.tables import Table
 from cutslots.tracking import RunLog
@@ -35,55 +30,6 @@ MEANING = {
 }
 
 
-def run(
-    data: Path | None,
-    out: Path | None,
-    num_splits: int,
-    workers: int,
-    *,
-    peer: bool = False,
-    everywhere: bool = False,
-    tuning: bool = False,
-    smoke: bool = False,
-) -> None:
-    """Run the experiment, write its tables to `out`, log it to MLflow and print the table.
-
-    Raises:
-        InputError: no prepared data, or fewer than one split or worker.
-    """
-    data = data or files.home() / "data" / "cora"
-    # One folder per protocol, so that none overwrites another's table.
-    name = "cora-smoke" if smoke else "cora-everywhere" if everywhere else "cora"
-    out = out or files.home() / "results" / name
-    if not data.exists():
-        raise InputError(f"data folder {data} is missing. Run: cutslots prepare cora RAW {data}")
-    if min(num_splits, workers) < 1:
-        raise InputError(f"--splits {num_splits} and --workers {workers} must be at least 1.")
-    instances, methods = load(data), protocol.TUNED | protocol.PLAIN
-    methods |= protocol.PEER if peer else {}
-    if tuning:
-        candidates = protocol.tune(instances, methods, workers)
-        files.write_text(out / "tuning.csv", tuning_csv(candidates))
-        print(f"{out / 'tuning.csv'}: {len(candidates)} candidates, best first within each method")
-        return
-    if smoke:
-        num_splits = 2
-        methods = {name: replace(settings, epochs=1) for name, settings in methods.items()}
-    chosen = protocol.splits(len(instances), num_splits, everywhere=everywhere)
-    total = num_splits * (len(methods) + len(protocol.REFERENCES))
-    results = protocol.run_all(instances, chosen, methods, workers)
-    console = Console(stderr=True)
-    runs = list(track(results, "runs", total, console=console, transient=True))
-    command = shlex.join(["python", *sys.argv])
-    commit = files.git_commit(Path(__file__).parent) or "unknown"
-    table = markdown(runs, caption(instances, runs, command, commit))
-    files.write_text(out / "table.md", table)
-    files.write_text(out / "runs.csv", runs_csv(runs))
-    print(table)
-    if not smoke and log(instances, runs, methods, out, {"command": command, "commit": commit}):
-        print(f"MLflow is incomplete. For each {files.home()}/runs/cora-... run: cutslots sync RUN")
-
-
 def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of the mean, from `draws` seeded resamples with replacement."""
     sample = np.asarray(values, float)
@@ -94,10 +40,10 @@ def bootstrap(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> tu
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs of each method."""
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(run.method, []).append(run)
-    return grouped
+    return {
+        method: [r for r in runs if r.method == method]
+        for method in dict.fromkeys(r.method for r in runs)
+    }
 
 
 def markdown(runs: Sequence[Run], caption: str) -> str:
@@ -138,13 +84,14 @@ Made by `{command}` at commit {commit}.
 
 def runs_csv(runs: Sequence[Run]) -> str:
     """One row per split and method; `values` in the order of the instances in `held_out`."""
-    columns = ["split", "method", "value", "held_out", "values", "seconds"]
     rows = []
     for run in runs:
-        row = [str(run.split.number), run.method, f"{run.value:.4f}"]
-        row += [" ".join(f"{n:g}" for n in numbers) for numbers in (run.split.held_out, run.values)]
+        texts = (
+            " ".join(f"{n:g}" for n in numbers) for numbers in (run.split.held_out, run.values)
+        )
+        row = [str(run.split.number), run.method, f"{run.value:.4f}", *texts]
         rows.append([*row, f"{run.seconds:.2f}"])
-    return Table(columns, rows).csv()
+    return Table(["split", "method", "value", "held_out", "values", "seconds"], rows).csv()
 
 
 def tuning_csv(candidates: Sequence[Candidate]) -> str:
@@ -162,7 +109,7 @@ def log(
     runs: Sequence[Run],
     settings: Mapping[str, Settings],
     out: Path,
-    tags: dict[str, str],
+    tags: Mapping[str, str],
 ) -> int:
     """Log one run per method to MLflow's experiment "cora"; the value of split i is step i.
 
@@ -172,22 +119,22 @@ def log(
     sizes = {"instances": len(instances), "side": instances.edges.shape[1]}
     sizes["crossing"] = int(instances.edges.sum())
     for method, members in by_method(runs).items():
+        params: dict[str, Any] = {"objective": method}
+        if method in settings:
+            params = asdict(settings[method])
+            params |= params["objective"]
+            params["objective"] = type(settings[method].objective).__name__
+        values = [run.value for run in members]
+        low, high = bootstrap(values)
+        summary = {"mean": float(np.mean(values)), "interval_low": low, "interval_high": high}
         folder = files.home() / "runs" / f"cora-{start}-{method.replace(',', '').replace(' ', '-')}"
         with RunLog(folder, experiment="cora", run_name=method) as log:
-            params: dict[str, Any] = {"objective": method}
-            if method in settings:
-                params = asdict(settings[method])
-                objective = type(settings[method].objective).__name__
-                params |= {**params["objective"], "objective": objective}
             log.params(params)
             log.tags(tags)
             types = {"words": "bool", "edges": "bool"}
             log.dataset("cora", instances.digest, "cutslots prepare cora", types, sizes)
             for run in members:
                 log.metrics(run.split.number, {"value": run.value, "seconds": run.seconds})
-            values = [run.value for run in members]
-            low, high = bootstrap(values)
-            summary = {"mean": float(np.mean(values)), "interval_low": low, "interval_high": high}
             log.metrics(len(values), summary)
             log.artifact(out / "table.md")
             log.artifact(out / "runs.csv")

@@ -28,13 +28,6 @@ class Graph:
     edges: np.ndarray
     files: dict[str, str]
 
-    def adjacency(self) -> np.ndarray:
-        """Symmetric bool (papers, papers)."""
-        adjacency = np.zeros((len(self.words), len(self.words)), bool)
-        u, v = self.edges.T
-        adjacency[u, v] = adjacency[v, u] = True
-        return adjacency
-
 
 def read(raw: Path | str) -> Graph:
     """Read the graph from a folder or one of its files.
@@ -46,19 +39,17 @@ def read(raw: Path | str) -> Graph:
         InputError: a file is missing or damaged; names the file and its field or line.
     """
     raw = Path(raw)
-    names = f"{ARRAYS}, or {CONTENT} and {CITES}"
-    if not raw.exists():
-        raise InputError(f"raw {raw} does not exist. Give the folder with {names}.")
-    folder = raw if raw.is_dir() else raw.parent
-    if raw.suffix == ".npz" or (raw.is_dir() and (raw / ARRAYS).exists()):
-        paths = [folder / ARRAYS if raw.is_dir() else raw]
+    if raw.suffix == ".npz" or (raw / ARRAYS).exists():
+        paths = [raw / ARRAYS if raw.is_dir() else raw]
         words, edges = _read_arrays(paths[0])
     else:
+        folder = raw if raw.is_dir() else raw.parent
         paths = [folder / CONTENT, folder / CITES]
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing or not (raw.is_dir() or raw in paths):
-            absent = " and no ".join(missing or [CONTENT])
-            raise InputError(f"raw {raw} has no {absent}. Give the folder with {names}.")
+        if missing := [str(path) for path in (raw, *paths) if not path.exists()]:
+            raise InputError(
+                f"{' and '.join(missing)} do not exist. "
+                f"Give the folder with {ARRAYS}, or {CONTENT} and {CITES}."
+            )
         words, edges = _read_texts(*paths)
     edges = np.sort(edges.astype(np.int64).reshape(-1, 2), axis=1)
     edges = np.unique(edges[edges[:, 0] != edges[:, 1]], axis=0)
@@ -68,28 +59,22 @@ def read(raw: Path | str) -> Graph:
 def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
-            fields = {name: stored[name] for name in FIELDS if name in stored}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise InputError(f"{path} cannot be read as arrays: {error}. Fetch it again.") from None
-    for name in FIELDS:
-        if name not in fields:
-            raise InputError(f"{path} has no field {name}. It must have {', '.join(FIELDS)}.")
-        if fields[name].dtype.kind not in "iu":
-            raise InputError(f"{path}: {name} must be integers, got {fields[name].dtype}.")
-    indices, starts, width, edges = (fields[name].astype(np.int64) for name in FIELDS)
-    try:
+            indices, starts, width, edges = (
+                stored[name].astype(np.int64, casting="same_kind") for name in FIELDS
+            )
+        shape = len(starts) - 1, width.item()
         if starts[-1] != len(indices):
             raise ValueError(f"feature_indptr must end with {len(indices)}, got {starts[-1]}")
-        shape = len(starts) - 1, int(width)
         words = sp.csr_array((np.ones(len(indices), bool), indices, starts), shape)
         words.check_format()
-    except (ValueError, TypeError, IndexError) as error:
+        if edges.shape[1:] != (2,) or (
+            edges.size and not 0 <= edges.min() <= edges.max() < shape[0]
+        ):
+            raise ValueError(f"edges must be pairs (n, 2) of papers 0 to {shape[0] - 1}")
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path}: {', '.join(FIELDS[:3])} are not a sparse matrix: {error}"
+            f"{path} must have the integer arrays {', '.join(FIELDS)}: {error}. Fetch it again."
         ) from None
-    pairs = edges.ndim == 2 and edges.shape[1] == 2
-    if not pairs or (edges.size and not 0 <= edges.min() <= edges.max() < shape[0]):
-        raise InputError(f"{path}: edges must be pairs (n, 2) of papers 0 to {shape[0] - 1}.")
     return words.toarray(), edges
 
 
@@ -103,9 +88,9 @@ def _read_texts(content: Path, cites: Path) -> tuple[np.ndarray, np.ndarray]:
             raise InputError(f"{path} is not a text file. Give the unpacked file.") from None
         rows = [line.split() for line in lines if line.strip()]
         fields = 2 if path == cites else max(3, len(rows[0]) if rows else 0)
-        for paper, *others in rows or [[""]]:
-            if len(others) != fields - 1:
-                got = f"{paper!r} has {1 + len(others)}"
+        for row in rows or [[""]]:
+            if len(row) != fields:
+                got = f"{row[0]!r} has {len(row)}"
                 raise InputError(f"{path}: every line must have {fields} fields, {got}.")
         tables.append(rows)
     numbers: dict[str, int] = {}
@@ -118,4 +103,4 @@ def _read_texts(content: Path, cites: Path) -> tuple[np.ndarray, np.ndarray]:
     if unknown := {paper for pair in tables[1] for paper in pair} - set(numbers):
         raise InputError(f"{cites}: paper {min(unknown)} is not in {CONTENT}.")
     edges = np.array([[numbers[paper] for paper in pair] for pair in tables[1]])
-    return np.array([words[1:-1] for words in tables[0]]) == "1", edges
+    return np.array([row[1:-1] for row in tables[0]]) == "1", edges

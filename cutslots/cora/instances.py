@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from cutslots import files
 from cutslots.cora.graph import Graph, read
 from cutslots.errors import InputError
-from cutslots.options import check, option
+from cutslots.options import option
 
 INSTANCES, MANIFEST, SCHEMA_VERSION = "instances.npz", "manifest.json", 1
 Progress = Callable[[str, int, int | None], None]
@@ -78,7 +78,7 @@ def matched(weights: np.ndarray, edges: np.ndarray) -> float:
 def prepare(
     raw: Path | str,
     out: Path | str,
-    settings: Options | None = None,
+    settings: Options,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -95,19 +95,16 @@ def prepare(
         InputError: a raw file is missing or damaged, the graph has too few papers, pymetis is not
             installed, or `out` contains other instances or other files.
     """
-    settings, out = settings or Options(), Path(out)
-    check(settings)
+    out = Path(out)
     graph = read(raw)
     instances, counts = make(graph, settings, progress)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out {out} is a file. Give a folder.")
+    names = sorted(path.name for path in out.glob("*") if path.name[0] != ".")
+    if others := [name for name in names if name not in (INSTANCES, MANIFEST)]:
+        raise InputError(f"out {out} contains {', '.join(others[:3])}. Give a new or empty folder.")
     old = _read_manifest(out)
     if old and old.get("digest") != instances.digest and not overwrite:
         digests = f"digest {old.get('digest')}, not {instances.digest}"
         raise InputError(f"{out} contains other instances, {digests}. Use --overwrite.")
-    names = sorted(path.name for path in out.glob("*") if path.name[0] != ".")
-    if others := [name for name in names if name not in (INSTANCES, MANIFEST)]:
-        raise InputError(f"out {out} contains {', '.join(others[:3])}. Give a new or empty folder.")
     with files.atomic(out / INSTANCES) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **vars(instances))
     packages = ("cutslots", "pymetis", "numpy")
@@ -133,14 +130,12 @@ def load(directory: Path | str) -> Instances:
     Raises:
         InputError: the folder or one of its files is missing, damaged, or of another dataset.
     """
-    again = "Make it with: cutslots prepare cora RAW OUT --overwrite"
+    again = f"Make it with: cutslots prepare cora RAW {directory} --overwrite"
     manifest, path = _read_manifest(Path(directory)), Path(directory) / INSTANCES
     if manifest is None:
         raise InputError(f"data folder {directory} has no {MANIFEST}. {again}")
     if not path.is_file() or files.sha256(path) != manifest["files"].get(INSTANCES):
-        raise InputError(
-            f"{path} is missing or damaged: its SHA-256 must be the manifest's. {again}"
-        )
+        raise InputError(f"{path} is missing or damaged. {again}")
     with np.load(path, allow_pickle=False) as stored:
         return Instances(stored["words"], stored["edges"], stored["papers"])
 
@@ -151,12 +146,11 @@ def _read_manifest(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, _ = (manifest["source"], manifest["schema_version"]), manifest["files"]
+        kind, _ = (manifest["source"], manifest["schema_version"]), manifest["files"]
+        if kind != ("cora", SCHEMA_VERSION):
+            raise ValueError(f"it must be of cora, version {SCHEMA_VERSION}, got {kind}")
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}). Use another folder.") from None
-    if version != ("cora", SCHEMA_VERSION):
-        expected = f"cora, version {SCHEMA_VERSION}"
-        raise InputError(f"{path} must be of {expected}, got {version}. Use another folder.")
+        raise InputError(f"{path} is not usable ({error!r}). Use another folder.") from None
     return manifest
 
 
@@ -170,7 +164,8 @@ def make(
             f"{count} instances of {side} x {side} need {2 * count * side} papers, the graph has "
             f"{len(graph.words)} papers. Choose fewer instances or a smaller side."
         )
-    adjacency = graph.adjacency()
+    adjacency = np.zeros((len(graph.words), len(graph.words)), bool)
+    adjacency[tuple(graph.edges.T)] = adjacency[tuple(graph.edges.T[::-1])] = True
     partition = metis(adjacency, count, settings.seed)
     parts = even_parts(adjacency, partition, count, 2 * side)
     papers = np.empty((count, 2, side), np.int32)
@@ -221,14 +216,12 @@ def even_parts(adjacency: np.ndarray, partition: np.ndarray, parts: int, size: i
 
     for part in members:
         while len(part) > size:
-            loosest = min(part, key=lambda paper: (citations(paper, part), paper))
-            part.remove(loosest)
-            pool.add(loosest)
+            pool.add(min(part, key=lambda paper: (citations(paper, part), paper)))
+            part -= pool
     for part in members:
         while len(part) < size:
-            nearest = min(pool, key=lambda paper: (-citations(paper, part), paper))
-            pool.remove(nearest)
-            part.add(nearest)
+            part.add(min(pool, key=lambda paper: (-citations(paper, part), paper)))
+            pool -= part
     return np.array([sorted(part) for part in members])
 
 

@@ -47,13 +47,25 @@ class Side:
         return functional.embedding_bag(self.words, weights, self.starts, mode="sum")
 
 
+class Objective:
+    """What a network trains for: scores and true edges are (side, side)."""
+
+    bounded = True
+
+    def loss(self, scores: Tensor, edges: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """What the LP is given: sigmoids of the scores if `bounded`, else the scores."""
+        return torch.sigmoid(scores) if self.bounded else scores
+
+
 @dataclass(frozen=True)
-class Decision:
+class Decision(Objective):
     """Minus the true edges in the assignment of the regularised program (Eq. 7 of the paper).
 
     Attributes:
         temperature: of the softmax over the second side.
-        bounded: weights are sigmoids of the scores, else the scores themselves.
         gamma: the program's regularisation, 0.1 in the paper.
     """
 
@@ -65,12 +77,9 @@ class Decision:
         matching = Matching(gamma=self.gamma, temperature=self.temperature)
         return -(matching(-self.weights(scores)[None]).assignment[0] * edges).sum()
 
-    def weights(self, scores: Tensor) -> Tensor:
-        return torch.sigmoid(scores) if self.bounded else scores
-
 
 @dataclass(frozen=True)
-class InequalityDecision:
+class InequalityDecision(Objective):
     """The same loss through the program with all inequalities of the LP (Wilder et al. 2018)."""
 
     bounded: bool = True
@@ -79,12 +88,9 @@ class InequalityDecision:
     def loss(self, scores: Tensor, edges: Tensor) -> Tensor:
         return -(nearest_matching(self.weights(scores) / self.gamma) * edges).sum()
 
-    def weights(self, scores: Tensor) -> Tensor:
-        return torch.sigmoid(scores) if self.bounded else scores
-
 
 @dataclass(frozen=True)
-class TwoStage:
+class TwoStage(Objective):
     """Cross-entropy of "does this pair cite"; the LP gets the predicted probabilities.
 
     Attributes:
@@ -96,13 +102,6 @@ class TwoStage:
     def loss(self, scores: Tensor, edges: Tensor) -> Tensor:
         weight = scores.new_tensor(self.positive)
         return functional.binary_cross_entropy_with_logits(scores, edges, pos_weight=weight)
-
-    def weights(self, scores: Tensor) -> Tensor:
-        return torch.sigmoid(scores)
-
-
-# `loss` of scores and true edges (side, side), and the `weights` that the LP is given.
-Objective = Decision | InequalityDecision | TwoStage
 
 
 @dataclass(frozen=True)

@@ -88,33 +88,29 @@ def splits(count: int, number: int, *, everywhere: bool = False) -> list[Split]:
     return result
 
 
-def run_reference(instances: Instances, split: Split, method: str) -> Run:
-    """A method that learns nothing: weights are words in common, random, or the true edges."""
-    generator, values = np.random.default_rng([split.number, 2]), []
+def run_all(
+    instances: Instances, chosen: Sequence[Split], methods: Mapping[str, Settings], workers: int
+) -> Iterator[Run]:
+    """Every method, then the references, on one split after the other, in `workers` processes."""
+    every = {**methods, **dict.fromkeys(REFERENCES)}
+    jobs = [(split, method, settings) for split in chosen for method, settings in every.items()]
+    return parallel(run, instances, jobs, workers)
+
+
+def run(problems: Problems, split: Split, method: str, settings: Settings | None) -> Run:
+    """One method on one split. Without settings it is a reference."""
+    start, values = time.perf_counter(), []
+    if settings:
+        (network,) = learn.train(problems, split.train, settings, seed=split.number)
+        values = learn.evaluate(problems, split.held_out, network, settings)
+        return Run(split, method, tuple(values), time.perf_counter() - start)
+    generator, instances = np.random.default_rng([split.number, 2]), problems.instances
     for member in split.held_out:
         edges, (left, right) = instances.edges[member], instances.words[member].astype(np.float32)
         random = generator.random(edges.shape)
         weights = {"word overlap": left @ right.T, "random": random, "optimum": edges * 1.0}
         values.append(matched(weights[method], edges))
     return Run(split, method, tuple(values), 0.0)
-
-
-def run_all(
-    instances: Instances, chosen: Sequence[Split], methods: Mapping[str, Settings], workers: int
-) -> Iterator[Run]:
-    """Every method, then the references, on one split after the other, in `workers` processes."""
-    jobs = [(split, method, settings) for split in chosen for method, settings in methods.items()]
-    learned = parallel(_run, instances, jobs, workers)
-    for split in chosen:
-        yield from itertools.islice(learned, len(methods))
-        yield from (run_reference(instances, split, method) for method in REFERENCES)
-
-
-def _run(problems: Problems, split: Split, method: str, settings: Settings) -> Run:
-    start = time.perf_counter()
-    (network,) = learn.train(problems, split.train, settings, seed=split.number)
-    values = learn.evaluate(problems, split.held_out, network, settings)
-    return Run(split, method, tuple(values), time.perf_counter() - start)
 
 
 class Candidate(NamedTuple):
@@ -174,14 +170,14 @@ def parallel(
     function: Callable[..., Any], instances: Instances, jobs: Iterable[tuple], workers: int
 ) -> Iterator[Any]:
     """`function(problems, *job)` of every job, in order, in processes of one thread each."""
-    calls = (joblib.delayed(_call)(function, instances, job) for job in jobs)
+
+    def call(job: tuple) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # more do not speed up steps this small
+        try:
+            return function(Problems(instances), *job)
+        finally:
+            torch.set_num_threads(threads)
+
+    calls = (joblib.delayed(call)(job) for job in jobs)
     return iter(joblib.Parallel(workers, return_as="generator")(calls))  # pyright: ignore
-
-
-def _call(function: Callable[..., Any], instances: Instances, job: tuple) -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more do not speed up steps this small
-    try:
-        return function(Problems(instances), *job)
-    finally:
-        torch.set_num_threads(threads)

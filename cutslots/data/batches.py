@@ -13,10 +13,10 @@ epoch has every item once. Instance ids keep their meaning over a clip.
 """
 
 import json
-from collections import deque
+import math
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ import torch
 
 from cutslots.data.locate import local
 from cutslots.data.manifest import Manifest
+from cutslots.data.parallel import ordered
 from cutslots.data.shards import Shard
 from cutslots.errors import InputError
 
@@ -89,39 +90,43 @@ class Batches:
     ):
         directory = local(directory)
         self.manifest = Manifest.load(directory)
-        shape = self.manifest.frame_shape
-        entries = self.manifest.split(split).shards
-        self._frames, self._windows = _window(shape, frames, distance)
-        self.num_scenes = self.manifest.split(split).count * self._windows
-        for name, value, low in (("batch_size", batch_size, 1), ("prefetch", prefetch, 0)):
+        shape, entries = self.manifest.frame_shape, self.manifest.split(split).shards
+        length = shape[0] if len(shape) > 2 else 1
+        whole = frames is None
+        frames, distance = (length, 1) if frames is None else (frames, distance)
+        minima = {"batch_size": (batch_size, 1), "prefetch": (prefetch, 0)}
+        minima |= {"frames": (frames, 1), "distance": (distance, 1)}
+        for name, (value, low) in minima.items():
             if value < low:
                 raise InputError(f"{name} must be at least {low}, got {value}.")
+        span = (frames - 1) * distance + 1
+        if span > length:
+            records = f"clips of {length} frames" if length > 1 else "single images"
+            problem = f"{frames} frames at distance {distance} span {span}"
+            remedy = "Use fewer or closer frames."
+            raise InputError(f"{problem}, but the records are {records}. {remedy}")
         if not 0 <= rank < world_size:
             raise InputError(f"rank must be 0 to {world_size - 1} (world_size - 1), got {rank}.")
         if batch_size % world_size:
             multiple = f"a multiple of world_size {world_size}"
             raise InputError(f"batch_size, over all ranks, must be {multiple}, got {batch_size}.")
+        self._frames, self._windows = range(0, span, distance), length - span + 1
+        self.num_scenes = self.manifest.split(split).count * self._windows
         if self.num_scenes < (batch_size if drop_last else 1):
             scenes = f"split {split!r} of {directory} has {self.num_scenes} scenes"
             raise InputError(f"batch_size is {batch_size}, but {scenes}. Use a smaller one.")
+        self.num_frames = frames if len(shape) > 2 and (whole or frames > 1) else None
+        self._whole_records = whole or len(shape) <= 2
         self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.num_frames = len(self._frames) if len(shape) > 2 and frames != 1 else None
-        self._whole_records = frames is None or len(shape) <= 2
         self.rank, self.world_size, self.prefetch = rank, world_size, prefetch
         self.shuffle, self.drop_last = shuffle, drop_last
         self._shards = [Shard(directory, entry, shape) for entry in entries]
-        self._ends = np.cumsum([entry.count for entry in entries])
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._starts = np.cumsum([0, *(entry.count for entry in entries)])
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the images, in pixels."""
         return self.manifest.image_size
-
-    @property
-    def max_objects(self) -> int:
-        """The largest instance id of the whole dataset, over all its splits."""
-        return self.manifest.max_objects
 
     @property
     def steps_per_epoch(self) -> int:
@@ -135,97 +140,66 @@ class Batches:
             raise InputError(f"start must be 0 to {self.steps_per_epoch} (steps), got {start}.")
         return self._prefetched(epoch, range(start, self.steps_per_epoch))
 
+    def _prefetched(self, epoch: int, steps: range) -> Generator[Batch, None, None]:
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            batches = (self.batch(epoch, step) for step in steps)
+            if self.prefetch:
+                submit: Any = partial(pool.submit, self.batch, epoch)
+                batches = ordered(submit, Future.result, steps, self.prefetch + 1)
+            yield from (batch for batch in batches if len(batch.index))
+
     def batch(self, epoch: int, step: int) -> Batch:
         """This rank's shard of one global batch."""
         if not 0 <= step < self.steps_per_epoch:
             raise InputError(f"step must be 0 to {self.steps_per_epoch - 1}, got {step}.")
-        index = self._epoch_order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+        order = np.arange(self.num_scenes)
+        if self.shuffle:
+            order = _permutation(self.seed, epoch, self.num_scenes)
+        index = order[step * self.batch_size : (step + 1) * self.batch_size]
         first, last = (len(index) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return self.items(index[first:last].copy())
 
     def items(self, index: np.ndarray) -> Batch:
         """These items of the split, in this order, regardless of the rank."""
         index = np.asarray(index, np.int64)
-        height, width = self.image_size
         times = () if self.num_frames is None else (self.num_frames,)
-        images = torch.empty((len(index), *times, height, width, 3), dtype=torch.uint8)
-        masks = torch.empty((len(index), *times, height, width), dtype=torch.uint8)
+        masks = torch.empty((len(index), *times, *self.image_size), dtype=torch.uint8)
+        images = torch.empty((*masks.shape, 3), dtype=torch.uint8)
         pixels, labels = images.numpy().reshape(-1).data, masks.numpy().reshape(-1).data
-        size = len(self._frames) * height * width
-        for at, (shard, row, first) in enumerate(self._locate(index)):
+        size = math.prod(masks.shape[1:])
+        for at, (shard, row, frames) in enumerate(self._locate(index)):
             image, mask = (slice(at * n, (at + 1) * n) for n in (3 * size, size))
-            shard.read(row, self._frames_from(first), pixels[image], labels[mask])
+            shard.read(row, frames, pixels[image], labels[mask])
         return Batch(images, masks, index)
 
     def ids(self, index: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of these items; for frames of a clip with their numbers, `clip_000012[3,4]`."""
-        ids = self._column("id", index)
-        if self._whole_records:
-            return ids
-        frames = (self._frames_from(int(item) % self._windows) for item in index)
-        pairs = zip(ids, frames, strict=True)
-        return [f"{id}[{','.join(map(str, numbers))}]" for id, numbers in pairs]
+        ids = []
+        for shard, row, frames in self._locate(index):
+            numbers = "" if self._whole_records else f"[{','.join(map(str, frames))}]"
+            ids.append(shard.records.column("id")[row].as_py() + numbers)
+        return ids
 
     def metadata(self, index: Sequence[int] | np.ndarray) -> list[list[dict[str, Any]]]:
         """For every item the objects' metadata; entry k - 1 belongs to mask id k."""
-        return [json.loads(text) for text in self._column("objects", index)]
+        rows = self._locate(index)
+        return [json.loads(shard.records.column("objects")[row].as_py()) for shard, row, _ in rows]
 
-    def _prefetched(self, epoch: int, steps: range) -> Generator[Batch, None, None]:
-        if not self.prefetch:
-            yield from (batch for step in steps if len((batch := self.batch(epoch, step)).index))
-            return
-        pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        futures = (pool.submit(self.batch, epoch, step) for step in steps)
-        try:
-            ready = deque(islice(futures, self.prefetch))
-            while ready:
-                batch = ready.popleft().result()
-                ready.extend(islice(futures, 1))
-                if len(batch.index):
-                    yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.num_scenes)
-        cached, order = self._order
-        if cached != epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.num_scenes)
-            self._order = (epoch, order)
-        return order
-
-    def _locate(self, items: np.ndarray) -> Iterator[tuple[Shard, int, int]]:
-        """The shard, the row in it and the first frame of every item."""
-        records, firsts = np.divmod(items, self._windows)
-        which = np.searchsorted(self._ends, records, side="right")
-        starts = np.concatenate([[0], self._ends])[which]
-        columns = (which.tolist(), (records - starts).tolist(), firsts.tolist())
-        for shard, row, first in zip(*columns, strict=True):
-            yield self._shards[shard], row, first
-
-    def _frames_from(self, first: int) -> range:
-        return range(first, first + self._frames.stop, self._frames.step)
-
-    def _column(self, name: str, index: Sequence[int] | np.ndarray) -> list[Any]:
-        items = np.asarray(index, dtype=np.int64)
+    def _locate(self, index: Sequence[int] | np.ndarray) -> Iterator[tuple[Shard, int, range]]:
+        """The shard, the row in it and the frames of every item."""
+        items = np.asarray(index, np.int64)
         if items.size and not (items.min() >= 0 and items.max() < self.num_scenes):
             low, high = items.min(), items.max()
             raise InputError(f"index must be 0 to {self.num_scenes - 1}, got {low} to {high}.")
-        return [shard.records.column(name)[row].as_py() for shard, row, _ in self._locate(items)]
+        records, firsts = np.divmod(items, self._windows)
+        shards = np.searchsorted(self._starts, records, side="right") - 1
+        rows = records - self._starts[shards]
+        columns = (shards.tolist(), rows.tolist(), firsts.tolist())
+        for shard, row, first in zip(*columns, strict=True):
+            frames = range(first, first + self._frames.stop, self._frames.step)
+            yield self._shards[shard], row, frames
 
 
-def _window(shape: tuple[int, ...], frames: int | None, distance: int) -> tuple[range, int]:
-    """The frames of a record's first item, and the number of items of a record."""
-    total = shape[0] if len(shape) > 2 else 1
-    if frames is None:
-        frames, distance = total, 1
-    for name, value in (("frames", frames), ("distance", distance)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}.")
-    span = (frames - 1) * distance + 1
-    if span > total:
-        records = f"clips of {total} frames" if total > 1 else "single images"
-        problem = f"{frames} frames at distance {distance} span {span}"
-        raise InputError(f"{problem}, but the records are {records}. Use fewer or closer frames.")
-    return range(0, span, distance if frames > 1 else 1), total - span + 1
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)

@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,22 +76,12 @@ class Location:
         return self.path.rstrip("/").rpartition("/")[2]
 
     @property
-    def parent(self) -> "Location":
-        """The folder that contains it."""
-        return Location(self.filesystem, self.path.rstrip("/").rpartition("/")[0] or "/")
-
-    @property
-    def info(self) -> dict[str, Any] | None:
-        """fsspec's description, with `type` ("file" or "directory") and `size`; None if absent."""
+    def kind(self) -> str | None:
+        """What it is, "file" or "directory"; None if absent."""
         try:
-            return self.filesystem.info(self.path)
+            return self.filesystem.info(self.path)["type"]
         except FileNotFoundError:
             return None
-
-    @property
-    def is_file(self) -> bool:
-        """Whether it is an existing file."""
-        return self.filesystem.isfile(self.path)
 
     def files(self, recursive: bool = False) -> list[tuple["Location", int]]:
         """The files of this folder with their sizes in bytes, sorted by path."""
@@ -112,35 +101,39 @@ class Location:
         with self.open() as file:
             return file.read()
 
+    def sha256(self) -> str:
+        """The SHA-256 of the file's bytes, in hexadecimal."""
+        with self.open() as file:
+            return hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+
 
 def find_dataset(name: str) -> Path | str | None:
     """The prepared dataset of this name in `CUTSLOTS_DATA` or `CUTSLOTS_HOME/data`, else None."""
-    base = os.environ.get(DATA)
-    given = [f"{base.rstrip('/')}/{name}" if is_uri(base) else Path(base) / name] if base else []
-    for path in (*given, files.home() / "data" / name):
-        if (Location.of(path) / MANIFEST).info:
-            return path if is_uri(path) else Path(path).absolute()
+    for base in filter(None, (os.environ.get(DATA), files.home() / "data")):
+        uri = f"{str(base).rstrip('/')}/{name}"
+        path = uri if is_uri(base) else (Path(base) / name).absolute()
+        if (Location.of(path) / MANIFEST).kind:
+            return path
     return None
 
 
-def read_manifest(path: Location | Path | str) -> Manifest:
+def read_manifest(path: Path | str) -> Manifest:
     """The manifest of a prepared folder or URI, without a copy of the shards.
 
     Raises:
         InputError: no finished prepared dataset.
     """
-    if not isinstance(path, Location) and not is_uri(path):
-        return Manifest.load(Path(path))
-    folder = Location.of(path)
+    if not is_uri(path):
+        return Manifest.load(path)
+    file = Location.of(path) / MANIFEST
     try:
-        text = (folder / MANIFEST).read()
+        return Manifest.parse(file.read(), str(file))
     except OSError as error:
         problem = f"has no readable {MANIFEST} ({error})"
-        raise InputError(f"{folder} {problem}. Give a folder of cutslots prepare.") from None
-    return Manifest.parse(text, f"{folder}/{MANIFEST}")
+        raise InputError(f"{path} {problem}. Give a folder of cutslots prepare.") from None
 
 
-def local(path: Location | Path | str) -> Path:
+def local(path: Path | str) -> Path:
     """The prepared folder on this machine: the path, or the copy of a URI in `CUTSLOTS_HOME/cache`.
 
     Copies only missing shards and compares their SHA-256 with the manifest. If several processes
@@ -149,53 +142,31 @@ def local(path: Location | Path | str) -> Path:
     Raises:
         InputError: no finished prepared dataset, no connection, or a damaged shard.
     """
-    if not isinstance(path, Location) and not is_uri(path):
+    if not is_uri(path):
         return Path(path)
     remote, manifest = Location.of(path), read_manifest(path)
     # The name contains the content's digest, so that new content there gets a new copy.
     folder = files.home() / "cache" / f"{remote.name}-{manifest.digest}"
     with files.lock(folder.with_name(f".{folder.name}.lock"), timeout=-1):
         for entry in manifest.shards:
-            copy = folder / entry.file
-            if not copy.is_file() or copy.stat().st_size != entry.bytes:
-                _fetch(remote / entry.file, copy, entry.sha256)
+            shard, copy = remote / entry.file, folder / entry.file
+            if copy.is_file() and copy.stat().st_size == entry.bytes:
+                continue
+            with connection(shard), files.atomic(copy) as temporary:
+                shard.filesystem.get_file(shard.path, str(temporary))
+                if files.sha256(temporary) != entry.sha256:
+                    problem = "is damaged: its SHA-256 differs from the manifest's"
+                    raise InputError(f"{shard} {problem}. Upload it again.")
         if not (folder / MANIFEST).exists():
             manifest.save(folder / MANIFEST)
     return folder
 
 
-def remote_problems(remote: Location) -> Iterator[str]:
-    """What differs between the files of a remote prepared folder and its manifest."""
-    manifest = read_manifest(remote)
-    with _reading(remote):
-        names = {file.name for file, _ in remote.files() if file.name.endswith(".arrow")}
-        for entry in manifest.shards:
-            if entry.file not in names:
-                yield f"{remote / entry.file} is missing"
-                continue
-            digest = hashlib.sha256()
-            with (remote / entry.file).open() as file:
-                while block := file.read(BUFFER_BYTES):
-                    digest.update(block)
-            if digest.hexdigest() != entry.sha256:
-                yield f"{remote / entry.file} is damaged: its SHA-256 differs from the manifest's"
-        extra = names - {entry.file for entry in manifest.shards}
-        yield from (f"{remote / name} is not in the manifest" for name in sorted(extra))
-
-
-def _fetch(source: Location, target: Path, sha256: str) -> None:
-    with _reading(source), files.atomic(target) as temporary:
-        with source.open() as incoming, open(temporary, "wb") as out:
-            shutil.copyfileobj(incoming, out, BUFFER_BYTES)
-        if files.sha256(temporary) != sha256:
-            problem = "is damaged: its SHA-256 differs from the manifest's"
-            raise InputError(f"{source} {problem}. Upload it again.")
-
-
 @contextmanager
-def _reading(location: Location) -> Iterator[None]:
+def connection(location: Location) -> Iterator[None]:
     """Turn errors of a network or of access rights into input errors."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot read {location}: {error}. Run the same command again.") from None
+        remedy = "Check your access rights, or run the same command again."
+        raise InputError(f"cannot read {location}: {error}. {remedy}") from None

@@ -18,18 +18,6 @@ SHARD_NAME = re.compile(r"[A-Za-z0-9_]+-\d{5}\.arrow")
 
 
 @dataclass(frozen=True)
-class Info:
-    """What determines the content of a prepared folder: equal infos give equal scenes."""
-
-    source: str
-    raw: dict[str, Any]  # description of the raw files, see `Source.describe`
-    options: dict[str, Any]
-    ranges: Ranges
-    # Of the options, for folders of a version that did not have some of them yet.
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class ShardEntry:
     """One finished shard: its file name, number of scenes, size in bytes and SHA-256."""
 
@@ -53,10 +41,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of a prepared folder; the first four attributes are those of `Info`."""
+    """The content of a prepared folder; `source`, `raw`, `options`, `ranges` determine its scenes.
+
+    Without the other attributes it describes a folder that is still to be written.
+    """
 
     source: str
-    raw: dict[str, Any]
+    raw: dict[str, Any]  # description of the raw files, see `Source.describe`
     options: dict[str, Any]
     ranges: Ranges
     frame_shape: tuple[int, ...] = ()  # of one mask: (H, W), or (T, H, W) for clips
@@ -73,25 +64,19 @@ class Manifest:
             InputError: not a prepared or not a finished folder, a damaged manifest, or another
                 schema version.
         """
-        directory = Path(directory)
-        if (directory / MANIFEST).exists():
-            return cls.read(directory / MANIFEST)
-        if not directory.exists():
-            problem = "does not exist. Prepare it: cutslots prepare SOURCE [RAW]"
-            raise InputError(f"data folder {directory} {problem} {directory}")
-        if (directory / PROGRESS).exists():
+        path = Path(directory) / MANIFEST
+        if path.exists():
+            return cls.parse(path.read_bytes(), path)
+        if not path.parent.exists():
+            problem = f"does not exist. Prepare it: cutslots prepare SOURCE [RAW] {directory}"
+        elif path.with_name(PROGRESS).exists():
             problem = "is half prepared. Run the same prepare command again to continue."
-            raise InputError(f"data folder {directory} {problem}")
-        problem = f"has no {MANIFEST}. Give a folder that cutslots prepare wrote."
+        else:
+            problem = f"has no {MANIFEST}. Give a folder that cutslots prepare wrote."
         raise InputError(f"data folder {directory} {problem}")
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest":
-        """The manifest in one JSON file."""
-        return cls.parse(path.read_bytes(), str(path))
-
-    @classmethod
-    def parse(cls, text: bytes, name: str) -> "Manifest":
+    def parse(cls, text: bytes, name: object) -> "Manifest":
         """The manifest in the JSON text of the file `name`.
 
         Raises:
@@ -109,9 +94,8 @@ class Manifest:
                 }
                 return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{name} is damaged ({error!r}). Prepare it with --overwrite."
-            ) from None
+            remedy = "Prepare it with --overwrite."
+            raise InputError(f"{name} is damaged ({error!r}). {remedy}") from None
         problem = f"has schema version {version}, this cutslots reads version {SCHEMA_VERSION}"
         raise InputError(f"{name} {problem}. Prepare the data again.")
 
@@ -161,22 +145,15 @@ class Manifest:
             raise InputError(f"unknown split {name!r}. {nearest(name, list(self.splits))}")
         return self.splits[name]
 
-    def refuse_other(self, asked: Info, folder: Path, finished: bool) -> None:
-        """Raise an InputError with the differences if `folder` was prepared from another info.
+    def differences(self, asked: "Manifest", defaults: dict[str, Any]) -> list[str]:
+        """In what the source, raw data, options and ranges differ from `asked`, one clause each.
 
-        An unfinished folder may differ in the sizes of the raw files: a damaged one may have been
-        replaced since.
+        What an older version did not store counts as equal; `defaults` are those of the options.
         """
-        # What an older version did not store counts as equal.
-        raw, options = asked.raw | self.raw, asked.defaults | self.options
-        now = asked.raw.get("files")
-        if not finished and now and raw["files"].keys() == now.keys():
-            raw["files"] = now
-        stored = Info(self.source, raw, options, self.ranges, asked.defaults)
-        pair = (json.loads(json.dumps(dataclasses.asdict(info))) for info in (stored, asked))
-        if differences := "; ".join(_differences(*pair)):
-            remedy = "Name another folder, or give --overwrite."
-            raise InputError(f"{folder} already contains other data: {differences}. {remedy}")
+        stored = (self.source, asked.raw | self.raw, defaults | self.options, self.ranges)
+        names = ("source", "raw", "options", "ranges")
+        pair = (dict(zip(names, stored, strict=True)), {n: getattr(asked, n) for n in names})
+        return list(_differences(*(json.loads(json.dumps(values)) for values in pair)))
 
 
 def _differences(stored: Any, asked: Any, path: str = "") -> Iterator[str]:

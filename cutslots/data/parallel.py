@@ -12,9 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
@@ -40,24 +39,18 @@ def in_order(
         workers: processes on this machine, 1 for this one only; None for the connected Ray cluster,
             if any, else one for every core.
     """
-    if workers is None and connected():
-        return on_ray(function, items)
+    ray = sys.modules.get("ray")
+    if workers is None and (os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized())):
+        return _on_ray(function, items)
     workers = joblib.cpu_count() if workers is None else workers  # respects cgroups
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}.")
-    return map(function, items) if workers == 1 else on_processes(function, items, workers)
+    return map(function, items) if workers == 1 else _on_processes(function, items, workers)
 
 
-def connected() -> bool:
-    """Whether this process belongs to a Ray cluster, or RAY_ADDRESS names one."""
-    ray = sys.modules.get("ray")
-    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
-
-
-def on_processes(
+def _on_processes(
     function: Callable[[Any], Any], items: Iterable[Any], workers: int
 ) -> Iterator[Any]:
-    """Map over processes of this machine, after two seconds of work in this one."""
     remaining, start = iter(items), time.monotonic()
     while time.monotonic() - start < ALONE_SECONDS:
         first = list(islice(remaining, 1))
@@ -69,9 +62,10 @@ def on_processes(
     context.set_forkserver_preload(["cutslots.data.sources"])
     pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
     try:
-        with _interrupt_delayed():
-            for _ in range(workers):  # the pool starts one process for each, unless one is idle
-                pool.submit(os.getpid)
+        # Ctrl-C interrupts the main thread only, so the processes start in another: interrupted
+        # while it starts, a process would print a traceback.
+        with ThreadPoolExecutor(1) as starter:
+            starter.submit(_start_processes, pool, workers).result()
         submit = partial(pool.submit, function)
         yield from ordered(submit, lambda future: future.result(), remaining, AHEAD * workers)
     except BrokenProcessPool:
@@ -81,7 +75,22 @@ def on_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def _start_processes(pool: ProcessPoolExecutor, workers: int) -> None:
+    """Start all processes of a pool, with Ctrl-C blocked in this thread and in them."""
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # new processes inherit it
+    for _ in range(workers):  # the pool starts one process for each, unless one is idle
+        pool.submit(os.getpid)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Map over the CPUs of a Ray cluster.
 
     Raw files that are read there (ClevrTex) need the same path on every node, or a URI.
@@ -96,16 +105,13 @@ def on_ray(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any
             address = f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
             raise InputError(f"cannot reach {address}: {error}. Unset it.") from None
 
-    @ray.remote
-    def work(item: Any) -> Any:
-        return function(item)
-
     def result(handle: Any) -> Any:
         try:
             return ray.get(handle)
         except RayTaskError as error:
             raise error.cause from None  # without Ray's report around it
 
+    work = ray.remote(lambda item: function(item))
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     yield from ordered(work.remote, result, items, AHEAD * cpus)
 
@@ -127,31 +133,3 @@ def ordered(
         yield result(pending.popleft())
     if fault is not None and not isinstance(fault, StopIteration):
         raise fault
-
-
-@contextmanager
-def _interrupt_delayed() -> Iterator[None]:
-    """Keep Ctrl-C from processes that start here, and from this process until they have started.
-
-    A process that is interrupted while it starts prints a traceback.
-    """
-    on_main = threading.current_thread() is threading.main_thread()
-    pressed = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.set()) if on_main else None
-    resource_tracker.ensure_running()  # its start would unblock the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # new processes inherit it
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if on_main:
-            signal.signal(signal.SIGINT, before)
-    if pressed.is_set():
-        signal.raise_signal(signal.SIGINT)
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent ends, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -63,11 +63,13 @@ class Body:
 
     def local(self, vector: np.ndarray) -> np.ndarray:
         """World directions (3, ...) in the body's axes."""
-        return _turn(vector, -self.rotation)
+        return self.world(vector, -1)
 
-    def world(self, vector: np.ndarray) -> np.ndarray:
-        """Directions (3, ...) in the body's axes, in the world's."""
-        return _turn(vector, self.rotation)
+    def world(self, vector: np.ndarray, sign: int = 1) -> np.ndarray:
+        """Directions (3, ...) in the body's axes, in the world's: turned about the vertical."""
+        x, y, z = vector
+        cosine, sine = math.cos(sign * self.rotation), math.sin(sign * self.rotation)
+        return np.stack([cosine * x - sine * y, sine * x + cosine * y, z])
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def trace(view: Rays, bodies: list[Body]) -> tuple[np.ndarray, np.ndarray]:
     for number, body in enumerate(bodies, start=1):
         window = _window(body, len(ids))
         eye, toward = _column(EYE - body.center), view.directions[:, *window]
-        distance = _HIT[body.shape](body, body.local(eye), body.local(toward))
+        distance = _hit(body, body.local(eye), body.local(toward))
         closer = distance < reach[window]
         np.copyto(reach[window], distance, where=closer)
         ids[window][closer] = number
@@ -139,25 +141,18 @@ def shade(
         seen = ids[window] == number
         direction = view.directions[:, *window][:, seen]
         point = _column(EYE).astype(np.float32)[:, 0] + reach[window][seen] * direction
-        others = [other for other in bodies if other is not body]
-        lit = _lit(point, others, light)
-        color[:, *window][:, seen] = _surface_color(body, point, direction, lit, light)
+        lit = _lit(point, [other for other in bodies if other is not body], light)
+        # Diffuse and ambient light (weaker below) on the texture, and a highlight.
+        local = body.local(point - np.array(body.center, np.float32)[:, None])
+        normal = body.world(_normal(body, local))
+        facing = np.maximum(_dot(light, normal), 0) * lit
+        surface = _texture_color(body.texture, local) * (0.3 + 0.18 * normal[2] + 0.78 * facing)
+        if body.shine:
+            middle = light.astype(np.float32)[:, None] - direction
+            cosine = np.maximum(_dot(normal, middle), 0) / np.sqrt(_dot(middle, middle))
+            surface += body.shine * lit * cosine**body.gloss
+        color[:, *window][:, seen] = surface
     return np.clip(color, 0, 1, out=color)
-
-
-def _surface_color(
-    body: Body, point: np.ndarray, direction: np.ndarray, lit: np.ndarray, light: np.ndarray
-) -> np.ndarray:
-    """Color (3, n) of points (3, n) on a body: diffuse, ambient (weaker below), a highlight."""
-    local = body.local(point - np.array(body.center, np.float32)[:, None])
-    normal = body.world(_normal(body, local))
-    facing = np.maximum(_dot(light, normal), 0) * lit
-    color = _texture_color(body.texture, local) * (0.3 + 0.18 * normal[2] + 0.78 * facing)
-    if body.shine:
-        middle = light.astype(np.float32)[:, None] - direction
-        cosine = np.maximum(_dot(normal, middle), 0) / np.sqrt(_dot(middle, middle))
-        color += body.shine * lit * cosine**body.gloss
-    return color
 
 
 def _normal(body: Body, point: np.ndarray) -> np.ndarray:
@@ -198,64 +193,48 @@ def _texture_color(texture: Texture, point: np.ndarray) -> np.ndarray:
     cells = point * texture.frequency
     for axis, shift in enumerate(texture.phase):
         cells[axis] += shift
-    return first + (second - first) * _PATTERN[texture.kind](texture, cells)
-
-
-def _checker(texture: Texture, cells: np.ndarray) -> np.ndarray:
     corner = np.floor(cells)
-    return (corner[0] + corner[1] + corner[2]) % 2
+    if texture.kind == "checker":
+        pattern = (corner[0] + corner[1] + corner[2]) % 2
+    elif texture.kind == "stripes":
+        wave = np.sin(_dot(np.array(texture.direction), cells) * (2 * math.pi))
+        pattern = np.clip(0.5 + 2 * wave, 0, 1)
+    elif texture.kind == "dots":
+        off = cells - corner - 0.5
+        pattern = np.clip(5 * (0.42 - np.sqrt(_dot(off, off))) + 0.5, 0, 1)
+    else:
+        assert texture.lattice is not None
+        pattern = _noise(texture.lattice.reshape(-1), corner.astype(np.int32), cells - corner)
+    return first + (second - first) * pattern
 
 
-def _stripes(texture: Texture, cells: np.ndarray) -> np.ndarray:
-    wave = np.sin(_dot(np.array(texture.direction), cells) * (2 * math.pi))
-    return np.clip(0.5 + 2 * wave, 0, 1)
-
-
-def _dots(texture: Texture, cells: np.ndarray) -> np.ndarray:
-    off = cells - np.floor(cells) - 0.5
-    return np.clip(5 * (0.42 - np.sqrt(_dot(off, off))) + 0.5, 0, 1)
-
-
-def _noise(texture: Texture, cells: np.ndarray) -> np.ndarray:
+def _noise(lattice: np.ndarray, corner: np.ndarray, part: np.ndarray) -> np.ndarray:
     """Value noise: the lattice, repeated every 8 cells, interpolated by smooth steps."""
-    assert texture.lattice is not None
-    corner = np.floor(cells)
-    part = cells - corner
     part = part * part * (3 - 2 * part)
-    low = corner.astype(np.int32) & 7
-    high = (low + 1) & 7
-    flat = texture.lattice.reshape(-1)
-    total = np.zeros(cells.shape[1:], np.float32)
+    low, high = corner & 7, (corner + 1) & 7
+    total = np.zeros(part.shape[1:], np.float32)
     for a, u in ((low[0], 1 - part[0]), (high[0], part[0])):
         for b, v in ((low[1], 1 - part[1]), (high[1], part[1])):
             base, weight = a * 64 + b * 8, u * v
-            total += weight * (flat[base + low[2]] * (1 - part[2]) + flat[base + high[2]] * part[2])
+            near, far = lattice[base + low[2]], lattice[base + high[2]]
+            total += weight * (near * (1 - part[2]) + far * part[2])
     return np.clip(3 * (total - 0.5) + 0.5, 0, 1)
 
 
-_PATTERN = {"checker": _checker, "stripes": _stripes, "dots": _dots, "noise": _noise}
-
-
-def _hit_sphere(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray:
+def _hit(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray:
     """Distance along unit rays (3, ...) from `eye` (3, 1, 1), in the body's axes; inf = no hit."""
-    along = _dot(eye.reshape(3), toward)
-    inside = along * along - (float((eye * eye).sum()) - body.radius**2)
-    return np.where(inside > 0, -along - np.sqrt(np.maximum(inside, 0)), np.inf)
-
-
-def _hit_cube(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray:
-    """As `_hit_sphere`, by slabs."""
-    with np.errstate(divide="ignore"):
-        scale = 1 / toward
-    origin = eye.astype(np.float32)
-    first, second = (-body.half - origin) * scale, (body.half - origin) * scale
-    near = np.minimum(first, second).max(0)
-    far = np.maximum(first, second).min(0)
-    return np.where(near < far, near, np.inf)
-
-
-def _hit_cylinder(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray:
-    """As `_hit_sphere`; the camera is above every body, so a ray enters by the top or the side."""
+    if body.shape == "sphere":
+        along = _dot(eye.reshape(3), toward)
+        inside = along * along - (float((eye * eye).sum()) - body.radius**2)
+        return np.where(inside > 0, -along - np.sqrt(np.maximum(inside, 0)), np.inf)
+    if body.shape == "cube":  # by slabs
+        with np.errstate(divide="ignore"):
+            scale = 1 / toward
+        origin = eye.astype(np.float32)
+        first, second = (-body.half - origin) * scale, (body.half - origin) * scale
+        near, far = np.minimum(first, second).max(0), np.maximum(first, second).min(0)
+        return np.where(near < far, near, np.inf)
+    # The camera is above every body, so a ray enters a cylinder by the top or the side.
     x, y, z = (float(part) for part in eye.reshape(3))
     top = (body.half - z) / toward[2]
     on_top = (x + top * toward[0]) ** 2 + (y + top * toward[1]) ** 2 < body.half**2
@@ -268,17 +247,17 @@ def _hit_cylinder(body: Body, eye: np.ndarray, toward: np.ndarray) -> np.ndarray
     return np.where(on_top, top, np.where(on_side, side, np.inf))
 
 
-_HIT = {"cube": _hit_cube, "sphere": _hit_sphere, "cylinder": _hit_cylinder}
-
-
 def _window(body: Body, size: int) -> tuple[slice, slice]:
     """Rows and columns of an image that contain the whole body."""
     across, down, depth = project(body.center)
     bound = body.radius * _BOUND[body.shape]
     reach = 1.1 * bound / ((depth - bound) * _SPREAD)
-    starts = [max(0, min(size, math.floor((at - reach + 1) * size / 2))) for at in (down, across)]
-    stops = [max(0, min(size, math.ceil((at + reach + 1) * size / 2))) for at in (down, across)]
-    return slice(starts[0], stops[0]), slice(starts[1], stops[1])
+
+    def span(middle: float) -> slice:
+        ends = (middle - reach + 1) * size / 2, (middle + reach + 1) * size / 2
+        return slice(max(0, min(size, math.floor(ends[0]))), max(0, min(size, math.ceil(ends[1]))))
+
+    return span(down), span(across)
 
 
 def _column(vector: np.ndarray) -> np.ndarray:
@@ -289,11 +268,3 @@ def _dot(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Scalar product of two (3, ...) arrays, or of a constant (3,) and a (3, ...) array."""
     parts = [float(part) for part in first] if first.ndim == 1 else first
     return parts[0] * second[0] + parts[1] * second[1] + parts[2] * second[2]
-
-
-def _turn(vector: np.ndarray, angle: float) -> np.ndarray:
-    """Vectors (3, ...) turned about the vertical."""
-    cosine, sine = math.cos(angle), math.sin(angle)
-    return np.stack(
-        [cosine * vector[0] - sine * vector[1], sine * vector[0] + cosine * vector[1], vector[2]]
-    )

@@ -31,11 +31,6 @@ class Scene:
     mask: np.ndarray
     objects: tuple[dict[str, Any], ...]
 
-    @property
-    def frame_shape(self) -> tuple[int, ...]:
-        """The shape of the mask: (H, W), or (T, H, W) for a clip."""
-        return self.mask.shape
-
 
 def num_visible(mask: np.ndarray) -> int:
     """The number of instance ids other than 0 in a uint8 mask."""
@@ -47,14 +42,14 @@ def schema(frame_shape: Sequence[int]) -> pa.Schema:
 
     `num_objects` is the number of ids in the mask, `objects` the metadata as a JSON list.
     """
-    frame = tuple(frame_shape)
-    fields = [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("image", pa.fixed_shape_tensor(pa.uint8(), (*frame, 3)), nullable=False),
-        pa.field("mask", pa.fixed_shape_tensor(pa.uint8(), frame), nullable=False),
-        pa.field("num_objects", pa.int32(), nullable=False),
-        pa.field("objects", pa.string(), nullable=False),
-    ]
+    types = {
+        "id": pa.string(),
+        "image": pa.fixed_shape_tensor(pa.uint8(), (*frame_shape, 3)),
+        "mask": pa.fixed_shape_tensor(pa.uint8(), tuple(frame_shape)),
+        "num_objects": pa.int32(),
+        "objects": pa.string(),
+    }
+    fields = [pa.field(name, kind, nullable=False) for name, kind in types.items()]
     return pa.schema(fields, metadata={"cutslots.schema_version": str(SCHEMA_VERSION)})
 
 
@@ -69,4 +64,4 @@ def record_batch(scenes: Sequence[Scene]) -> pa.RecordBatch:
         pa.array([num_visible(scene.mask) for scene in scenes], pa.int32()),
         pa.array([json.dumps(scene.objects, allow_nan=False) for scene in scenes], pa.string()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema(scenes[0].frame_shape))
+    return pa.RecordBatch.from_arrays(columns, schema=schema(scenes[0].mask.shape))

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, ClassVar
 
+from cutslots.data.images import Preprocessing
 from cutslots.data.locate import Location
-from cutslots.data.preprocess import Preprocessing
 from cutslots.data.record import Ranges, Scene
 from cutslots.errors import InputError
 
@@ -21,7 +21,8 @@ class Source(ABC):
     of the class's docstring is its help.
 
     1. `Options`: a frozen dataclass of `cutslots.options.option` fields, by default crop and size.
-       Every field becomes an option of the command line and is stored in the manifest.
+       Every field becomes an option of the command line and is stored in the manifest. Its method
+       `check`, if any, refuses options that conflict.
     2. `find`: look at `self.raw` once, set `self.num_records`, and refuse incomplete data.
     3. `records`: yield (split, item). An item goes to another process: keep it small, or let it be
        the record's bytes. It contains all that `decode` needs besides the options.
@@ -42,15 +43,21 @@ class Source(ABC):
     Options: ClassVar[type] = Preprocessing
 
     def __init__(self, raw: Location | None, options: Any):
-        self.raw, self.options, self.num_records = raw, options, 0
+        self.raw: Any = raw
+        self.options, self.num_records = options, 0
 
     @abstractmethod
     def find(self) -> None:
-        """Find the raw files; raises InputError if they are incomplete or the options conflict."""
+        """Find the raw files; raises InputError if they are incomplete."""
 
-    @abstractmethod
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Any]]:
-        """Yield (split, item) in record order within every split, from item `done[split]` on."""
+        """Yield (split, item) split by split in record order, from item `done[split]` on.
+
+        By default an item is the number of a record.
+        """
+        for name, (start, stop) in splits.items():
+            end = self.num_records if stop is None else min(stop, self.num_records)
+            yield from ((name, number) for number in range(start + done[name], end))
 
     @staticmethod
     @abstractmethod
@@ -76,12 +83,6 @@ class Source(ABC):
     def limit(self, split: str) -> int | None:
         """The largest number of scenes of a split; None for all of its range."""
         return None
-
-    def indices(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, int]]:
-        """(split, record number) of every record that is not done, for `records`."""
-        for name, (start, stop) in splits.items():
-            end = self.num_records if stop is None else min(stop, self.num_records)
-            yield from ((name, number) for number in range(start + done[name], end))
 
 
 @contextmanager

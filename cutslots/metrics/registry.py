@@ -10,7 +10,13 @@ class Metric(NamedTuple):
 
 # Masks by alpha, by the cut, over clips; each has the scores of SCORES. MSE is summed over a
 # reconstruction of values in [0, 1], `mse_mean` is its mean over pixels and channels.
-SCORES = {"ari_fg": "ARI-FG", "ari": "ARI", "miou": "mIoU", "mse": "MSE"}
+SCORES = {
+    "ari_fg": "ARI-FG",
+    "ari": "ARI",
+    "miou": "mIoU",
+    "miou_fg": "mIoU_fg",
+    "mse": "MSE",
+}
 MASKS = {"": "", "cut_": "cut ", "video_": "video ", "video_cut_": "video cut "}
 METRICS = {
     f"{mask}{score}": Metric(f"{mask_title}{score_title}", score != "mse")

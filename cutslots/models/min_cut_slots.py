@@ -15,6 +15,7 @@ from cutslots.nn.decoder import BroadcastDecoder, DecoderConfig
 from cutslots.nn.encoders import EncoderConfig
 from cutslots.nn.init import he_init
 from cutslots.nn.position import PositionEncoding
+from cutslots.nn.schedule import Ramp
 from cutslots.nn.slots import SlotHeads, SlotsConfig
 from cutslots.nn.weights import WeightNet, WeightsConfig
 from cutslots.options import option
@@ -33,7 +34,11 @@ class CutConfig:
     reach: float | None = option(
         None, "smoothing in pixels, sets gamma_terminal and gamma_vertex; none: by them", low=0.01
     )
-    beta: float = option(1.0, "least drop of the potential from s to t")
+    beta: float = option(1.0, "least drop of the potential from s to t (published code: 10)")
+    terminal_slack: bool = option(True, "slack in this drop (published code: no)")
+    interior_edges: bool = option(
+        False, "neighbour edges start at interior pixels only (published code: yes)"
+    )
     solver: str = option("auto", "back end of the cut layer", choices=("auto", *BACK_ENDS))
 
     def check(self) -> None:
@@ -58,7 +63,9 @@ class CutConfig:
             gamma_edge=self.gamma_edge,
             gamma_terminal=terminal,
             gamma_vertex=vertex,
+            interior_edges=self.interior_edges,
             beta=self.beta,
+            terminal_slack=self.terminal_slack,
             solver=self.solver,
         )
 
@@ -73,8 +80,42 @@ class TemperatureConfig:
 
 
 @dataclass(frozen=True)
+class ColorConfig:
+    """A start of training in which the image of a slot is one color.
+
+    One color cannot show a tile of the ground with an object in it, so the loss prefers slots that
+    are objects. Then the decoder adds its detail, which a linear ramp lets in.
+    """
+
+    steps: int = option(0, "first steps, in which a slot's image is one color (paper: 0)", low=0)
+    ramp: int = option(0, "steps after these in which the decoder's detail comes in", low=0)
+    hidden: int = option(64, "hidden units of the MLP from a slot to its color", low=1)
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """A Gaussian window that limits where an object's slot can be opaque; the background has none.
+
+    Its size is a standard deviation, as a share of the image's side.
+    """
+
+    kind: str = option(
+        "none",
+        "no window (the paper); center and size by an MLP of the slot; center of the cut mask",
+        choices=("none", "slot", "cut"),
+    )
+    smallest: float = option(0.03, "smallest size", low=1e-3)
+    largest: float = option(0.15, "largest size", low=1e-3)
+    hidden: int = option(64, "hidden units of the MLP", low=1)
+
+
+@dataclass(frozen=True)
 class Config:
-    """The model's sizes; the defaults are the paper's for CLEVR."""
+    """The model's sizes.
+
+    The defaults give stored configurations that lack an option the model they were trained with;
+    `cutslots.train.config` has the paper's presets.
+    """
 
     image_size: int = option(128, "side of the square images, even", low=2)
     num_slots: int = option(12, "slots, including the background", low=2)
@@ -85,12 +126,27 @@ class Config:
         1.0, "weight of features beside positions as input of the object cuts (paper: 1)", low=0.0
     )
     foreground_position: bool = option(True, "positions in the foreground cut's input (paper: yes)")
+    foreground_side: str = option(
+        "source",
+        "terminal whose side of the foreground cut is the foreground (published code: sink)",
+        choices=("source", "sink"),
+    )
+    composition: str = option(
+        "decoder",
+        "alpha: softmax of the decoder's opacity (paper), or with the cut masks as its prior",
+        choices=("decoder", "cut"),
+    )
+    mask_floor: float = option(
+        0.01, "added to cut masks in alpha: what a slot can be without its cut", low=1e-8
+    )
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     cut: CutConfig = field(default_factory=CutConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     slots: SlotsConfig = field(default_factory=SlotsConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    color: ColorConfig = field(default_factory=ColorConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
 
     def build(self) -> "MinCutSlots":
         return MinCutSlots(self)
@@ -104,7 +160,7 @@ class Partition:
         object_weights, foreground_weights: edge weights >= 0 of the cuts.
         object_potentials, foreground_potentials: potentials of the cuts.
         object_masks: softmax of the object potentials over cuts.
-        foreground_mask: degree to which a pixel is on the source's side of the foreground cut.
+        foreground_mask: degree to which a pixel is on `foreground_side` of the foreground cut.
         masks: the cut masks, summing to 1 over slots.
         slots: a vector per slot.
     """
@@ -161,10 +217,18 @@ class MinCutSlots(nn.Module):
                 last.weight.mul_(0.1)
                 assert last.bias is not None
                 last.bias.fill_(0.1)  # above zero, so that the ReLU passes a gradient
+        self.color = self.window = self.detail = None
+        if config.color.steps or config.color.ramp:
+            self.color = _mlp(config.slots.size, config.color.hidden, 3)
+            self.detail = Ramp(config.color.steps, config.color.ramp)
+        if config.window.kind != "none":
+            self.window = _mlp(config.slots.size, config.window.hidden, 4)
+            for parameter in self.window[-1].parameters():
+                nn.init.zeros_(parameter)  # centered, of medium size
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Outputs:
         partition = self.partition(images)
-        reconstructions, alpha, reconstruction = self.decode(partition.slots)
+        reconstructions, alpha, reconstruction = self.decode(partition.slots, partition.masks)
         return Outputs(
             **vars(partition),
             reconstructions=reconstructions,
@@ -188,9 +252,11 @@ class MinCutSlots(nn.Module):
         object_masks = torch.softmax(object_potentials / temperature.object, dim=1)
 
         foreground_cut = self.cut(foreground_weights.flatten(0, 1))
-        to_source, to_sink = foreground_cut.terminal_edges()
-        # A softmax over a pixel's two terminal edges: on the source's side, the sink's edge is cut.
-        foreground_mask = torch.sigmoid((to_sink - to_source) / temperature.foreground)[:, None]
+        near, far = foreground_cut.terminal_edges()
+        if self.config.foreground_side == "sink":
+            near, far = far, near
+        # A softmax over a pixel's two terminal edges: on one terminal's side the other's is cut.
+        foreground_mask = torch.sigmoid((far - near) / temperature.foreground)[:, None]
 
         split = torch.cat([1 - foreground_mask, foreground_mask * object_masks], dim=1)
         masks = torch.softmax(split / temperature.combined, dim=1)
@@ -206,18 +272,74 @@ class MinCutSlots(nn.Module):
         )
 
     def decode(
-        self, slots: Float[Tensor, "batch slots size"]
+        self, slots: Float[Tensor, "batch slots size"], masks: Float[Tensor, "batch slots h w"]
     ) -> tuple[
         Float[Tensor, "batch slots 3 height width"],
         Float[Tensor, "batch slots height width"],
         Float[Tensor, "batch 3 height width"],
     ]:
-        """The second half of `forward`: the slots' images, their opacities, and the blend."""
-        reconstructions, opacity = self.decoder(slots)
-        alpha = torch.softmax(opacity, dim=1)
+        """The second half of `forward`: the slots' images, their opacities, and the blend.
+
+        Args:
+            masks: cut masks of the slots; used by the options `composition` and `window`.
+        """
+        detail, size = 1.0 if self.detail is None else self.detail.value, self.config.image_size
+        if detail:
+            colors, opacity = self.decoder(slots)
+        else:
+            # The product is zero; DistributedDataParallel needs a gradient of every parameter.
+            unused = 0.0 * sum(parameter.sum() for parameter in self.decoder.parameters())
+            opacity = slots.new_zeros(*slots.shape[:2], size, size) + unused
+            colors = opacity[:, :, None]
+        if self.color is not None:
+            colors = detail * colors + self.color(slots)[..., None, None]
+            opacity = detail * opacity
+        if self.window is not None:
+            window = self._window(self.window(slots[:, 1:]), masks[:, 1:])
+            opacity = torch.cat([opacity[:, :1], opacity[:, 1:] + window], dim=1)
+        if self.config.composition == "cut":
+            prior = torch.log(_at_least_float32(masks) + self.config.mask_floor)
+            opacity = opacity + nn.functional.interpolate(prior, size=size, mode="bilinear")
+        alpha, reconstructions = torch.softmax(opacity, dim=1), torch.tanh(colors)
         return reconstructions, alpha, (alpha[:, :, None] * reconstructions).sum(1)
 
-    @staticmethod
-    def loss(outputs: Outputs, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, ""]:
-        """Mean squared error per element, on [-1, 1]."""
+    def _window(
+        self, parameters: Float[Tensor, "batch slots 4"], masks: Float[Tensor, "batch slots h w"]
+    ) -> Float[Tensor, "batch slots height width"]:
+        """The windows' logarithms, from the MLP's row, column, size and height."""
+        row, column, size, height = _at_least_float32(parameters).unbind(-1)
+        if self.config.window.kind == "slot":
+            row, column = torch.sigmoid(3 * row), torch.sigmoid(3 * column)
+        else:
+            masks = _at_least_float32(masks) + 1e-6  # the center of an empty mask is the image's
+            grid = _line(masks.shape[-1], masks)
+            mass = masks.sum((-2, -1))
+            row, column = masks.sum(-1) @ grid / mass, masks.sum(-2) @ grid / mass
+        smallest, largest = self.config.window.smallest, self.config.window.largest
+        size = smallest + (largest - smallest) * torch.sigmoid(size + 1)
+        line = _line(self.config.image_size, row)
+        rows, columns = ((line - center[..., None]).square() for center in (row, column))
+        distance = rows[..., :, None] + columns[..., None, :]
+        return (height + 2)[..., None, None] - distance / (2 * size.square())[..., None, None]
+
+    def loss(
+        self, outputs: Outputs, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, ""]:
+        """Mean squared error per element, on [-1, 1]. In training, it also counts the step."""
+        if self.detail is not None:
+            self.detail.advance()
         return nn.functional.mse_loss(outputs.reconstruction.float(), images)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _line(length: int, like: Tensor) -> Tensor:
+    """Evenly spaced positions from 0 to 1."""
+    return torch.linspace(0, 1, length, dtype=like.dtype, device=like.device)
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    layers = nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
+    return nn.Sequential(*layers)

@@ -111,15 +111,17 @@ class MinCutVideo(nn.Module):
         paired, assignment = self.pairing(slots[:, 0], slots[:, 1])
         moved = self.mlp(paired.transpose(1, 2).flatten(2)).unflatten(2, (2, -1)).transpose(1, 2)
         paired = paired + moved
-        decoded = (
-            values.unflatten(0, frames) for values in self.image.decode(paired.flatten(0, 1))
-        )
         masks = partition.masks.unflatten(0, frames)
+        second = (assignment.to(masks.dtype) @ masks[:, 1].flatten(2)).view_as(masks[:, 1])
+        ordered = torch.stack([masks[:, 0], second], dim=1)  # in the first frame's order
+        decoded = self.image.decode(paired.flatten(0, 1), ordered.flatten(0, 1))
+        decoded = (values.unflatten(0, frames) for values in decoded)
         return Outputs(masks, slots, assignment, paired, *decoded)
 
-    @staticmethod
     def loss(
-        outputs: Outputs, images: Float[Tensor, "batch 2 3 height width"]
+        self, outputs: Outputs, images: Float[Tensor, "batch 2 3 height width"]
     ) -> Float[Tensor, ""]:
         """The sum over the two frames of the mean squared error per element, on [-1, 1]."""
+        if self.image.detail is not None:
+            self.image.detail.advance()
         return (outputs.reconstruction.float() - images).square().mean((0, 2, 3, 4)).sum()

@@ -151,8 +151,8 @@ class SlotAttentionModel(nn.Module):
         features = self.position(self.encoder(images))
         inputs, start = self.inputs(features.flatten(2).mT), self.start(images.shape[0])
         slots, attention = self.attention(inputs, start)
-        reconstructions, opacity = self.decoder(slots)
-        alpha = torch.softmax(opacity, dim=1)
+        colors, opacity = self.decoder(slots)
+        reconstructions, alpha = torch.tanh(colors), torch.softmax(opacity, dim=1)
         return Outputs(
             attention=attention.unflatten(-1, features.shape[-2:]),
             slots=slots,

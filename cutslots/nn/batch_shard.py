@@ -9,40 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 
-@runtime_checkable
-class BatchShard(Protocol):
-    """Shard `rank` of the `size` equal shards of a batch."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
-
-    def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over the shards, without gradient."""
-        ...
-
-
 @dataclass(frozen=True)
-class WholeBatch:
-    """The only shard of a batch."""
+class BatchShard:
+    """Shard `rank` of the `size` equal shards of a batch: here the only one."""
 
     rank: int = 0
     size: int = 1
 
     def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over the shards, without gradient."""
         return tensor
 
 
-_shard: ContextVar[BatchShard] = ContextVar("shard", default=WholeBatch())  # noqa: B039 (frozen)
+_shard: ContextVar[BatchShard] = ContextVar("shard", default=BatchShard())  # noqa: B039 (frozen)
 
 
 def current_shard() -> BatchShard:
@@ -75,14 +61,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         x = x - mean[:, None, None]
         variance = _Mean.apply(x.square().mean((0, 2, 3)), shard)
         count = shard.size * x[:, 0].numel()
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
+        state: Any = self
         with torch.no_grad():  # running statistics as in torch, with the unbiased variance
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            state.num_batches_tracked.add_(1)
+            state.running_mean.lerp_(mean, self.momentum)
+            state.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scaled = x * (self.weight * torch.rsqrt(variance + self.eps))[:, None, None]
         return (scaled + self.bias[:, None, None]).to(input.dtype)
 

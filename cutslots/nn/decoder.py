@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -52,9 +51,9 @@ class BroadcastDecoder(nn.Module):
     def forward(
         self, slots: Float[Tensor, "batch slots size"]
     ) -> tuple[Float[Tensor, "batch slots 3 h w"], Float[Tensor, "batch slots h w"]]:
-        """An image in [-1, 1] per slot, and its opacity before the softmax over slots."""
+        """An image per slot before the tanh, and its opacity before the softmax over slots."""
         grid = slots.flatten(0, 1)[:, :, None, None].expand(-1, -1, self.start, self.start)
         # The grid is channels-last, and convolutions keep it so. Later operations read one or three
         # of the four channels: with a stride of four, tanh does not vectorise.
         decoded = self.layers(self.position(grid)).contiguous().unflatten(0, slots.shape[:2])
-        return torch.tanh(decoded[:, :, :3]), decoded[:, :, 3]
+        return decoded[:, :, :3], decoded[:, :, 3]

@@ -14,7 +14,10 @@ class SlotsConfig:
     """Sizes of the slots and of the MLPs before and after pooling."""
 
     size: int = option(64, "numbers in a slot", low=1)
-    hidden: int = option(256, "hidden units of the MLPs", low=1)
+    hidden: int = option(256, "hidden units of the MLPs before pooling", low=1)
+    hidden_after: int | None = option(
+        None, "of those after pooling (published code: 128); none: hidden", low=1
+    )
     num_heads: int = option(3, "MLPs on the features; their pooled results are summed", low=1)
 
 
@@ -29,11 +32,12 @@ class SlotHeads(nn.Module):
     def __init__(self, config: SlotsConfig, channels: int) -> None:
         super().__init__()
         heads, hidden, size = config.num_heads, config.hidden, config.size
+        after = config.hidden_after or hidden
         self.norm = nn.LayerNorm(channels)
         self.before = nn.Linear(channels, heads * hidden)
         self.project = nn.ModuleList(nn.Linear(hidden, size) for _ in range(heads))
         self.after = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, size))
+            nn.Sequential(nn.Linear(size, after), nn.ReLU(inplace=True), nn.Linear(after, size))
             for _ in range(heads)
         )
 

@@ -17,6 +17,9 @@ class WeightsConfig:
     hidden: int = option(100, "feature maps of its hidden layers", low=1)
     num_layers: int = option(3, "convolutions; the published code has 2, the paper says 3", low=1)
     kernel: int = option(3, "side of its convolutions", low=1, odd=True)
+    dilated: bool = option(
+        False, "dilation 1, 2, 4, ... of its hidden layers, which see farther (paper: no)"
+    )
     norm: bool = option(False, "instance normalisation before its last layer (not in the paper)")
 
 
@@ -31,8 +34,10 @@ class WeightNet(nn.Module):
         kernel, pad = config.kernel, config.kernel // 2
         sizes = [channels] + [config.hidden] * (config.num_layers - 1)
         layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise(sizes):
-            layers += [nn.Conv2d(inputs, outputs, kernel, 1, pad), nn.LeakyReLU(inplace=True)]
+        for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+            dilation = 2**layer if config.dilated else 1
+            convolution = nn.Conv2d(inputs, outputs, kernel, 1, dilation * pad, dilation)
+            layers += [convolution, nn.LeakyReLU(inplace=True)]
         if config.norm:
             # If gamma_edge is the largest gamma, the cut amplifies the mean over the image most:
             # unless it is removed, a random initial offset lets one cut win everywhere.

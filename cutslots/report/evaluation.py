@@ -6,7 +6,7 @@ from typing import Any
 from cutslots.data import Manifest
 from cutslots.data.sources import changed_options, dataset_name
 from cutslots.metrics.registry import METRICS, title
-from cutslots.report.published import differences, paper_row
+from cutslots.report.published import PAPER, differences, rows
 from cutslots.report.tables import Table, score_text
 
 SCORES = tuple(name for name in METRICS if name != "mse_mean")  # the columns of tables, in order
@@ -27,7 +27,7 @@ def published(
         `scores`, `split` (empty if not stated), `source`, and `not_comparable`, the known
         differences in protocol.
     """
-    row = paper_row(dataset_name(manifest))
+    row = next((row for row in rows(dataset_name(manifest)) if row.method == PAPER), None)
     if row is None:
         return None
     changed = (o for o in changed_options(manifest).values() if "|" not in o.range)
@@ -44,7 +44,7 @@ def published(
         "scores": dict(row.scores),
         "split": row.split or "",
         "source": row.source,
-        "not_comparable": reasons,
+        "not_comparable": [*reasons, *row.differs],
     }
 
 
@@ -52,59 +52,55 @@ def scores_table(result: Mapping[str, Any]) -> str:
     """The JSON of `cutslots evaluate` as Markdown: scores, how they were made, object groups."""
     datasets = result["sets"]
     names = [name for name in SCORES if any(name in d["scores"] for d in datasets)]
-    rows = []
+
+    def line(name: str, split: str, images: str, scores: Mapping[str, float]) -> list[str]:
+        return [name, split, images, *(score_text(n, scores.get(n)) for n in names)]
+
+    lines, origins = [], []
+    side = result["image_size"]
     for dataset in datasets:
         name, split, scores = dataset["name"], dataset["split"], dataset["scores"]
         images = f"{scores['num_images']:,.0f}"
-        rows.append([name, split, images, *(score_text(n, scores.get(n)) for n in names)])
+        lines.append(line(name, split, images, scores))
         if tiles := dataset.get("tiles"):  # missing in older files
-            texts = (score_text(n, tiles.get(n)) for n in names)
-            rows.append([f"fixed tiles: {name}", split, images, *texts])
+            lines.append(line(f"fixed tiles: {name}", split, images, tiles))
+        height, width = dataset["stored_size"]
+        origin = f"- {name}: digest {dataset['digest']}, {height} x {width}"
+        origin += f", scored at {side} x {side}." if side != height else "."
+        origin += "".join(f" {note}." for note in dataset["notes"])
         if paper := dataset["published"]:
-            numbers = (f"{paper['scores'][n]:g}" if n in paper["scores"] else "" for n in names)
-            rows.append([f"published: {name}", paper["split"], "", *numbers])
-    numeric = ["images", *map(title, names)]
-    table = Table(["dataset", "split", *numeric], rows, right=numeric).markdown()
-    groups = _object_groups(datasets)
-    return "\n".join([table, _provenance(result, names), *groups])
+            texts = (f"{paper['scores'][n]:g}" if n in paper["scores"] else "" for n in names)
+            lines.append([f"published: {name}", paper["split"], "", *texts])
+            reasons = "; ".join(paper["not_comparable"])
+            origin += f" Published: {paper['source']}"
+            origin += f"; not comparable: {reasons}." if reasons else "."
+        origins.append(origin)
 
-
-def _provenance(result: Mapping[str, Any], names: Sequence[str]) -> str:
     facts = ["an exported model"]
     if "signature" in result:
         facts = [f"run hash {result['signature']}", f"step {result['step']:,}"]
     if result["trained_on"]:
         facts.append(f"trained on {result['trained_on']}")
     facts.append(f"cutslots commit {result['commit'] or 'unknown'}")
-    side = result["image_size"]
-    cut = "; cut scores are of the cut masks" if "cut_ari_fg" in names else ""
-    about = [
-        f"Model {result['model']}: {', '.join(facts)}.",
-        f"ARI-FG, ARI and mIoU are of the alpha masks{cut}. MSE is summed over an image in [0, 1]"
-        f" of {side} x {side}. Means over images.",
-    ]
+    about = (
+        "ARI-FG, ARI and mIoU are of the alpha masks; mIoU_fg leaves out the background"
+        f"{'; cut scores are of the cut masks' if 'cut_ari_fg' in names else ''}. MSE is summed"
+        f" over an image in [0, 1] of {side} x {side}. Means over images."
+    )
     if "video_ari_fg" in names:
-        about[-1] += (
+        about += (
             " Frames of clips are images; video scores treat all frames of a clip as one image and"
             " are means over clips."
         )
-    if any(dataset.get("tiles") for dataset in result["sets"]):
-        about[-1] += (
+    if any(dataset.get("tiles") for dataset in datasets):
+        about += (
             " Fixed tiles: one square grid for every image, with at most as many tiles as the"
             " model has slots. A model that scores no better has not found objects."
         )
-    about.append("")
-    for dataset in result["sets"]:
-        height, width = dataset["stored_size"]
-        line = f"- {dataset['name']}: digest {dataset['digest']}, {height} x {width}"
-        line += f", scored at {side} x {side}." if side != height else "."
-        line += "".join(f" {note}." for note in dataset["notes"])
-        if paper := dataset["published"]:
-            reasons = "; ".join(paper["not_comparable"])
-            line += f" Published: {paper['source']}"
-            line += f"; not comparable: {reasons}." if reasons else "."
-        about.append(line)
-    return "\n".join(about) + "\n"
+    numeric = ["images", *map(title, names)]
+    table = Table(["dataset", "split", *numeric], lines, right=numeric).markdown()
+    text = "\n".join([f"Model {result['model']}: {', '.join(facts)}.", about, "", *origins])
+    return "\n".join([table, f"{text}\n", *_object_groups(datasets)])
 
 
 def _object_groups(datasets: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,6 +1,5 @@
 """Figures of images with their masks: samples, overlays, animations of clips, scenes of a sweep."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,12 @@ def sample_figure(
         labels: a line above each row.
     """
     outputs = sample.outputs
-    images = _to_bytes(outputs.reconstructions)
-    alpha = outputs.alpha.numpy()[..., None]
-    slots = (images * alpha + 128 * (1 - alpha)).astype(np.uint8)
     label_maps = {"true masks": sample.true, "alpha masks": outputs.alpha.argmax(1)}
     for name, text in GROUPINGS.items():
         if hasattr(outputs, name):
             label_maps[text] = getattr(outputs, name).argmax(1)
+    alpha = outputs.alpha.numpy()[..., None]
+    slots = (_to_bytes(outputs.reconstructions) * alpha + 128 * (1 - alpha)).astype(np.uint8)
     columns = {
         "image": _to_bytes(sample.images),
         "reconstruction": _to_bytes(outputs.reconstruction),
@@ -78,39 +76,27 @@ def clip_animation(sample: Clips, path: Path, tile: int = 96, labels: Sequence[s
         tile: side of an image in pixels.
         labels: a line above each row.
     """
-    images = np.stack([_to_bytes(sample.images), _to_bytes(sample.outputs.reconstruction)])
+    outputs = sample.outputs
+    images = np.stack([_to_bytes(sample.images), _to_bytes(outputs.reconstruction)])
     # One palette for all frames: Pillow's palette per frame would make colours flicker.
     flat = Image.fromarray(images.reshape(-1, images.shape[-2], 3))
     quantised = flat.quantize(256 - len(PALETTE), dither=Image.Dither.NONE)
     colors = np.array(quantised.getpalette(), np.uint8).reshape(-1, 3)[: 256 - len(PALETTE)]
     palette = np.concatenate([PALETTE, colors])
-    columns: dict[str, np.ndarray] = dict(
-        zip(
-            ("frame", "reconstruction"),
-            (np.array(quantised) + len(PALETTE)).reshape(images.shape[:-1]),
-            strict=True,
-        )
-    )
-    columns["true masks"] = sample.true.numpy() % len(PALETTE)
+    frame, reconstruction = (np.array(quantised) + len(PALETTE)).reshape(images.shape[:-1])
+    columns = {"reconstruction": reconstruction, "true masks": sample.true.numpy() % len(PALETTE)}
     for name, text in MAPS.items():
-        if hasattr(sample.outputs, name):
-            columns[text] = getattr(sample.outputs, name).numpy() % len(PALETTE)
+        if hasattr(outputs, name):
+            columns[text] = getattr(outputs, name).numpy() % len(PALETTE)
     frames, num_frames = [], sample.true.shape[1]
     for time in range(num_frames):
         # The frame's number also keeps equal frames distinct: Pillow merges equal ones.
-        titles = {"frame": f"frame {time + 1}/{num_frames}"}
-        shown = {titles.get(text, text): maps[:, time] for text, maps in columns.items()}
+        shown = {f"frame {time + 1}/{num_frames}": frame[:, time]}
+        shown |= {text: maps[:, time] for text, maps in columns.items()}
         frames.append(_grid(shown, tile, labels, palette))
-    with atomic(path) as temporary:
-        frames[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=frames[1:],
-            duration=MILLISECONDS,
-            loop=0,
-            optimize=False,
-        )
+    with atomic(path) as file:
+        options: dict[str, Any] = {"duration": MILLISECONDS, "loop": 0, "optimize": False}
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], **options)
 
 
 def _grid(
@@ -213,22 +199,3 @@ def slots(labels: np.ndarray, box: Sequence[int]) -> list[dict[str, Any]]:
         share = round(len(rows) / labels.size, 6)
         results.append({"slot": int(slot), "share": share, "box": shifted})
     return sorted(results, key=lambda result: -result["share"])
-
-
-def captioned_panels(panels: Sequence[tuple[bytes, Sequence[str]]]) -> Image.Image:
-    """Image files below each other, each with its caption above it."""
-    line_height, font = 20, ImageFont.load_default(size=14)
-    images = [Image.open(io.BytesIO(content)).convert("RGB") for content, _ in panels]
-    heights = [im.height + line_height * len(p[1]) for im, p in zip(images, panels, strict=True)]
-    width = max(image.width for image in images)
-    canvas = Image.new("RGB", (width, sum(heights)), "white")
-    draw, top = ImageDraw.Draw(canvas), 0
-    for image, (_, lines) in zip(images, panels, strict=True):
-        for line in lines:
-            while len(line) > 4 and draw.textlength(line, font=font) > width - 8:
-                line = line.removesuffix("...")[:-1] + "..."
-            draw.text((4, top), line, fill="black", font=font)
-            top += line_height
-        canvas.paste(image, (0, top))
-        top += image.height
-    return canvas

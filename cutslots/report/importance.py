@@ -1,9 +1,9 @@
-"""Hyperparameter importance and slices, as used by the report."""
+"""Importance of a sweep's parameters, by Optuna, from the texts in MLflow."""
 
 import ast
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,8 +27,7 @@ class Analysis:
     """How a sweep's parameters affect its objective.
 
     Attributes:
-        importance: share of the objective's variance by parameter, largest first, sum 1; empty if
-            there are too few runs.
+        importance: as `importance` returns it.
         about: how importance was estimated, or why it was not.
         study: the finished runs inside the search space, best first.
         varied: the parameters with more than one value, the most important first.
@@ -42,13 +41,15 @@ class Analysis:
 
 def analysis(sweep: SweepRuns) -> Analysis:
     """Importance of the search space's parameters over the finished runs inside it."""
-    params = sweep.parents[0].params
+    params = sweep.parent.params
     texts = {n.removeprefix("space/"): v for n, v in params.items() if n.startswith("space/")}
     space = {name: d for name in sorted(texts) if (d := distribution(texts[name])) is not None}
-    trials = [as_trial(space, t.run.params, sweep.value(t)) for t in sweep.ranked] if space else []
+    trials = [as_trial(space, t.params, sweep.value(t)) for t in sweep.ranked] if space else []
     inside = [trial for trial in trials if trial is not None]
-    study = study_of(inside)
-    shares = importance(study)
+    with quiet():
+        study = optuna.create_study()
+        study.add_trials(inside)
+        shares = importance(study)
     count, outside = len(inside), len(trials) - len(inside)
     if shares:
         about = (
@@ -63,7 +64,8 @@ def analysis(sweep: SweepRuns) -> Analysis:
     if outside:
         more = "1 more run is" if outside == 1 else f"{outside} more runs are"
         about += f" {more} outside the search space (for example, other models)."
-    varied = [n for n in [*shares, *(n for n in space if n not in shares)] if _varies(inside, n)]
+    values = {name: {str(trial.params[name]) for trial in inside} for name in space}
+    varied = [n for n in dict.fromkeys([*shares, *space]) if len(values[n]) > 1]
     return Analysis(shares, about, study, varied)
 
 
@@ -98,33 +100,19 @@ def as_trial(
         return None
 
 
-def study_of(trials: Sequence[FrozenTrial]) -> optuna.Study:
-    """A study in memory with these trials."""
-    with quiet():
-        study = optuna.create_study()
-        study.add_trials(trials)
-    return study
-
-
 def importance(study: optuna.Study) -> dict[str, float]:
     """The share of the objective's variance that each parameter explains (fANOVA), largest first.
 
     Returns: shares with sum 1; empty for fewer than `MIN_RUNS` trials or if nothing differs.
     """
     trials = study.trials
-    if len(trials) < MIN_RUNS or len({trial.value for trial in trials}) < 2:
-        return {}
-    if not any(_varies(trials, name) for name in trials[0].params):
+    params = {str(trial.params) for trial in trials}
+    if len(trials) < MIN_RUNS or len({trial.value for trial in trials}) < 2 or len(params) < 2:
         return {}
     # Seeded: the same runs give the same report.
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    with quiet():
-        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {name: round(share, 6) for name, share in shares.items()}
-
-
-def _varies(trials: Sequence[FrozenTrial], name: str) -> bool:
-    return len({str(trial.params[name]) for trial in trials}) > 1
 
 
 @contextmanager

@@ -1,18 +1,21 @@
 """The report of a sweep as a folder, and the card of an exported model, from templates."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from cutslots.errors import InputError
 from cutslots.files import atomic, write_text
 from cutslots.metrics.registry import title
 from cutslots.report.evaluation import SCORES
-from cutslots.report.figures import EXAMPLES, captioned_panels
-from cutslots.report.importance import Analysis, analysis
+from cutslots.report.figures import EXAMPLES
+from cutslots.report.importance import analysis
 from cutslots.report.plots import curves_figure, describe, slices_figure
+from cutslots.report.scored_run import short_commit
 from cutslots.report.sweep import SweepRuns, runs_csv, sections, summary, sweep_runs
 from cutslots.report.tables import Table, score_text
 from cutslots.tracking import last_artifact
@@ -63,63 +66,53 @@ def write_report(name: str, out: Path) -> Path:
     if table.exists() and f"# Sweep {name}\n" not in table.read_text(encoding="utf-8"):
         raise InputError(f"{table} is not a report of sweep {name!r}. Give another --out.")
     folder.mkdir(parents=True, exist_ok=True)
-    analysed = analysis(sweep)
+
+    analysed, lines, tables = analysis(sweep), summary(sweep), sections(sweep)
     captions = {
         "figure.png": ("Scenes", _scenes_figure(sweep, folder / "figure.png")),
         "curves.png": ("Learning curves", curves_figure(sweep, folder / "curves.png")),
         "slices.png": ("Slices", slices_figure(sweep, analysed, folder / "slices.png")),
     }
-    for file, (_, caption) in captions.items():
-        if caption is None:  # an earlier report may have had something to draw
-            (folder / file).unlink(missing_ok=True)
-    tables, lines = sections(sweep), summary(sweep)
     figures = {file: texts for file, texts in captions.items() if texts[1] is not None}
+    for file in captions.keys() - figures:  # an earlier report may have had something to draw
+        (folder / file).unlink(missing_ok=True)
     values = {"name": name, "summary": lines, "sections": tables, "analysis": analysed}
     write_text(folder / "index.html", _render("sweep.html", figures=figures, **values))
-    write_text(table, _markdown(name, lines, tables, analysed))
-    write_text(folder / "runs.csv", runs_csv(sweep))
-    return folder
 
-
-def _markdown(name: str, lines: list[str], tables: list[Any], analysed: Analysis) -> str:
     parts = [f"# Sweep {name}\n", "".join(f"- {line}\n" for line in lines)]
     parts += [section.markdown() for section in tables]
     parts += ["## Importance of parameters\n", f"{analysed.about}\n"]
     shares = [[parameter, f"{share:.2f}"] for parameter, share in analysed.importance.items()]
     parts += [Table(["parameter", "share"], shares, ["share"]).markdown()] if shares else []
-    return "\n".join(parts)
+    write_text(table, "\n".join(parts))
+    write_text(folder / "runs.csv", runs_csv(sweep))
+    return folder
 
 
 def _scenes_figure(sweep: SweepRuns, path: Path) -> str | None:
-    """Draw the best run's scenes of best, median and worst score; returns the figure's caption.
+    """Save the best run's scenes of best, median and worst score; returns the figure's caption.
 
-    If an older run did not log them, draw the last figures of the best, median and worst run.
+    An older run did not log them: its last figure takes their place.
     """
-    ranked = sweep.ranked
-    roles = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
-    runs = {index: role for role, index in reversed(roles.items())} if ranked else {}
-    for folder, indices in ((EXAMPLES, [0]), ("figures", sorted(runs))):
-        panels = []
-        for trial, role in ((ranked[i], runs[i]) for i in indices if i in runs):
-            content = last_artifact(trial.run.run_id, folder)
-            lines = [
-                f"{role.capitalize()} run: {describe(sweep, trial)}, {trial.name}",
-                f"seed {trial.seed}, run hash {trial.run_hash}, commit {trial.commit}",
-            ]
-            panels += [(content, lines)] if content is not None else []
-        if panels:
+    if not sweep.ranked:
+        return None
+    best = sweep.ranked[0]
+    origin = (
+        f"Best run: {describe(sweep, best)}, {best.label}, seed {best.seed},"
+        f" run hash {best.run_hash}, commit {short_commit(best)}."
+    )
+    shown = {
+        EXAMPLES: "Scenes of the validation split with the best, the median and the worst"
+        f" {title(sweep.objective)}, at the best step of the best run.",
+        "figures": "The last figure, of the split's first scenes, of the best run.",
+    }
+    for folder, caption in shown.items():
+        content = last_artifact(best.run_id, folder)
+        if content is not None:
+            image = Image.open(io.BytesIO(content)).convert("RGB")  # of clips the first frame
             with atomic(path) as temporary:
-                captioned_panels(panels).save(temporary, format="PNG", optimize=True)
-            origins = "; ".join(", ".join(lines) for _, lines in panels)
-            if folder == EXAMPLES:
-                return (
-                    "Scenes of the validation split with the best, the median and the worst"
-                    f" {sweep.objective_title}, at the best step of the best run. {origins}."
-                )
-            return (
-                "The last figures, of the split's first scenes, of the best, the median and the"
-                f" worst run; the best run did not log scenes by score. {origins}."
-            )
+                image.save(temporary, format="PNG", optimize=True)
+            return f"{caption} {origin}"
     return None
 
 

@@ -12,7 +12,8 @@ from cutslots.errors import InputError, nearest
 from cutslots.files import atomic, write_text
 from cutslots.metrics.registry import higher_is_better, title
 from cutslots.report.importance import Analysis, quiet
-from cutslots.report.sweep import Configuration, SweepRuns, Trial, state_of, sweep_runs
+from cutslots.report.scored_run import short_commit
+from cutslots.report.sweep import Configuration, SweepRuns, Trial, sweep_runs
 from cutslots.report.tables import Table, score_text
 from cutslots.tracking import metric_histories
 
@@ -48,7 +49,7 @@ def _tidy(axis: Any) -> None:
 
 def describe(sweep: SweepRuns, trial: Trial) -> str:
     """A trial's objective with its title: `ARI-FG 0.9461`."""
-    return f"{sweep.objective_title} {score_text(sweep.objectives[0], sweep.value(trial))}"
+    return f"{title(sweep.objective)} {score_text(sweep.objective, sweep.value(trial))}"
 
 
 def curves_figure(sweep: SweepRuns, path: Path) -> str | None:
@@ -56,51 +57,48 @@ def curves_figure(sweep: SweepRuns, path: Path) -> str | None:
 
     Returns: the figure's caption; None without points.
     """
-    objective = sweep.objectives[0]
     rest = [t for t in sweep.trials if t.counts and t not in sweep.ranked] + sweep.unfinished
     trials = [*sweep.ranked, *rest]
-    histories = metric_histories([trial.run.run_id for trial in trials], f"val/{objective}")
-    curves = []
-    for rank, trial in enumerate(trials):
-        points = [point for point in histories[trial.run.run_id] if math.isfinite(point[1])]
-        color = BEST[rank] if rank < min(len(BEST), len(sweep.ranked)) else None
-        curves += [(trial, points, color)] if points else []
-    if not curves:
+    histories = metric_histories([trial.run_id for trial in trials], f"val/{sweep.objective}")
+    points = {r: [p for p in history if math.isfinite(p[1])] for r, history in histories.items()}
+    drawn = [trial for trial in trials if points[trial.run_id]]
+    if not drawn:
         return None
-    thin = len(curves) > 30
-    labelled, origins = set(), []
+    colors = dict(zip((trial.run_id for trial in sweep.ranked), BEST, strict=False))
+    thin = len(drawn) > 30
+    labels, origins = set(), []
     figure, axis = pyplot().subplots(figsize=(9, 5), layout="constrained")
-    for i, (trial, points, color) in enumerate(curves):
-        state = state_of(trial.run)
-        label = "other runs" if state == "finished" else state
+    for i, trial in enumerate(drawn):
+        color, line = colors.get(trial.run_id), points[trial.run_id]
+        label = "other runs" if trial.state == "finished" else trial.state
         if color:
-            label = f"{describe(sweep, trial)}, seed {trial.seed}: {trial.name}"
+            label = f"{describe(sweep, trial)}, seed {trial.seed}: {trial.label}"
             label = label if len(label) <= LABEL_LENGTH else label[: LABEL_LENGTH - 3] + "..."
-            origin = f"run hash {trial.run_hash}, commit {trial.commit}"
+            origin = f"run hash {trial.run_hash}, commit {short_commit(trial)}"
             origins.append(f"{describe(sweep, trial)}: {origin}")
         axis.plot(
-            *zip(*points, strict=True),
-            label="_" if label in labelled else label,  # matplotlib's way to leave a line out
+            *zip(*line, strict=True),
+            label="_" if label in labels else label,  # matplotlib's way to leave a line out
             color=color or GREY,
             linewidth=1.8 if color else 0.6 if thin else 1.0,
             alpha=1.0 if color else 0.4 if thin else 0.6,
-            linestyle={"finished": "-", "pruned": "--"}.get(state, ":"),
-            marker="o" if len(points) == 1 else None,
+            linestyle={"finished": "-", "pruned": "--"}.get(trial.state, ":"),
+            marker="o" if len(line) == 1 else None,
             markersize=2 if thin else 4,
-            zorder=3 - i / len(curves),  # the best run over the others
+            zorder=3 - i / len(drawn),  # the best run over the others
         )
-        labelled.add(label)
+        labels.add(label)
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylabel(f"{sweep.objective_title}, validation")
-    positive = all(value > 0 for _, points, _ in curves for _, value in points)
-    if positive and not higher_is_better(objective):
+    axis.set_ylabel(f"{title(sweep.objective)}, validation")
+    positive = all(value > 0 for trial in drawn for _, value in points[trial.run_id])
+    if positive and not higher_is_better(sweep.objective):
         axis.set_yscale("log")  # or the first errors would hide the differences of the last ones
     _tidy(axis)
     figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     _save(figure, path)
     return (
-        f"The objective on the validation split during training, {len(curves)} runs."
+        f"The objective on the validation split during training, {len(drawn)} runs."
         f" The best in colour: {'; '.join(origins) or 'none yet'}."
     )
 
@@ -114,7 +112,7 @@ def slices_figure(sweep: SweepRuns, analysis: Analysis, path: Path) -> str | Non
         return None
     from optuna.visualization.matplotlib import plot_slice
 
-    name = sweep.objective_title
+    name = title(sweep.objective)
     with quiet(), pyplot().rc_context():  # plot_slice changes matplotlib's style
         axes: Any = plot_slice(analysis.study, params=analysis.varied, target_name=name)
         figure: Any = np.ravel(axes)[0].figure
@@ -142,52 +140,50 @@ def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path
     datasets = [sweep.validation[0] for sweep in sweeps]
     titles = [s.name if datasets.count(d) > 1 else d for s, d in zip(sweeps, datasets, strict=True)]
     compared = [_by_setting(sweep, setting) for sweep in sweeps]
-    objectives = sorted({sweep.objectives[0] for sweep in sweeps})
+    objectives = sorted({sweep.objective for sweep in sweeps})
     if len(objectives) > 1:
         raise InputError(
             f"--compare {setting}: the sweeps must have the same objective, "
             f"got {', '.join(objectives)}. Compare them separately."
         )
-    objective = objectives[0]
-    scores = [objective]
-    if any(c.values(s.validation, f"cut_{objective}") for s in sweeps for c in s.configurations):
-        scores.append(f"cut_{objective}")
-    labels = [f"{v:g}" for v in sorted({x for points, _ in compared for x in points})]
-    labels += sorted({label for _, others in compared for label in others})
+    objective, cut_objective = objectives[0], f"cut_{objectives[0]}"
+    keys = {key for columns in compared for key in columns}
+    ticks = sorted(key for key in keys if isinstance(key, float))
+    labels = [*ticks, *sorted(key for key in keys if isinstance(key, str))]
+
     parts = [
         f"# {setting} in {', '.join(names)}\n",
         "Validation split; mean ± sample standard deviation over seeds (number of seeds), each"
         " run at its best step.\n",
     ]
-    for score in scores:
-        cells: dict[str, list[str]] = {label: [label] for label in labels}
-        for sweep, (points, others) in zip(sweeps, compared, strict=True):
-            columns = {f"{x:g}": c for x, c in points.items()} | others
-            for label, line in cells.items():
+    for score in (objective, cut_objective):
+        rows = []
+        for label in labels:
+            row = [label if isinstance(label, str) else f"{label:g}"]
+            for sweep, columns in zip(sweeps, compared, strict=True):
                 values = columns[label].values(sweep.validation, score) if label in columns else []
                 spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
                 mean = f"{statistics.fmean(values):.3f}{spread} ({len(values)})" if values else "-"
-                line.append(mean)
-        parts.append(f"## {title(score)}\n")
-        parts.append(Table([setting, *titles], list(cells.values()), titles).markdown())
+                row.append(mean)
+            rows.append(row)
+        if any(cell != "-" for row in rows for cell in row[1:]) or score == objective:
+            parts.append(f"## {title(score)}\n")
+            parts.append(Table([setting, *titles], rows, titles).markdown())
     table, image = out / f"compare-{setting}.md", out / f"compare-{setting}.png"
     write_text(table, "\n".join(parts))
 
     figure, axis = pyplot().subplots(figsize=(6.4, 4.8), layout="constrained")
-    for i, (sweep, (points, others)) in enumerate(zip(sweeps, compared, strict=True)):
-        color = COLORS[i % len(COLORS)]
-        seeds = {x: c.values(sweep.validation, objective) for x, c in points.items()}
-        seeds = {x: values for x, values in seeds.items() if values}
-        means = [statistics.fmean(values) for values in seeds.values()]
-        marker = MARKERS[i % len(MARKERS)]
-        axis.plot(list(seeds), means, color=color, marker=marker, label=titles[i])
-        for x, values in seeds.items():
-            axis.scatter([x] * len(values), values, s=14, color=color, alpha=0.45, linewidths=0)
-        for label, configuration in others.items():  # as a level, since it has no value
-            mean = configuration.mean(sweep.validation, objective)
-            if mean is not None:
+    for i, (sweep, columns) in enumerate(zip(sweeps, compared, strict=True)):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        seeds = {key: c.values(sweep.validation, objective) for key, c in columns.items()}
+        means = {key: statistics.fmean(values) for key, values in seeds.items() if values}
+        points = {key: mean for key, mean in means.items() if isinstance(key, float)}
+        axis.plot(list(points), list(points.values()), color=color, marker=marker, label=titles[i])
+        for x in points:
+            axis.scatter([x] * len(seeds[x]), seeds[x], s=14, color=color, alpha=0.45, linewidths=0)
+        for label, mean in means.items():
+            if label not in points:  # as a level, since it has no value
                 axis.axhline(mean, color=color, linestyle="--", label=f"{titles[i]}, {label}")
-    ticks = sorted({x for points, _ in compared for x in points})
     if ticks[0] > 0:
         axis.set_xscale("log")
     axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
@@ -200,11 +196,9 @@ def write_comparison(names: Sequence[str], setting: str, out: Path) -> list[Path
     return [table, image]
 
 
-def _by_setting(
-    sweep: SweepRuns, setting: str
-) -> tuple[dict[float, Configuration], dict[str, Configuration]]:
-    """A sweep's configurations by the setting's value, and those without it by model."""
-    params = [c.trials[0].run.params for c in sweep.configurations]
+def _by_setting(sweep: SweepRuns, setting: str) -> dict[float | str, Configuration]:
+    """A sweep's configurations by the setting's value; those without it by their model."""
+    params = [c.trials[0].params for c in sweep.configurations]
     paths = {name for texts in params for name in texts if f".{name}".endswith(f".{setting}")}
     if len(paths) != 1:
         numeric = {n for t in sweep.trials for n, v in t.settings.items() if _number(v) is not None}
@@ -217,17 +211,16 @@ def _by_setting(
     (path,) = paths
     values = [(_number(p.get(path)), c) for p, c in zip(params, sweep.configurations, strict=True)]
     points = sorted(((v, c) for v, c in values if v is not None), key=lambda point: point[0])
-    by_value = dict(points)
+    by_value: dict[float | str, Configuration] = dict(points)
     if len(by_value) < 2 or len(by_value) < len(points):
         raise InputError(
             f"--compare {setting}: sweep {sweep.name!r} must have at least two values of it and"
             f" differ in nothing else but the seed, got {len(points)} configurations with"
             f" {len(by_value)} values."
         )
-    models = [(c.trials[0].run.tags.get("model", c.name), c) for v, c in values if v is None]
+    models = [(c.trials[0].tags.get("model", c.label), c) for v, c in values if v is None]
     names = [model for model, _ in models]
-    others = {m if names.count(m) == 1 else f"{m}, {c.name}": c for m, c in models}
-    return by_value, others
+    return by_value | {m if names.count(m) == 1 else f"{m}, {c.label}": c for m, c in models}
 
 
 def _number(text: str | None) -> float | None:
@@ -242,11 +235,7 @@ def solvers_figure(results: dict[str, Any], path: Path) -> None:
     """Draw the JSON of `cutslots bench solvers`: time and memory by size, one column per batch."""
     cells = [cell for cell in results["cells"] if cell["status"] == "measured"]
     ticks = sorted({cell["size"] for cell in results["cells"]})
-    sizes: dict[int, set[int]] = {}
-    for cell in cells:
-        sizes.setdefault(cell["batch"], set()).add(cell["size"])
-    # A batch that was measured at one size only would be a column of dots.
-    batches = sorted(b for b in sizes if len(sizes[b]) > 1) or sorted(sizes)
+    batches = sorted({cell["batch"] for cell in cells})
     shape, size = (2, len(batches)), (1 + 4 * len(batches), 7.5)
     figure, axes = pyplot().subplots(
         *shape, figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained"
@@ -260,11 +249,11 @@ def solvers_figure(results: dict[str, Any], path: Path) -> None:
                 chosen = [c for c in cells if c["method"] == name and c["batch"] == batch]
                 points = sorted((c["size"], c[key] / unit) for c in chosen if c[key] > 0)
                 axis.plot(
-                    *(zip(*points, strict=True) if points else ([], [])),
+                    *np.array(points).reshape(-1, 2).T,
                     color=COLORS[i % len(COLORS)],
                     marker=MARKERS[i % len(MARKERS)],
-                    linestyle="--" if about.get("peer") or i >= len(COLORS) else "-",
-                    label=name if about.get("exact", True) else f"{name} (another problem)",
+                    linestyle="--" if about.get("peer") else "-",
+                    label=name,
                 )
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")

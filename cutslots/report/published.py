@@ -1,8 +1,9 @@
 """Published results, from `published.csv`.
 
 Scores have our names and units: ARI-FG, ARI and mIoU are fractions where publications print per
-cent, MSE is summed over an image in [0, 1] of 128 x 128. A `_spread` column has the published +-
-of a score; `num_images` is the least number of images that a row is a mean over.
+cent, mIoU without the background is mIoU_fg, MSE is summed over an image in [0, 1] of 128 x 128. A
+`_spread` column has the published +- of a score; `num_images` is the least number of images that a
+row is a mean over.
 """
 
 import csv
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
+from cutslots.report.scored_run import ScoredRun, Split, trained_on
 from cutslots.tracking import Record
 
 SIZE = 128  # pixels; image side in all tables
@@ -76,11 +78,6 @@ def rows(dataset: str | None = None) -> list[Row]:
     return [row for row in ROWS if dataset in (None, row.dataset)]
 
 
-def paper_row(dataset: str) -> Row | None:
-    """The paper's row for a dataset; None if it has none."""
-    return next((row for row in rows(dataset) if row.method == PAPER), None)
-
-
 def differences(
     row: Row,
     *,
@@ -91,7 +88,7 @@ def differences(
     first: int = 0,
     prepared: Sequence[str] = (),
 ) -> list[str]:
-    """How results of ours differ in protocol from a row; None means unknown.
+    """How results of ours differ in protocol from a row, besides `row.differs`; None is unknown.
 
     Args:
         image_size: side at which ours were scored.
@@ -110,7 +107,55 @@ def differences(
         f"{num_images or 0:,.0f} images, published on at least {row.num_images:,}": few,
         f"the model was trained on {trained_on}": trained_on not in (None, row.trained_on),
     }
-    return [*(reason for reason, holds in reasons.items() if holds), *row.differs]
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def known_differences(
+    published: Sequence[Row], runs: Sequence[ScoredRun], split: Split
+) -> list[str]:
+    """Known differences of our runs from published rows; with a count if not all runs differ."""
+    differing: dict[str, set[str]] = {}
+    for row in published:
+        for run in runs:
+            side = run.params.get("model.image_size", "")
+            reasons = differences(
+                row,
+                image_size=int(side) if side.isdigit() else None,
+                split=split[1],
+                num_images=run.scores[split].get("num_images"),
+                trained_on=trained_on(run),
+            )
+            for reason in reasons:
+                differing.setdefault(reason, set()).add(run.run_id)
+    return [
+        reason if len(ids) == len(runs) else f"{reason} ({len(ids)} of {len(runs)} runs)"
+        for reason, ids in differing.items()
+    ]
+
+
+def labels(published: Sequence[Row]) -> list[str]:
+    """Names of published rows in tables: `published: METHOD [a]`, with a letter per publication."""
+    marks = _marks(published)
+    return [f"published: {row.method} [{marks[row.publication]}]" for row in published]
+
+
+def notes(published: Sequence[Row], differs: Sequence[str]) -> list[str]:
+    """Sources and protocols of published rows, and what is known to differ in our runs."""
+    lines = []
+    for publication, mark in _marks(published).items():
+        group = [row for row in published if row.publication == publication]
+        protocols = [row.protocol for row in group]
+        texts = dict.fromkeys(protocols + [text for row in group for text in row.differs])
+        lines.append(f"[{mark}] {publication}. Protocol: {'; '.join(texts)}.")
+    if published:
+        listed = "; ".join(differs) or "none, except possibly how the dataset was prepared"
+        lines.append(f"Published rows are not ranked. Known differences of our runs: {listed}.")
+    return lines
+
+
+def _marks(published: Sequence[Row]) -> dict[str, str]:
+    """A letter per publication, in the order of the rows."""
+    return {name: chr(ord("a") + i) for i, name in enumerate({r.publication: 0 for r in published})}
 
 
 def records() -> list[Record]:
@@ -122,39 +167,35 @@ def records() -> list[Record]:
     runs: dict[tuple[str, str], list[Row]] = {}
     for row in ROWS:
         runs.setdefault((row.method, row.trained_on), []).append(row)
-    return [_record(method, trained_on, group) for (method, trained_on), group in runs.items()]
-
-
-def _record(method: str, trained_on: str, rows: Sequence[Row]) -> Record:
-    metrics: dict[str, float] = {}
-    for row in rows:
-        # An unstated split of clips is logged as val, where SAVi and followers evaluate.
-        prefix = "" if row.dataset == "cora" else f"{row.dataset}/{row.split or 'val'}/"
-        metrics |= {f"{prefix}{score}": value for score, value in row.scores.items()}
-        for score, half in row.spread.items():
-            if row.dataset == "cora":
-                metrics["interval_low"] = round(row.scores[score] - half, 6)
-                metrics["interval_high"] = round(row.scores[score] + half, 6)
-            else:
-                metrics[f"{prefix}{score}{SPREAD}"] = half
-    sources = "; ".join(dict.fromkeys(row.source for row in rows))
-    protocols = "; ".join(dict.fromkeys(row.protocol for row in rows))
-    differs = "; ".join(dict.fromkeys(reason for row in rows for reason in row.differs))
-    slug = "_".join("".join(c if c.isalnum() else " " for c in method.lower()).split())
-    note = f"Published results, not a run. Source: {sources}. Protocol: {protocols}."
-    return Record(
-        key=f"published-{slug}-{trained_on}",
-        name=f"published: {method}, {trained_on}",
-        tags={
+    records = []
+    for (method, dataset), group in runs.items():
+        metrics: dict[str, float] = {}
+        for row in group:
+            # An unstated split of clips is logged as val, where SAVi and followers evaluate.
+            prefix = "" if row.dataset == "cora" else f"{row.dataset}/{row.split or 'val'}/"
+            metrics |= {f"{prefix}{score}": value for score, value in row.scores.items()}
+            for score, half in row.spread.items():
+                if row.dataset == "cora":
+                    metrics["interval_low"] = round(row.scores[score] - half, 6)
+                    metrics["interval_high"] = round(row.scores[score] + half, 6)
+                else:
+                    metrics[f"{prefix}{score}{SPREAD}"] = half
+        sources = "; ".join(dict.fromkeys(row.source for row in group))
+        protocols = "; ".join(dict.fromkeys(row.protocol for row in group))
+        differs = "; ".join(dict.fromkeys(reason for row in group for reason in row.differs))
+        tags = {
             "published": "true",
             "method": method,
-            "model": rows[0].model,
-            "dataset": trained_on,
-            "set": trained_on,
+            "model": group[0].model,
+            "dataset": dataset,
+            "set": dataset,
             "source": sources,
             "protocol": protocols,
             "not_comparable": differs or "as far as the protocol says, comparable",
-            "mlflow.note.content": note,
-        },
-        metrics=metrics,
-    )
+            "mlflow.note.content": "Published results, not a run."
+            f" Source: {sources}. Protocol: {protocols}.",
+        }
+        slug = "_".join("".join(c if c.isalnum() else " " for c in method.lower()).split())
+        key, name = f"published-{slug}-{dataset}", f"published: {method}, {dataset}"
+        records.append(Record(key, name, tags, metrics))
+    return records

@@ -26,23 +26,30 @@ def runs_dir() -> Path:
     return home() / "runs"
 
 
-def _candidates(reference: str) -> Iterator[Path]:
-    """The paths that a reference may mean, in order; what is only in MLflow is downloaded last."""
-    if reference.startswith(("models:/", "runs:/")):
-        yield fetch_model(reference)
-        return
-    yield from (Path(reference), runs_dir() / reference)
-    run = find_run(reference) if re.fullmatch("[0-9a-f]{32}", reference) else None
-    if run:
-        if run.run_dir:
-            yield run.run_dir
-        yield fetch_model(f"runs:/{run.run_id}")
+def new_run_dir(name: str, argument: str = "NAME") -> Path:
+    """The folder of a new run in `runs_dir`; InputError about `argument` if it cannot be one."""
+    if Path(name).name != name or name.startswith("."):
+        raise InputError(
+            f"{argument} must be a folder name without / or a leading dot, got {name!r}."
+        )
+    return runs_dir() / name
 
 
 def _resolve(reference: str, accept: Callable[[Path], Path | None], wanted: str) -> Path:
-    for path in _candidates(reference):
-        if result := accept(path):
-            return result
+    """The first accepted path that a reference may mean; models are downloaded last."""
+
+    def candidates() -> Iterator[Path]:
+        if reference.startswith(("models:/", "runs:/")):
+            yield fetch_model(reference)
+            return
+        yield from (Path(reference), runs_dir() / reference)
+        if re.fullmatch("[0-9a-f]{32}", reference) and (run := find_run(reference)):
+            if run.run_dir:
+                yield run.run_dir
+            yield fetch_model(f"runs:/{run.run_id}")
+
+    if path := next(filter(None, map(accept, candidates())), None):
+        return path
     raise InputError(
         f"no {wanted} {reference!r}. Give a path, a name in {runs_dir()}, the id of an MLflow run, "
         "or a URI such as models:/NAME@champion."
@@ -66,15 +73,6 @@ def find_model(reference: str) -> Path:
     return _resolve(reference, with_weights, "run, checkpoint or model")
 
 
-def find_run_dir(reference: str) -> Path:
-    """The folder with a run's configuration that a reference means.
-
-    Raises:
-        InputError: no match has a configuration.
-    """
-    return _resolve(reference, lambda path: path if (path / CONFIG).is_file() else None, "run")
-
-
 def stored_run(reference: str) -> tuple[Path, RunConfig, dict[str, str]]:
     """The folder, configuration and dataset (`run.json`) of a run that was trained here.
 
@@ -90,18 +88,12 @@ def stored_run(reference: str) -> tuple[Path, RunConfig, dict[str, str]]:
     return path, from_json((path / CONFIG).read_text()), about
 
 
-def finished(
-    run_dir: Path, config: RunConfig, data_digest: str | None = None
-) -> dict[str, float] | None:
-    """Best scores of a completed run with this configuration and data, or None.
-
-    Args:
-        data_digest: `Manifest.digest` of the data; None accepts any.
-    """
+def finished(run_dir: Path, config: RunConfig, data_digest: str) -> dict[str, float] | None:
+    """Best scores of a completed run with this configuration and data, or None."""
     path = run_dir / CONFIG
     if not path.is_file() or differences(from_json(path.read_text()), config):
         return None
     state = checkpoint.newest(run_dir / CHECKPOINTS)
-    if not state or state["step"] < config.train.steps:
+    if not state or state["step"] < config.train.steps or state["data_digest"] != data_digest:
         return None
-    return state["best"] if data_digest in (None, state["data_digest"]) else None
+    return state["best"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cutslots.train.video import Clips
 DELIVERY_SECONDS = 30.0  # a finished run waits so long for an unreachable tracking store
 
 
+@dataclass
 class MLflowCallback(Callback):
     """Logs parameters, metrics, data, figures and the best model.
 
@@ -35,32 +37,27 @@ class MLflowCallback(Callback):
     tags in MLflow, the others are parameters.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        data: Path | str,
-        run_dir: Path,
-        experiment: str,
-        terminal: ProgressBar,
-        system_metrics: bool = True,
-        parent_run_id: str | None = None,
-        tags: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.config, self.run_dir, self.experiment = config, run_dir, experiment
-        self.data = data if is_uri(data) else Path(data).absolute()
-        self.terminal, self.system_metrics = terminal, system_metrics
-        self.parent_run_id, self.tags = parent_run_id, dict(tags or {})
-        self.log: RunLog | None = None
-        self.system: SystemMetrics | None = None
+    config: RunConfig
+    data: Path | str
+    run_dir: Path
+    experiment: str
+    terminal: ProgressBar
+    system_metrics: bool = True
+    parent_run_id: str | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    log: RunLog | None = field(default=None, init=False)
+    system: SystemMetrics | None = field(default=None, init=False)
 
     def on_start(self, start: Start) -> None:
         self.terminal.say(f"run {self.run_dir.name} in {self.run_dir}")
+        source = self.data if is_uri(self.data) else str(Path(self.data).absolute())
         data_dir = local(self.data)
         manifest = Manifest.load(data_dir)
         about = {"source": manifest.source, "set": dataset_name(manifest)}
-        about |= {"data": str(self.data), "experiment": self.experiment}
+        about |= {"data": str(source), "experiment": self.experiment}
         write_text(self.run_dir / ABOUT, json.dumps(about, indent=2) + "\n")
-        log = self._open()
+        self.log = log = self._open()
+        self.system = SystemMetrics(log) if self.system_metrics else None
         values = options.flat(self.config)
         resumable = {path: values.pop(path) for path in RESUMABLE}
         log.params({**values, "num_parameters": start.num_parameters})
@@ -82,10 +79,9 @@ class MLflowCallback(Callback):
             }
         )
         schema = {"image": f"uint8 {manifest.frame_shape}", "mask": "uint8 instance ids"}
-        log.dataset(manifest.source, manifest.digest, str(self.data), schema, manifest.to_json())
+        log.dataset(manifest.source, manifest.digest, str(source), schema, manifest.to_json())
         log.artifact(data_dir / MANIFEST)
         log.artifact(self.run_dir / CONFIG)
-        self.log, self.system = log, SystemMetrics(log) if self.system_metrics else None
 
     def _open(self) -> RunLog:
         return RunLog(
@@ -119,11 +115,7 @@ class MLflowCallback(Callback):
             self.log.tags({"state": "finished"})
             best = {f"best/{name}": value for name, value in result.best.items()}
             self.log.metrics(result.step, best | {SECONDS: result.seconds})
-            config, state = load_weights(self.run_dir)
-            export, packaged = self.run_dir / "model", self.run_dir / "mlflow-model"
-            save_model(state, config, export, origin(find_checkpoint(self.run_dir)))
-            shutil.rmtree(packaged, ignore_errors=True)
-            self.log.artifact(package_model(export, packaged, config.model.image_size), "model")
+            log_model(self.log, self.run_dir)
             # By its step: a resumed run may have scenes of another evaluation, or none.
             for path in (self.run_dir / EXAMPLES).glob(f"step-{result.best['step']:08.0f}.*"):
                 self.log.artifact(path, EXAMPLES)
@@ -142,6 +134,15 @@ class MLflowCallback(Callback):
             self.system.close()
         if self.log:
             self.log.close(status, DELIVERY_SECONDS)
+
+
+def log_model(log: RunLog, run_dir: Path) -> None:
+    """Log the best model of a run's folder, which the registry takes from there."""
+    config, state = load_weights(run_dir)
+    export, packaged = run_dir / "model", run_dir / "mlflow-model"
+    save_model(state, config, export, origin(find_checkpoint(run_dir)))
+    shutil.rmtree(packaged, ignore_errors=True)
+    log.artifact(package_model(export, packaged, config.model.image_size), "model")
 
 
 def _draw(sample: Sample, path: Path, labels: Sequence[str] = ()) -> Path:

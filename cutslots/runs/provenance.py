@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cutslots.tracking import RunLog, add_metrics, events
+from cutslots.tracking import RunLog, add_metrics, default_uri, events, sync
 from cutslots.tracking.journal import FILE
 from cutslots.tracking.models import FETCHED
 from cutslots.train import checkpoint
@@ -14,12 +14,7 @@ from cutslots.train.export import described
 
 ABOUT = "run.json"
 VALIDATION = "validation"
-
-
-def run_folder(checkpoint: Path) -> Path | None:
-    """The run that a checkpoint file belongs to, or None."""
-    folder = checkpoint.parent.parent
-    return folder if (folder / ABOUT).is_file() else None
+DELIVERY_SECONDS = 10.0  # for scores, the import of MLflow included
 
 
 def origin(path: Path) -> dict[str, Any]:
@@ -36,14 +31,19 @@ def origin(path: Path) -> dict[str, Any]:
     return _of_folder(path) if path.is_dir() else _of_checkpoint(path)
 
 
+def _run_folder(checkpoint: Path) -> Path | None:
+    """The run that a checkpoint file belongs to, or None."""
+    folder = checkpoint.parent.parent
+    return folder if (folder / ABOUT).is_file() else None
+
+
 def _of_checkpoint(path: Path) -> dict[str, Any]:
     state = checkpoint.load(path)
     facts = {name: state[name] for name in ("signature", "step", "data_digest") if name in state}
-    scores: dict[str, dict[str, float]] = {}
-    best = dict(state.get("best", {}))
+    best, scores = dict(state.get("best", {})), {}
     if best and best.pop("step", None) == state.get("step"):  # the scores of this checkpoint
         scores[VALIDATION] = best
-    if folder := run_folder(path):
+    if folder := _run_folder(path):
         about = json.loads((folder / ABOUT).read_text())
         # Runs of earlier versions do not have "set".
         facts |= {"run": folder.name, "trained_on": about.get("set", about["source"])}
@@ -57,7 +57,7 @@ def _of_checkpoint(path: Path) -> dict[str, Any]:
 
 def _of_folder(folder: Path) -> dict[str, Any]:
     facts = described(folder)
-    scores = {split: dict(values) for split, values in facts.pop("scores", {}).items()}
+    scores = facts.pop("scores", {})
     if (folder / FETCHED).is_file():
         fetched = json.loads((folder / FETCHED).read_text())
         metrics, tags = fetched.get("metrics", {}), fetched.get("tags", {})
@@ -83,23 +83,21 @@ def _add(scores: dict[str, dict[str, float]], metrics: Mapping[str, Any]) -> Non
             scores.setdefault(f"{dataset} {split}", {})[score] = float(value)
 
 
-def log_scores(
-    model: Path, source: str, split: str, scores: Mapping[str, float], partial: bool = False
-) -> None:
+def log_scores(model: Path, source: str, split: str, scores: Mapping[str, float]) -> None:
     """Add an evaluation to the log of the run that trained `model`, if known; its status stays.
 
     Args:
         model: a checkpoint, or a folder that `find_model` returned.
-        partial: the scores are of a part of the split and are not logged under its name.
     """
-    if partial:
-        return
     values = {f"{source}/{split}/{name}": value for name, value in scores.items()}
-    if model.is_file() and (folder := run_folder(model)):
-        experiment = json.loads((folder / ABOUT).read_text())["experiment"]
-        step = int(checkpoint.load(model)["step"])
-        with RunLog(folder, experiment=experiment, run_name=folder.name, annotate=True) as log:
-            log.metrics(step, values)
+    if model.is_file() and (folder := _run_folder(model)):
+        step, uri = int(checkpoint.load(model)["step"]), default_uri()
+        if (folder / FILE).is_file():
+            sync(folder, tracking_uri=uri, metrics=values, step=step, timeout=DELIVERY_SECONDS)
+        else:
+            experiment = json.loads((folder / ABOUT).read_text())["experiment"]
+            with RunLog(folder, experiment=experiment, run_name=folder.name) as log:
+                log.metrics(step, values)
     elif (model / FETCHED).is_file():
         fetched = json.loads((model / FETCHED).read_text())
         run_id, step = fetched.get("run_id"), fetched.get("metrics", {}).get("best/step", 0)

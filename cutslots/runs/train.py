@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from cutslots.data import local
 from cutslots.runs.mlflow_callback import MLflowCallback
@@ -37,13 +38,23 @@ def train_run(
     """
     terminal = terminal or ProgressBar(live=not debug)
     tracking = MLflowCallback(config, data, run_dir, experiment, terminal, system_metrics=not debug)
-    callbacks = CallbackList([tracking, terminal])
+    callbacks, pressed = CallbackList([tracking, terminal]), threading.Event()
+
+    def press(*_: object) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        terminal.say("Ctrl-C: ends after this step, with a checkpoint. Again: ends now.")
+
+    # A debugger or host program may handle the signal itself.
+    ours = not debug and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ctrl_c = signal_handler(press, *((signal.SIGINT,) if ours else ()))
     status: Status = "FAILED"
     options = {"device": device, "resume": resume, "debug": debug}
     try:
-        with terminal, _ctrl_c(terminal, debug) as stop:
-            result = fit(config, local(data), run_dir, callbacks, stop=stop, **options)
-        if stop() and result.step < config.train.steps:
+        with terminal, ctrl_c:
+            result = fit(config, local(data), run_dir, callbacks, stop=pressed.is_set, **options)
+        if pressed.is_set() and result.step < config.train.steps:
             raise KeyboardInterrupt
         tracking.finished(result)
         status = "FINISHED"
@@ -60,26 +71,13 @@ def train_run(
 
 
 @contextlib.contextmanager
-def _ctrl_c(terminal: ProgressBar, debug: bool) -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C was pressed; a second Ctrl-C interrupts.
-
-    Does nothing if a debugger or host program handles the signal.
-    """
-    pressed = threading.Event()
-    default = signal.default_int_handler
-    in_main = threading.current_thread() is threading.main_thread()
-    if debug or not in_main or signal.getsignal(signal.SIGINT) is not default:
-        yield pressed.is_set
-        return
-
-    def press(*_: object) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-        terminal.say("Ctrl-C: ends after this step, with a checkpoint. Again: ends now.")
-
-    signal.signal(signal.SIGINT, press)
+def signal_handler(handle: Callable[[int, Any], None], *numbers: int) -> Iterator[None]:
+    """Call `handle` on these signals; does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield pressed.is_set
+        yield
     finally:
-        signal.signal(signal.SIGINT, default)
+        for number, handler in before.items():
+            signal.signal(number, handler)

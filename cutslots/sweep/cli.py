@@ -20,15 +20,13 @@ from cutslots.data.sources import scenes
 from cutslots.errors import InputError, nearest
 from cutslots.exit_status import exit_status
 from cutslots.files import home
-from cutslots.runs.lookup import find_run_dir, runs_dir
+from cutslots.runs.lookup import runs_dir
 from cutslots.runs.train import train_run
-from cutslots.sweep.cluster import Resources, has_gpus
-from cutslots.sweep.driver import SweepContext
-from cutslots.sweep.run import RunOptions, run
+from cutslots.sweep.cluster import Resources, resources
+from cutslots.sweep.driver import RunOptions, run
 from cutslots.sweep.spec import Baseline, Sweep
 from cutslots.sweep.study import FILE, Study
-from cutslots.train.checkpoint import CONFIG
-from cutslots.train.config import RunConfig, from_json, preset, run_hash
+from cutslots.train.config import preset, run_hash
 
 FLAGS = {
     "--dry-run": "print the space, trials, resources and finished trials; start nothing",
@@ -50,7 +48,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "--cpus-per-trial": (float, "CPUs per worker (default 1, with a GPU 2)"),
     "--retries": (click.IntRange(0), "restarts of a trial whose process or node died (default 5)"),
     "--storage": (str, "Optuna storage such as sqlite:///study.db, e.g. for its dashboard"),
-    "--debug-trial": (str, "run a trial in this process: its number, or NAME=VALUE,..."),
+    "--debug-trial": (str, "run a trial in this process: number, baseline, or NAME=VALUE,..."),
 }
 ONE_SWEEP = ("--name", "--data", "--debug-trial", "--storage")
 
@@ -60,10 +58,17 @@ def main(*sweeps: Sweep, arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         chosen = parse(sys.argv[1:] if arguments is None else arguments)
-        for sweep in _selected(sweeps, chosen):
-            if status := _run(_adjusted(sweep, chosen), chosen):
-                return status
-        return 0
+        names = [sweep.name for sweep in sweeps]
+        if chosen.only is not None and chosen.only not in names:
+            raise InputError(f"--only {chosen.only}: no such sweep. {nearest(chosen.only, names)}")
+        selected = [sweep for sweep in sweeps if chosen.only in (None, sweep.name)]
+        for option in ONE_SWEEP if len(selected) > 1 else ():
+            if getattr(chosen, option[2:].replace("-", "_")) is not None:
+                raise InputError(
+                    f"{option} needs one sweep, and this file has {len(names)}. Choose one: --only "
+                    f"{' or '.join(names)}."
+                )
+        return next(filter(None, (_run(_adjusted(s, chosen), chosen) for s in selected)), 0)
 
     return exit_status(work, interrupted="interrupted; --resume continues the sweep")
 
@@ -88,29 +93,12 @@ def parse(arguments: Sequence[str]) -> SimpleNamespace:
         help=f"\b\n{text}".replace("\n\n", "\n\n\b\n"),
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    context = command.make_context(command.name, words)
-    return SimpleNamespace(**context.params)
-
-
-def _selected(sweeps: Sequence[Sweep], chosen: SimpleNamespace) -> list[Sweep]:
-    """All sweeps of the file, or the one of --only."""
-    names = [sweep.name for sweep in sweeps]
-    if chosen.only is not None and chosen.only not in names:
-        raise InputError(f"--only {chosen.only}: no such sweep. {nearest(chosen.only, names)}")
-    selected = [sweep for sweep in sweeps if chosen.only in (None, sweep.name)]
-    for option in ONE_SWEEP if len(selected) > 1 else ():
-        if getattr(chosen, option[2:].replace("-", "_")) is not None:
-            raise InputError(
-                f"{option} needs one sweep, and this file has {len(names)}. Choose one: --only "
-                f"{' or '.join(names)}."
-            )
-    return selected
+    return SimpleNamespace(**command.make_context(command.name, words).params)
 
 
 def _adjusted(sweep: Sweep, chosen: SimpleNamespace) -> Sweep:
-    """The sweep with the changes of the command line."""
-    sweep = sweep.smoke() if chosen.smoke else sweep
-    baselines = {}
+    """The sweep with the changes of the command line, validated."""
+    sweep, baselines = sweep.smoke() if chosen.smoke else sweep, {}
     for name, baseline in sweep.baselines.items():
         applicable = []
         for assignment in chosen.set if baseline.preset else ():
@@ -125,61 +113,51 @@ def _adjusted(sweep: Sweep, chosen: SimpleNamespace) -> Sweep:
                 )
         baselines[name] = replace(baseline, overrides=(*baseline.overrides, *applicable))
     changes = {"trials": chosen.trials, "search": chosen.search, "name": chosen.name}
-    return replace(
+    sweep = replace(
         sweep,
         overrides=(*sweep.overrides, *chosen.set),
         baselines=baselines,
         seeds=chosen.seeds or sweep.seeds,
         **{name: value for name, value in changes.items() if value is not None},
     )
+    sweep.check()
+    return sweep
 
 
 def _run(sweep: Sweep, chosen: SimpleNamespace) -> int:
     """A dry run, one trial in this process, or the sweep."""
-    sweep.check()
     folder = home() / "sweeps" / sweep.name
-    if chosen.dry_run:
-        print(*describe(sweep, folder, _resources(chosen), chosen.data, chosen.storage), sep="\n")
-        return 0
-    path = find_or_make(sweep, chosen.data, smoke=chosen.smoke)
-    manifest = data.read_manifest(path)
     if chosen.debug_trial is not None:
-        return _debug(sweep, folder, path, manifest.digest, chosen)
-    context = SweepContext(path, data.dataset_name(manifest), "smoke")
-    if not chosen.smoke:
-        tests = {name: find_dataset(name) for name in sweep.test_datasets}
-        for name in (name for name, test in tests.items() if test is None):
+        return _debug(sweep, folder, chosen)
+    size, workers = sweep.base.optim.batch_size, chosen.workers_per_trial or 1
+    if size % workers:
+        raise InputError(f"--workers-per-trial must divide the batch size {size}, got {workers}.")
+    amounts = chosen.cpus_per_trial, chosen.gpus_per_trial
+    need = resources(workers, *amounts, start=not chosen.dry_run)
+    if chosen.dry_run:
+        print(*describe(sweep, folder, need, chosen.data, chosen.storage), sep="\n")
+        return 0
+    path, tests = find_or_make(sweep, chosen.data, smoke=chosen.smoke), []
+    for name in () if chosen.smoke else sweep.test_datasets:
+        if test := find_dataset(name):
+            tests.append(str(test))
+        else:
             print(f"dataset {name!r} is not prepared: trials are not scored on it", file=sys.stderr)
-        context = replace(
-            context,
-            experiment=manifest.source,
-            registered_model=f"cutslots-{context.dataset_name}",
-            tests=tuple(str(test) for test in tests.values() if test is not None),
-        )
-    resources = _resources(chosen)
-    if not resources.gpus:
-        context = replace(context, threads=max(1, int(resources.cpus)), device="cpu")
-    retries = 5 if chosen.retries is None else chosen.retries
-    how = (chosen.resume, chosen.retry_failed, chosen.concurrent, retries, chosen.storage)
-    return run(sweep, folder, context, RunOptions(resources, *how))
-
-
-def _resources(chosen: SimpleNamespace) -> Resources:
-    gpus, cpus, workers = (
-        chosen.gpus_per_trial,
-        chosen.cpus_per_trial,
-        chosen.workers_per_trial or 1,
+    return run(
+        sweep,
+        folder,
+        RunOptions(
+            data=path,
+            resources=need,
+            tests=tuple(tests),
+            smoke=chosen.smoke,
+            resume=chosen.resume,
+            retry_failed=chosen.retry_failed,
+            concurrent=chosen.concurrent,
+            retries=5 if chosen.retries is None else chosen.retries,
+            storage=chosen.storage,
+        ),
     )
-    gpus = float(has_gpus()) if gpus is None else gpus
-    cpus = (2.0 if gpus else 1.0) if cpus is None else cpus
-    if not 0 <= gpus <= 1 or (workers > 1 and 0 < gpus < 1):
-        raise InputError(
-            f"--gpus-per-trial must be 0, 1 or, with one worker, a fraction, got {gpus:g}. "
-            "Use several GPUs with --workers-per-trial."
-        )
-    if cpus <= 0:
-        raise InputError(f"--cpus-per-trial must be positive, got {cpus:g}.")
-    return Resources(workers, cpus, gpus)
 
 
 def find_or_make(sweep: Sweep, given: str | None, smoke: bool = False) -> Path | str:
@@ -190,31 +168,26 @@ def find_or_make(sweep: Sweep, given: str | None, smoke: bool = False) -> Path |
     """
     if given:
         return given if is_uri(given) else Path(given).absolute()
-    path, wanted = find_dataset(sweep.dataset), sweep.dataset_options
-    if path is not None:
+    name, wanted = sweep.dataset, sweep.dataset_options
+    if path := find_dataset(name):
         stored = data.read_manifest(path).options
-        wrong = [
-            f"{name} is {stored.get(name)}, the sweep needs {value}"
-            for name, value in wanted.items()
-            if stored.get(name) != value
-        ]
-        if wrong:
+        if wrong := {option: stored.get(option) for option in wanted}.items() - wanted.items():
             raise InputError(
-                f"{path} is not the dataset of sweep {sweep.name!r}: {'; '.join(wrong)}. Use it "
+                f"{path} has {dict(wrong)}, but sweep {sweep.name!r} needs {dict(wanted)}. Use it "
                 f"anyway with --data {path}, or move it so that the sweep can generate its own."
             )
         return path
-    name = sweep.dataset
-    if smoke and name.partition("-")[0] != "scenes" and getattr(sweep.base.model, "frames", 1) == 1:
-        name, wanted = "scenes-smoke", {"count": 400, "style": "textured"}
+    generated = name.partition("-")[0] == "scenes"
+    if smoke and not generated and getattr(sweep.base.model, "frames", 1) == 1:
+        name, wanted, generated = "scenes-smoke", {"count": 400, "style": "textured"}, True
         if path := find_dataset(name):
             return path
     out = home() / "data" / name
-    if name.partition("-")[0] != "scenes":
+    if not generated:
         raise InputError(
             f"dataset {name!r} is not prepared in {DATA} ({os.environ.get(DATA) or 'not set'}) or "
-            f"{home() / 'data'}. Run cutslots prepare SOURCE RAW {out}, or give its folder or URI "
-            "with --data."
+            f"{out.parent}. Run cutslots prepare SOURCE RAW {out}, or give its folder or URI with "
+            "--data."
         )
     source_options = scenes.Options()
     for option, value in wanted.items():
@@ -224,33 +197,35 @@ def find_or_make(sweep: Sweep, given: str | None, smoke: bool = False) -> Path |
     return out
 
 
-def _debug(sweep: Sweep, folder: Path, path: Path | str, digest: str, chosen: Any) -> int:
+def _debug(sweep: Sweep, folder: Path, chosen: SimpleNamespace) -> int:
     """Run one trial from the start in this process, for breakpoints; the sweep is unchanged."""
-    config = _debug_config(sweep, folder, chosen.debug_trial, chosen.storage)
-    name = f"debug-{run_hash(config, digest)}"
-    run_dir = runs_dir() / f"{name}-{1 + len(list(runs_dir().glob(f'{name}-*')))}"
+    name, seed = chosen.debug_trial, sweep.seeds[0]
+    if "=" in name:
+        changes = [part.strip() for part in re.split(r"[,\s]+(?=\S+=)", name.strip())]
+        seeded = any("seed=" in change for change in changes)
+        config = sweep.config(Baseline(), changes, None if seeded else seed)
+    elif name in sweep.baselines:
+        config = sweep.config(sweep.baselines[name], (), seed)
+    elif not name.isdecimal():
+        hint = nearest(name, list(sweep.baselines))
+        raise InputError(
+            f"--debug-trial must be a number, a baseline or NAME=VALUE, got {name!r}. {hint}"
+        )
+    elif not chosen.storage and not (folder / FILE).exists():
+        raise InputError(f"--debug-trial {name}: sweep {sweep.name!r} has no trials yet.")
+    else:
+        config = Study(sweep, folder, chosen.storage).planned(int(name)).config
+    path = find_or_make(sweep, chosen.data, smoke=chosen.smoke)
+    prefix = f"debug-{run_hash(config, data.read_manifest(path).digest)}"
+    run_dir = runs_dir() / f"{prefix}-{1 + len(list(runs_dir().glob(f'{prefix}-*')))}"
     best = train_run(config, path, run_dir, experiment="debug", debug=True).best
     metric = config.train.best_metric
     print(f"best {metric} {best[metric]:.4f} at step {best['step']:.0f} of {config.train.steps}")
     return 0
 
 
-def _debug_config(sweep: Sweep, folder: Path, name: str, storage: str | None) -> RunConfig:
-    if "=" in name:
-        changes = [part.strip() for part in re.split(r"[,\s]+(?=\S+=)", name.strip())]
-        seeded = any("seed=" in change for change in changes)
-        return sweep.config(Baseline(), changes, None if seeded else sweep.seeds[0])
-    if name in sweep.baselines:
-        return sweep.config(sweep.baselines[name], (), sweep.seeds[0])
-    if not name.isdigit() or len(name) > 8:
-        return from_json((find_run_dir(name) / CONFIG).read_text())
-    if not storage and not (folder / FILE).exists():
-        raise InputError(f"--debug-trial {name}: sweep {sweep.name!r} has no trials yet.")
-    return Study(sweep, folder, storage).planned(int(name)).config
-
-
 def describe(
-    sweep: Sweep, folder: Path, resources: Resources, given: str | None, storage: str | None
+    sweep: Sweep, folder: Path, need: Resources, given: str | None, storage: str | None
 ) -> Iterator[str]:
     """Lines of --dry-run: space, trials, data, resources and progress."""
     yield f"sweep {sweep.name}: {sweep.dataset}, preset {sweep.preset} {' '.join(sweep.overrides)}"
@@ -258,8 +233,7 @@ def describe(
     yield f"objective {', '.join(sweep.objectives)} on the validation split; {steps:,} steps each"
     flat, width = options.flat(sweep.base), max(map(len, sweep.full_space), default=0)
     for path, domain in sweep.full_space.items():
-        values: Any = getattr(domain, "choices", None)
-        text = " | ".join(map(options.text, values or ()))
+        text = " | ".join(map(options.text, getattr(domain, "choices", ())))
         if isinstance(domain, FloatDistribution | IntDistribution):
             text = f"{domain.low} to {domain.high}{', logarithmic' if domain.log else ''}"
             text += f", step {domain.step}" if domain.step not in (None, 1) else ""
@@ -272,24 +246,23 @@ def describe(
         yield f"grid: {len(sweep.grid)} combinations, with seeds {seeds}"
     else:
         yield f"search: {sweep.trials} trials by {sweep.search}, with seed {sweep.seeds[0]}"
+        if sweep.reseed_best and len(sweep.seeds) > 1:
+            others = ", ".join(map(str, sweep.seeds[1:]))
+            yield f"the best {sweep.reseed_best} again with seeds {others}"
     if sweep.asha:
         first = sweep.asha.grace_period * steps
         yield f"ASHA: 1 in {sweep.asha.reduction_factor} trials continues, from step {first:,.0f}"
-    if sweep.reseed_best and len(sweep.seeds) > 1 and sweep.search != "grid":
-        others = ", ".join(map(str, sweep.seeds[1:]))
-        yield f"the best {sweep.reseed_best} again with seeds {others}"
-    with tempfile.TemporaryDirectory() as copy:  # opening a study enqueues missing trials
-        if storage:
-            state = f"progress: in {tracking.without_password(storage)}, not read by a dry run"
-        elif (folder / FILE).exists():
-            shutil.copy(folder / FILE, copy)
-            state = f"progress: {Study(sweep, Path(copy)).counts()}"
-        else:
-            state = "progress: not started"
-        yield f"{Study(sweep, Path(copy) / 'empty').total} trials in all"
+    yield f"{sweep.total} trials in all"
     yield f"data: {given or find_dataset(sweep.dataset) or 'not prepared'}"
     for name in sweep.test_datasets:
         yield f"test split of {name}: {find_dataset(name) or 'not prepared, skipped'}"
-    yield f"a trial needs {resources}, {'on Ray Train workers' if resources.train else 'in Tune'}"
+    yield f"a trial needs {need}, {'on Ray Train workers' if need.train else 'in Tune'}"
     yield f"MLflow: {tracking.without_password(tracking.default_uri())}"
-    yield state
+    if storage:
+        yield f"progress: in {tracking.without_password(storage)}, not read by a dry run"
+    elif not (folder / FILE).exists():
+        yield "progress: not started"
+    else:
+        with tempfile.TemporaryDirectory() as copy:  # opening a study enqueues missing trials
+            shutil.copy(folder / FILE, copy)
+            yield f"progress: {Study(sweep, Path(copy)).counts()}"

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from cutslots.errors import InputError
 from cutslots.files import home
 from cutslots.tracking import default_uri
-from cutslots.tracking.client import absolute
 
 CLUSTER = "CUTSLOTS_CLUSTER"  # what an autoscaling cluster can grow to: "GPU=8,CPU=64"
 # Ray settings that save time or output; the user's environment takes priority.
@@ -57,68 +58,88 @@ class Resources:
         return worker if self.workers == 1 else f"{self.workers} workers with {worker} each"
 
 
-def check_machine(need: Resources) -> None:
-    """Refuse resources that this machine lacks; does nothing if RAY_ADDRESS is set.
+def resources(
+    workers: int, cpus: float | None, gpus: float | None, start: bool = True
+) -> Resources:
+    """What a trial needs, from the command line; by default one GPU if there is one.
+
+    Args:
+        start: refuse resources that this machine lacks, unless RAY_ADDRESS is set.
 
     Raises:
-        InputError: the resources can never be met.
+        InputError: an amount that is impossible or cannot be met.
     """
-    if not os.environ.get("RAY_ADDRESS"):
-        import torch
-
+    gpus = float(has_gpus()) if gpus is None else gpus
+    cpus = (2.0 if gpus else 1.0) if cpus is None else cpus
+    if not 0 <= gpus <= 1 or (workers > 1 and 0 < gpus < 1):
+        raise InputError(
+            f"--gpus-per-trial must be 0, 1 or, with one worker, a fraction, got {gpus:g}. "
+            "Use several GPUs with --workers-per-trial."
+        )
+    if cpus <= 0:
+        raise InputError(f"--cpus-per-trial must be positive, got {cpus:g}.")
+    need = Resources(workers, cpus, gpus)
+    if start and not os.environ.get("RAY_ADDRESS"):
         fitting(need, [{"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}])
+    return need
+
+
+def has_gpus() -> bool:
+    """Whether this machine, or the cluster at RAY_ADDRESS, has GPUs."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return torch.cuda.is_available()
+    if _limit().get("GPU"):
+        return True
+    with connected() as nodes:
+        return any(node.get("GPU", 0) > 0 for node in nodes)
 
 
 @contextlib.contextmanager
-def connected(need: Resources) -> Iterator[int]:
-    """Connect to Ray or start it; yields how many trials fit at once.
+def connected(dashboard: bool = False) -> Iterator[list[dict[str, float]]]:
+    """Connect to Ray or start it; yields the resources of every node.
+
+    Args:
+        dashboard: start one with Ray on this machine: Ray Train queries it after a worker dies.
 
     Raises:
-        InputError: the resources can never be met, or Ray cannot be reached or started.
+        InputError: Ray cannot be reached or started.
     """
-    with _ray(need) as ray:
-        yield fitting(need, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-
-
-@contextlib.contextmanager
-def _ray(need: Resources) -> Iterator[Any]:
     os.environ.update(SETTINGS | dict(os.environ))  # before the import of Ray, which reads some
     import ray
 
-    if ray.is_initialized():
-        yield ray
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    names = ("CUTSLOTS_DATA", "PYTHONBREAKPOINT", *SETTINGS)
-    variables = {name: os.environ[name] for name in names if name in os.environ}
-    # Absolute paths: the processes of trials have another working directory.
-    variables |= {"CUTSLOTS_HOME": str(home()), "MLFLOW_TRACKING_URI": absolute(default_uri())}
-    options: dict[str, Any] = {"address": address}
-    if not address:
-        options = {
-            "address": "local",  # or Ray would join any cluster left on this machine
-            "num_cpus": os.cpu_count(),
-            "include_dashboard": need.train,  # Ray Train queries it after a worker group dies
-            "dashboard_host": "127.0.0.1",
-            "object_store_memory": 128 << 20,  # for configurations and scores only
-        }
-    handler = signal.getsignal(signal.SIGTERM)
+    joined, address = ray.is_initialized(), os.environ.get("RAY_ADDRESS")
+    if not joined:
+        names = ("CUTSLOTS_DATA", "PYTHONBREAKPOINT", *SETTINGS)
+        variables = {name: os.environ[name] for name in names if name in os.environ}
+        # Absolute paths: the processes of trials have another working directory.
+        variables |= {"CUTSLOTS_HOME": str(home()), "MLFLOW_TRACKING_URI": default_uri()}
+        options: dict[str, Any] = {"address": address}
+        if not address:
+            options = {
+                "address": "local",  # or Ray would join any cluster left on this machine
+                "num_cpus": os.cpu_count(),
+                "include_dashboard": dashboard,
+                "dashboard_host": "127.0.0.1",
+                "object_store_memory": 128 << 20,  # for configurations and scores only
+            }
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(
+                **options,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": variables},
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            at = f"reach the cluster at RAY_ADDRESS={address}" if address else "start Ray"
+            raise InputError(f"cannot {at}: {error}") from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray replaces it
     try:
-        ray.init(
-            **options,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": variables},
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        at = f"the cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
-        raise InputError(f"cannot {'reach' if address else 'start'} {at}: {error}") from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray replaces it
-    try:
-        yield ray
+        yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
-        ray.shutdown()
+        if not joined:
+            ray.shutdown()
 
 
 def fitting(need: Resources, nodes: Sequence[dict[str, float]]) -> int:
@@ -150,8 +171,7 @@ def fitting(need: Resources, nodes: Sequence[dict[str, float]]) -> int:
         """How many workers fit on a node; a fractional worker uses one device."""
         fits = []
         for name, amount in amounts.items():
-            available = node.get(name, 0)
-            per_device = int(1 / amount + 1e-9)
+            available, per_device = node.get(name, 0), int(1 / amount + 1e-9)
             fits.append(int(available) * per_device if amount < 1 else int(available / amount))
         return min(fits)
 
@@ -167,18 +187,6 @@ def fitting(need: Resources, nodes: Sequence[dict[str, float]]) -> int:
     return max(1, workers // need.workers)
 
 
-def has_gpus() -> bool:
-    """Whether this machine, or the cluster at RAY_ADDRESS, has GPUs."""
-    if not os.environ.get("RAY_ADDRESS"):
-        import torch
-
-        return torch.cuda.is_available()
-    if _limit().get("GPU"):
-        return True
-    with _ray(Resources()) as ray:
-        return ray.cluster_resources().get("GPU", 0) > 0
-
-
 def room(address: str) -> str:
     """Describe the resources of a cluster; exits with the reason if it is unreachable."""
     import ray
@@ -187,11 +195,10 @@ def room(address: str) -> str:
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0), total.get("GPU", 0)
-    memory = f"memory {total.get('memory', 0) / 1e9:.1f} GB, Ray {ray.__version__}"
-    return f"nodes: {nodes}, CPUs: {cpus:g}, GPUs: {gpus:g}, {memory}"
+    nodes, total = sum(node["Alive"] for node in ray.nodes()), ray.cluster_resources()
+    amounts = f"CPUs: {total.get('CPU', 0):g}, GPUs: {total.get('GPU', 0):g}"
+    memory = f"memory {total.get('memory', 0) / 1e9:.1f} GB"
+    return f"nodes: {nodes}, {amounts}, {memory}, Ray {ray.__version__}"
 
 
 def _limit() -> dict[str, float]:

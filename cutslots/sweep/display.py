@@ -1,32 +1,30 @@
-"""The progress of a sweep: a live table on a terminal, plain lines elsewhere.
+"""The progress of a sweep: a live table on a terminal, a summary every 30 s elsewhere.
 
 The steps of running trials are read from the journals in their folders.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
-import threading
+import statistics
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Self
 
-from rich.console import Console, Group, RenderableType
-from rich.constrain import Constrain
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from cutslots.metrics.registry import higher_is_better
+from cutslots.sweep.study import Trial
 from cutslots.tracking.journal import latest
 from cutslots.train.callbacks import clock
 
-REFRESH_SECONDS, STATUS_SECONDS = 1.0, 30.0
-# The states of a trial in a table, and their style.
+STATUS_SECONDS = 30.0
+HARMLESS = contextlib.suppress(Exception, SystemExit)  # rich exits if a pipe is closed
+# The states of a trial, and their style in the table.
 STYLES = {
     "running": "cyan",
     "waiting": "dim",
@@ -35,209 +33,125 @@ STYLES = {
     "interrupted": "yellow",
     "failed": "red",
 }
-ENDED = ("finished", "pruned", "interrupted", "failed")
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """A row of the table of trials.
-
-    Attributes:
-        label: its settings, such as "paper, seed 1" or "gamma 0.31  learning_rate 0.0008".
-        state: one of `STYLES`.
-        steps: of the full training.
-        value: the best objective so far.
-        seconds: elapsed time, or total time of an ended trial.
-        cause: the reason of a failure or early stop.
-    """
-
-    number: int
-    label: str
-    state: str
-    run_dir: Path
-    steps: int
-    value: float | None = None
-    seconds: float | None = None
-    cause: str | None = None
 
 
 class Display:
-    """Shows the trials from a background thread. Its errors never reach the sweep.
+    """Shows the trials; its errors never reach the sweep.
 
     Args:
-        rows: returns the trials that exist so far.
+        trials: returns the trials that have begun.
         total: returns how many trials there will be.
         metric: name of the objective.
+        console: default: standard error, also after it is redirected.
     """
 
     def __init__(
         self,
         title: str,
-        rows: Callable[[], Sequence[TrialRow]],
+        trials: Callable[[], Sequence[Trial]],
         total: Callable[[], int],
         metric: str,
-        console: Console,
+        console: Console | None = None,
     ) -> None:
+        # FORCE_COLOR must not make a file a terminal.
+        live = None if sys.stderr.isatty() else False
+        console = console or Console(file=sys.stderr, force_interactive=live)
         self.title, self.metric, self.console = title, metric, console
-        self._get_rows, self._get_total = rows, total
-        live = console.is_interactive and not console.is_dumb_terminal
-        self._live = Live(console=console, auto_refresh=False) if live else None
-        self._first_steps: dict[int, tuple[int, float]] = {}
-        self._states: dict[int, str] | None = None
-        self._best, self._status_time, self._failed = "", -math.inf, False
-        self._begun, self._stop = time.monotonic(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweep display", daemon=True)
+        self._trials, self._total = trials, total
+        self._begun, self._status_time = time.monotonic(), -math.inf
+        self._live = None
+        if console.is_interactive and not console.is_dumb_terminal:
+            self._live = Live(
+                get_renderable=self._render,
+                console=console,
+                refresh_per_second=1,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
 
     def __enter__(self) -> Self:
-        with self._harmless():
+        with HARMLESS:
             if self._live:
                 self._live.start()
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(5.0)
-        with self._harmless():
+        with HARMLESS:
             if self._live:
                 self._live.stop()
 
     def say(self, text: str) -> None:
         """Print a line, above the table if there is one."""
-        with self._harmless():
+        with HARMLESS:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _run(self) -> None:
-        last = False
-        while not last:
-            last = self._stop.wait(REFRESH_SECONDS)
-            with self._harmless():
-                rows = list(self._get_rows())
-                if self._live:
-                    # Two columns stay free for the terminal's echo of ^C: a wrapped line stays.
-                    table = Constrain(self.table(rows), self.console.width - 2)
-                    self._live.update(table, refresh=True)
-                else:
-                    for line in self.lines(rows, last):
-                        self.say(line)
+    def update(self) -> None:
+        """Print a summary without a terminal, if the last one is 30 s old."""
+        if not self._live and time.monotonic() - self._status_time >= STATUS_SECONDS:
+            self._status_time = time.monotonic()
+            with HARMLESS:
+                self.say(self.summary())
 
-    @contextlib.contextmanager
-    def _harmless(self) -> Iterator[None]:
+    def _render(self) -> RenderableType:
         try:
-            yield
-        except (Exception, SystemExit) as error:  # rich exits if a pipe is closed
-            if not self._failed:
-                self._failed = True
-                self.say(f"progress display failed, the sweep continues: {error!r}")
+            return self.table()
+        except Exception as error:
+            return Text(f"no table of trials, the sweep continues: {error!r}")
 
-    def table(self, rows: Sequence[TrialRow]) -> RenderableType:
-        """A summary and the trials, running ones first, in the size of the terminal."""
-        width, height = self.console.width, self.console.height
-        steps = {row.number: self._step(row) for row in rows if row.state == "running"}
-        order = sorted(rows, key=lambda row: (*self._rank(row), row.number))
-        running = sorted((row for row in rows if row.number in steps), key=lambda row: row.number)
-        shown = running + [row for row in order if row.state in ENDED]
-        room = max(1, height - 6)
-        hidden, shown = len(shown) - room, shown[:room]
-        # The settings take the remaining width and are cut with an ellipsis.
-        longest = max([len(row.label) for row in shown] + [len("settings")])
-        table = Table(box=None, pad_edge=False, expand=True, width=min(width, longest + 64))
+    def table(self) -> Table:
+        """The trials, running ones first, then the best, and a summary; it fits the terminal."""
+        # Two columns stay free for the terminal's echo of ^C: a wrapped line stays.
+        table = Table(box=None, pad_edge=False, width=self.console.width - 2)
+        table.title, table.title_justify = Text(self.title, "bold"), "left"
+        table.caption, table.caption_justify = self.summary(), "left"
         table.add_column("#", justify="right", no_wrap=True)
         table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column("state", no_wrap=True, width=11)
-        for name in ("step", "best", "elapsed", "left"):
+        for name in ("step", "best", "elapsed"):
             table.add_column(name, justify="right", no_wrap=True)
-        for row in shown:
-            step, left = steps.get(row.number, (None, None))
-            cells = [
-                str(row.number),
-                row.label,
-                row.state,
-                "" if step is None else f"{step}/{row.steps}",
-                "" if row.value is None else f"{row.value:.4g}",
-                "" if row.seconds is None else clock(row.seconds),
-                "" if left is None else clock(left),
-            ]
-            table.add_row(*map(Text, cells), style=STYLES[row.state])
-        summary = [Text(self.title, "bold"), Text(self._summary(rows, steps)), Text("")]
-        more = [Text(f"and {hidden} more", "dim")] if hidden > 0 else []
-        for line in summary:
-            line.no_wrap, line.overflow = True, "ellipsis"
-        return Group(*summary, table, *more)
+        shown = [trial for trial in self._trials() if trial.state != "waiting"]
+        shown.sort(key=lambda trial: (trial.state != "running", self._rank(trial), trial.number))
+        room = max(1, self.console.height - 8)
+        for trial in shown[:room]:
+            step = f"{_step(trial)}/{trial.config.train.steps}" if trial.state == "running" else ""
+            value = "" if trial.value is None else f"{trial.value:.4g}"
+            elapsed = "" if trial.elapsed is None else clock(trial.elapsed)
+            cells = (str(trial.number), trial.label, trial.state, step, value, elapsed)
+            table.add_row(*map(Text, cells), style=STYLES[trial.state])
+        if len(shown) > room:
+            table.add_row("", f"and {len(shown) - room} more", style="dim")
+        return table
 
-    def lines(self, rows: Sequence[TrialRow], last: bool = False) -> list[str]:
-        """Changes since the last call, and a summary every 30 s and at the end."""
-        lines = []
-        for row in sorted(rows, key=lambda row: row.number):
-            old = (self._states or {}).get(row.number, "waiting")
-            if row.state == old or (self._states is None and row.state in ENDED):
-                continue  # it ended in an earlier session
-            if old == "waiting" and row.state != "waiting" and row.seconds is not None:
-                lines.append(f"trial {row.number} started: {row.label}")
-            if row.state in ENDED:
-                took = "" if row.seconds is None else f" after {clock(row.seconds)}"
-                value = "" if row.value is None else f", {self.metric} {row.value:.4g}"
-                cause = (
-                    f": {' '.join(Text.from_ansi(row.cause).plain.split())}" if row.cause else ""
-                )
-                lines.append(f"trial {row.number} {row.state}{took}{value}{cause}")
-        self._states = {row.number: row.state for row in rows}
-        best = min(rows, key=self._rank, default=None)
-        if best and math.isfinite(self._rank(best)[0]):
-            text = (
-                f"best {self.metric} so far: {best.value:.4g}, trial {best.number} ({best.label})"
-            )
-            lines += [text] if text != self._best else []
-            self._best = text
-        if last or time.monotonic() - self._status_time >= STATUS_SECONDS:
-            self._status_time = time.monotonic()
-            steps = {row.number: self._step(row) for row in rows if row.state == "running"}
-            lines.append(self._summary(rows, steps))
-        return lines
-
-    def _summary(
-        self, rows: Sequence[TrialRow], steps: dict[int, tuple[int | None, float | None]]
-    ) -> str:
-        counts, total = Counter(row.state for row in rows), max(self._get_total(), len(rows))
-        counts["waiting"] += total - len(rows)
+    def summary(self) -> str:
+        """Elapsed time, trials by state, the best one, and the estimated time left."""
+        trials = self._trials()
+        counts, total = Counter(trial.state for trial in trials), max(self._total(), len(trials))
+        counts["waiting"] += total - len(trials)
         words = [f"{clock(time.monotonic() - self._begun)}  {counts['finished']} of {total} done"]
         words += [
-            f"{counts[name]} {name}" for name in STYLES if name != "finished" and counts[name]
+            f"{counts[name]} {name}" for name in STYLES if counts[name] and name != "finished"
         ]
-        best = min(rows, key=self._rank, default=None)
-        if best and math.isfinite(self._rank(best)[0]):
+        best = min(trials, key=self._rank, default=None)
+        if best and math.isfinite(self._rank(best)):
             words.append(f"best {self.metric} {best.value:.4g} (trial {best.number})")
         # Assumes that every open trial takes the mean time, with as many at a time as now.
-        took = [row.seconds or 0 for row in rows if row.state in ("finished", "pruned")]
-        took = took or [
-            (row.seconds or 0) + left
-            for row in rows
-            if (left := steps.get(row.number, (0, None))[1])
-        ]
-        if took and steps:
-            done = sum(
-                (steps[row.number][0] or 0) / row.steps for row in rows if row.number in steps
-            )
-            left = sum(took) / len(took) * (counts["waiting"] + len(steps) - done) / len(steps)
-            words.append(f"about {clock(left)} left")
+        took = [t.seconds for t in trials if t.state in ("finished", "pruned") and t.seconds]
+        running = [trial.elapsed or 0.0 for trial in trials if trial.state == "running"]
+        if took and running:
+            rest = statistics.fmean(took) * (counts["waiting"] + len(running)) - sum(running)
+            words.append(f"about {clock(max(0.0, rest) / len(running))} left")
         return ", ".join(words)
 
-    def _step(self, row: TrialRow) -> tuple[int | None, float | None]:
-        """The last logged step of a running trial, and its estimated seconds left."""
-        try:
-            logged = latest(row.run_dir)
-        except OSError:
-            logged = None
-        step = max((at for _, at in logged.metrics.values()), default=None) if logged else None
-        if step is None:
-            return None, None
-        now = time.monotonic()
-        first, since = self._first_steps.setdefault(row.number, (step, now))
-        left = (now - since) / (step - first) * (row.steps - step) if step > first else None
-        return step, left
+    def _rank(self, trial: Trial) -> float:
+        """Sort key: best first; infinity for failed trials and trials without a value."""
+        if trial.state == "failed" or trial.value is None or not math.isfinite(trial.value):
+            return math.inf
+        return -trial.value if higher_is_better(self.metric) else trial.value
 
-    def _rank(self, row: TrialRow) -> tuple[float, bool]:
-        """Sort key: best first; failed trials and trials without a value last."""
-        if row.state == "failed" or row.value is None or not math.isfinite(row.value):
-            return math.inf, row.state == "failed"
-        return (-row.value if higher_is_better(self.metric) else row.value), False
+
+def _step(trial: Trial) -> int:
+    """The last logged step of a trial, 0 before the first."""
+    with contextlib.suppress(OSError):
+        if logged := latest(trial.run_dir):
+            return max((step for _, step in logged.metrics.values()), default=0)
+    return 0

@@ -17,12 +17,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
@@ -31,21 +30,32 @@ from ray.tune.search import Searcher
 
 from cutslots.sweep import trial
 from cutslots.sweep.cluster import Resources
-from cutslots.sweep.driver import SweepDriver, signal_handler
 from cutslots.sweep.trial import Report, TrialResult, TrialSpec
 from cutslots.train.ranks import Ranks
 
 DRIVER = "cutslots_driver"  # a resource of nodes that are not preempted, see cluster/gpu.yaml
-START_SECONDS = 10.0
-STOP_SECONDS = 120.0  # how long trials may take to write their checkpoints when the sweep stops
 SPEC, BEST = "trial", "best/"  # keys of a trial's config and of its last report
 
 # What a trial runs: `trial.run`, or nothing when Ray's overhead is measured.
 RunTrial = Callable[[TrialSpec, Report, Ranks], TrialResult]
 
 
+class Driver(Protocol):
+    """What runs on Ray: see `SweepDriver`."""
+
+    folder: Path
+
+    @property
+    def exhausted(self) -> bool: ...
+    def next(self) -> tuple[dict[str, Any], TrialSpec] | None: ...
+    def on_report(self, number: int, step: int, scores: Mapping[str, float]) -> None: ...
+    def on_restart(self, number: int) -> None: ...
+    def on_end(self, number: int, result: TrialResult) -> None: ...
+    def on_step(self) -> bool: ...
+
+
 def run(
-    driver: SweepDriver,
+    driver: Driver,
     resources: Resources,
     concurrent: int,
     retries: int,
@@ -56,18 +66,19 @@ def run(
     Args:
         concurrent: how many trials run at a time.
         retries: how often a trial is restarted after its process or node died.
-
-    Raises:
-        KeyboardInterrupt: the second Ctrl-C or SIGTERM.
     """
     if resources.train:
         # On a node that is not preempted, if there is one: a lost worker moves only its trials.
         kept = ray.cluster_resources().get(DRIVER)
-        function = _on_workers(run_trial, resources, driver.folder, retries)
-        trainable = tune.with_resources(function, {DRIVER: 1} if kept else {"CPU": 0.01})
+        on_workers = _on_workers(run_trial, resources, driver.folder, retries)
+        trainable = tune.with_resources(on_workers, {DRIVER: 1} if kept else {"CPU": 0.01})
     else:
-        function = _in_function(run_trial)
-        trainable = tune.with_resources(function, {"CPU": resources.cpus})
+
+        def in_actor(config: Mapping[str, Any]) -> None:
+            spec = TrialSpec(**config[SPEC])
+            tune.report(_metrics(run_trial(spec, _reporting(tune.report), Ranks())))
+
+        trainable = tune.with_resources(in_actor, {"CPU": resources.cpus})
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -86,16 +97,7 @@ def run(
             verbose=0,
         ),
     )
-
-    def handle(number: int, frame: Any) -> None:
-        if driver.stopping_since is not None:
-            raise KeyboardInterrupt
-        driver.stop()
-        name = signal.Signals(number).name
-        driver.say(f"{name}: trials write their checkpoints and stop; repeat it to kill them")
-
-    signals = signal_handler(handle, signal.SIGINT, signal.SIGTERM)
-    with signals, contextlib.suppress(_UnresponsiveTrials):
+    with contextlib.suppress(_UnresponsiveTrials):
         return tuner.fit()
 
 
@@ -112,7 +114,7 @@ def _name(tune_trial: Any) -> str:
 class _Search(Searcher):
     """Passes the driver's trials to Tune, and Tune's results to the driver."""
 
-    def __init__(self, driver: SweepDriver) -> None:
+    def __init__(self, driver: Driver) -> None:
         super().__init__()
         self._driver, self._numbers, self._results = driver, {}, {}
 
@@ -144,12 +146,9 @@ class _Search(Searcher):
         if "state" not in last:
             self._driver.on_end(number, TrialResult("failed", cause="its process ended early"))
             return
-        best = {
-            name.removeprefix(BEST): value for name, value in last.items() if name.startswith(BEST)
-        }
-        self._driver.on_end(
-            number, TrialResult(last["state"], last["step"], best, last.get("cause"))
-        )
+        best = {name.removeprefix(BEST): last[name] for name in last if name.startswith(BEST)}
+        ended = TrialResult(last["state"], last["step"], best, last.get("cause"))
+        self._driver.on_end(number, ended)
 
     def save(self, checkpoint_path: str) -> None: ...
 
@@ -159,7 +158,7 @@ class _Search(Searcher):
 class _Watch(tune.Callback):
     """Reports dead processes, and ends a sweep whose trials ignore the stop request."""
 
-    def __init__(self, driver: SweepDriver) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,39 +168,17 @@ class _Watch(tune.Callback):
         self._driver.on_restart(trial.config[SPEC]["number"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        try:
+        lines = []
+        with contextlib.suppress(OSError, TypeError):
             lines = Path(trial.error_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, TypeError):
-            lines = []
         errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
         last = (errors or lines or ["unknown error"])[-1]
         cause = f"its process died {trial.num_failures} times: {last}"
-        number = trial.config[SPEC]["number"]
-        self._driver.on_end(number, TrialResult("failed", cause=cause))
+        self._driver.on_end(trial.config[SPEC]["number"], TrialResult("failed", cause=cause))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        since = self._driver.stopping_since
-        waited = 0.0 if since is None else time.monotonic() - since
-        if waited > STOP_SECONDS:
-            self._driver.say(
-                f"trials did not stop within {STOP_SECONDS:.0f} s and are killed; "
-                "their last checkpoints are kept"
-            )
+        if self._driver.on_step():
             raise _UnresponsiveTrials
-        if waited > START_SECONDS and not self._driver.any_started():
-            raise _UnresponsiveTrials  # they wait for nodes
-
-
-def _in_function(run_trial: RunTrial) -> Callable[[Mapping[str, Any]], None]:
-    """A Tune function that runs a trial in Tune's own actor."""
-
-    def function(config: Mapping[str, Any]) -> None:
-        def report(step: int, scores: Mapping[str, float]) -> None:
-            tune.report({**scores, "step": step})
-
-        tune.report(_metrics(run_trial(TrialSpec(**config[SPEC]), report, Ranks())))
-
-    return function
 
 
 def _on_workers(
@@ -214,12 +191,9 @@ def _on_workers(
 
         if resources.gpus and not torch.cuda.is_available():
             raise RuntimeError("this node has no usable GPU")  # restarts the trial on another one
-
-        def report(step: int, scores: Mapping[str, float]) -> None:
-            train.report({**scores, "step": step})  # waits until every worker reports
-
         spec = replace(TrialSpec(**config[SPEC]), device=str(get_device()))
-        train.report(_metrics(run_trial(spec, report, Ranks.joined())))
+        # A report waits until every worker reports.
+        train.report(_metrics(run_trial(spec, _reporting(train.report), Ranks.joined())))
 
     def function(config: Mapping[str, Any]) -> None:
         from ray.train.torch import TorchTrainer
@@ -254,6 +228,10 @@ def _on_workers(
             tune.report(_metrics(TrialResult("failed", cause=cause)))
 
     return function
+
+
+def _reporting(report: Callable[[dict[str, Any]], None]) -> Report:
+    return lambda step, scores: report({**scores, "step": step})
 
 
 def _metrics(result: TrialResult) -> dict[str, Any]:

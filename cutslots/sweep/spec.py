@@ -35,6 +35,7 @@ from cutslots.metrics.registry import METRICS
 from cutslots.train.config import RunConfig, preset
 
 Search = Literal["tpe", "random", "grid"]
+SMOKE = ("steps=30", "log_every=5", "eval_every=10", "eval_images=16", "checkpoint_every=10")
 
 
 def uniform(low: float, high: float, step: float | None = None) -> FloatDistribution:
@@ -135,6 +136,18 @@ class Sweep:
         """Early stopping; None with a grid or several objectives."""
         return self.halving if len(self.objectives) == 1 and self.search != "grid" else None
 
+    @property
+    def num_samples(self) -> int:
+        """How many configurations are sampled; none for a grid."""
+        return 0 if self.search == "grid" else self.trials
+
+    @property
+    def total(self) -> int:
+        """How many trials the complete sweep has."""
+        reseeded = min(self.reseed_best, self.num_samples) * (len(self.seeds) - 1)
+        fixed = (len(self.baselines) + len(self.grid)) * len(self.seeds)
+        return fixed + self.num_samples + reseeded
+
     @cached_property
     def base(self) -> RunConfig:
         """The configuration that all trials of the search start from."""
@@ -143,11 +156,7 @@ class Sweep:
     def config(
         self, baseline: Baseline, assignments: Sequence[str] = (), seed: int | None = None
     ) -> RunConfig:
-        """The configuration of one trial.
-
-        Raises:
-            InputError: an assignment or the result is not valid.
-        """
+        """The configuration of one trial; InputError if an assignment or the result is invalid."""
         config = preset(baseline.preset or self.preset)
         shared = self.overrides if baseline.preset is None else ()
         seeds = [] if seed is None else [f"train.seed={seed}"]
@@ -167,11 +176,9 @@ class Sweep:
         Raises:
             InputError: the preset does not have an option, or `overrides` sets it too.
         """
+        names = {text: text.partition("=")[0].strip() for text in self.overrides}
+        fixed = {options.resolve(self.base, name).path: text for text, name in names.items()}
         space = {}
-        fixed = {
-            options.resolve(self.base, assignment.partition("=")[0].strip()).path: assignment
-            for assignment in self.overrides
-        }
         for name, distribution in self.space.items():
             try:
                 path = options.resolve(self.base, name).path
@@ -194,53 +201,41 @@ class Sweep:
         """
         if self.search != "grid":
             return []
-        values = []
+        values: list[list[Any]] = []
         for path, distribution in self.full_space.items():
-            match distribution:
-                case CategoricalDistribution():
-                    values.append(list(distribution.choices))
-                case IntDistribution():
-                    low, high, step = distribution.low, distribution.high, distribution.step
-                    values.append(list(range(low, high + 1, step)))
-                case FloatDistribution(step=float(step)):
-                    count = round((distribution.high - distribution.low) / step) + 1
-                    values.append([distribution.low + step * index for index in range(count)])
-                case _:
-                    raise InputError(
-                        f"sweep {self.name!r}: {path} must have finitely many values in a grid, "
-                        f"got {distribution}. Use choice(...) or a step."
-                    )
+            choices, step = (getattr(distribution, name, None) for name in ("choices", "step"))
+            if isinstance(distribution, IntDistribution | FloatDistribution) and step:
+                count = round((distribution.high - distribution.low) / step) + 1
+                choices = [distribution.low + step * index for index in range(count)]
+            if choices is None:
+                raise InputError(
+                    f"sweep {self.name!r}: {path} must have finitely many values in a grid, "
+                    f"got {distribution}. Use choice(...) or a step."
+                )
+            values.append(list(choices))
         return [dict(zip(self.full_space, row, strict=True)) for row in itertools.product(*values)]
 
     def check(self) -> None:
-        """Validate every field, every baseline, and both ends of every range.
+        """Raise InputError unless every field, baseline and end of a range is valid."""
 
-        Raises:
-            InputError: names the field and its value.
-        """
-        searches, seeds, asha = get_args(Search), self.seeds, self.halving or ASHA()
-        problems = {
-            f"name must consist of letters, digits, - _ and ., got {self.name!r}": not re.fullmatch(
-                r"[\w.-]+", self.name
-            ),
-            f"seeds must be one or more different integers, got {seeds}": not seeds
-            or len(set(seeds)) < len(seeds),
-            f"trials must be at least 0, got {self.trials}": self.trials < 0,
-            f"reseed_best must be at least 0, got {self.reseed_best}": self.reseed_best < 0,
-            f"search must be one of {', '.join(searches)}, got {self.search!r}": self.search
-            not in searches,
-            f"halving must have grace_period in (0, 1) and reduction_factor >= 2, got {asha}": not (
-                0 < asha.grace_period < 1 and asha.reduction_factor >= 2
-            ),
-        }
-        for problem in (text for text, applies in problems.items() if applies):
-            raise InputError(f"sweep {self.name!r}: {problem}.")
-        for objective in self.objectives:
-            if objective not in METRICS:
-                raise InputError(
-                    f"sweep {self.name!r}: objective must be a validation score, got "
-                    f"{objective!r}. {nearest(objective, list(METRICS))}"
-                )
+        def require(holds: Any, text: str) -> None:
+            if not holds:
+                raise InputError(f"sweep {self.name!r}: {text}")
+
+        seeds, asha, searches = self.seeds, self.halving or ASHA(), get_args(Search)
+        text = f"name must consist of letters, digits, - _ and ., got {self.name!r}."
+        require(re.fullmatch(r"[\w.-]+", self.name), text)
+        distinct = bool(seeds) and len(set(seeds)) == len(seeds)
+        require(distinct, f"seeds must be one or more different integers, got {seeds}.")
+        require(self.trials >= 0, f"trials must be at least 0, got {self.trials}.")
+        require(self.reseed_best >= 0, f"reseed_best must be at least 0, got {self.reseed_best}.")
+        names = ", ".join(searches)
+        require(self.search in searches, f"search must be one of {names}, got {self.search!r}.")
+        valid = 0 < asha.grace_period < 1 and asha.reduction_factor >= 2
+        require(valid, f"halving must have grace_period in (0, 1), reduction_factor >= 2: {asha}.")
+        for name in self.objectives:
+            hint = nearest(name, list(METRICS))
+            require(name in METRICS, f"objective must be a validation score, got {name!r}. {hint}")
         for baseline in self.baselines.values():
             self.config(baseline)
         for path, distribution in self.full_space.items():
@@ -253,19 +248,12 @@ class Sweep:
         """A sweep that takes minutes: a small preset, 30 steps, one seed, at most three trials."""
         same = self.smoke_preset == self.preset
         own = [(name, b) for name, b in self.baselines.items() if b.preset is None][:1]
-        short = (
-            "steps=30",
-            "log_every=5",
-            "eval_every=10",
-            "eval_images=16",
-            "checkpoint_every=10",
-        )
         kept = [text for text in self.overrides if same and not text.startswith("train.")]
         return replace(
             self,
             name=f"{self.name}-smoke",
             preset=self.smoke_preset,
-            overrides=(*kept, *(f"train.{option}" for option in short)),
+            overrides=(*kept, *(f"train.{option}" for option in SMOKE)),
             baselines={name: baseline if same else Baseline() for name, baseline in own},
             seeds=self.seeds[:1],
             search="random" if self.search == "grid" else self.search,

@@ -6,6 +6,7 @@ driver leaves its trials RUNNING, and the next driver continues them before it s
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    CategoricalDistribution,
-    IntDistribution,
-    distribution_to_json,
-)
+from optuna.distributions import CategoricalDistribution, IntDistribution, distribution_to_json
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -43,22 +40,27 @@ STATES = {
 Request = tuple[dict[str, Any], dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class PlannedTrial:
-    """A trial with its configuration.
+@dataclass
+class Trial:
+    """A trial with its configuration and its progress: a row of the tables."""
 
-    Attributes:
-        number: number in the study.
-        kind: first (a baseline), grid, search, or confirm (a best configuration, another seed).
-        label: the name or values that distinguish it, for tables.
-        params: the values of the space by option, the seed, and the name of a baseline.
-    """
-
-    number: int
-    kind: str
-    label: str
-    params: dict[str, Any]
+    number: int  # in the study
+    kind: str  # first (a baseline), grid, search, or confirm (a best configuration, another seed)
+    label: str  # the name or values that distinguish it
+    params: dict[str, Any]  # values of the space by option, the seed, and the name of a baseline
     config: RunConfig
+    state: str = "waiting"  # or running, or how it ended: finished, pruned, interrupted, failed
+    value: float | None = None  # the best objective so far
+    seconds: float | None = None  # in all; None before the end
+    cause: str | None = None  # of a failure or early stop
+    run_dir: Path = Path()  # set by the driver
+    begun: float | None = None  # when this driver started it, by `time.monotonic`
+
+    @property
+    def elapsed(self) -> float | None:
+        """Seconds since its start, or its total time; None before its start."""
+        running = self.seconds is None and self.begun is not None
+        return time.monotonic() - (self.begun or 0.0) if running else self.seconds
 
 
 class Study:
@@ -67,12 +69,16 @@ class Study:
     Args:
         folder: gets `study.log` unless `storage` is given.
         storage: an Optuna storage instead: the URL of a database, or the path of a journal file.
+        digest: of the data, if the trials are to run.
 
     Raises:
-        InputError: the study was begun with another definition, or the storage cannot be opened.
+        InputError: the study was begun with another definition or other data, or the storage
+            cannot be opened.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, storage: str | None = None) -> None:
+    def __init__(
+        self, sweep: Sweep, folder: Path, storage: str | None = None, digest: str | None = None
+    ) -> None:
         self.sweep, self.space = sweep, sweep.full_space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -80,13 +86,13 @@ class Study:
         maximize = map(higher_is_better, sweep.objectives)
         try:
             if storage and "://" in storage:
-                self.storage: Any = optuna.storages.get_storage(storage)
+                self._storage: Any = optuna.storages.get_storage(storage)
             else:
                 path = Path(storage) if storage else folder / FILE
                 backend = JournalFileBackend(str(path.absolute()))
-                self.storage = optuna.storages.JournalStorage(backend)
+                self._storage = optuna.storages.JournalStorage(backend)
             self.optuna = optuna.create_study(
-                storage=self.storage,
+                storage=self._storage,
                 study_name=sweep.name,
                 directions=["maximize" if larger else "minimize" for larger in maximize],
                 load_if_exists=True,
@@ -95,7 +101,7 @@ class Study:
             raise InputError(
                 f"the study of sweep {sweep.name!r} cannot be opened: {error}"
             ) from error
-        self._claim_definition()
+        self._claim_definition(digest)
         # A sampler does not save its random state. With the same seed again, a resumed sweep would
         # sample its first trials twice.
         seed = sweep.seeds[0] + 1000 * len(self.trials())
@@ -112,39 +118,43 @@ class Study:
                 steps, sweep.asha.reduction_factor
             )
         self._left_running = [trial.number for trial in self.trials(TrialState.RUNNING)]
-        self._enqueue(self._requests())
+        self._fixed = list(self._fixed_requests())
+        self._enqueue_missing()
 
-    def _claim_definition(self) -> None:
-        now = definition(self.sweep)
+    def _claim_definition(self, digest: str | None) -> None:
+        """Refuse a changed definition; baselines, trials and seeds may be added."""
+        data = self.optuna.user_attrs.get("data_digest", digest)
+        if digest not in (None, data):
+            raise InputError(
+                f"sweep {self.sweep.name!r} was begun on data with digest {data}, got data with "
+                f"digest {digest}. Use the same data, or a new --name."
+            )
+        if digest is not None:
+            self.optuna.set_user_attr("data_digest", digest)
+        sweep, asha = self.sweep, self.sweep.halving
+        space = {path: json.loads(distribution_to_json(d)) for path, d in self.space.items()}
+        now = {  # stored: the keys and values stay those of the first version
+            "dataset": sweep.dataset,
+            "preset": sweep.preset,
+            "set": list(sweep.overrides),
+            "space": space,
+            "first": {name: [b.preset, list(b.overrides)] for name, b in sweep.baselines.items()},
+            "objectives": list(sweep.objectives),
+            "search": sweep.search,
+            "halving": asha and {"first": asha.grace_period, "factor": asha.reduction_factor},
+        }
         before = self.optuna.user_attrs.get(DEFINITION)
         if before is None:
             self.optuna.set_user_attr(DEFINITION, now)
             return
         changed = [name for name in now if before.get(name) != now[name]]
         if all(now["first"].get(name) == old for name, old in before["first"].items()):
-            changed = [name for name in changed if name != "first"]  # baselines may be added
+            changed = [name for name in changed if name != "first"]
         if changed:
-            listed = "; ".join(
-                f"{name} was {before.get(name)}, now {now[name]}" for name in changed
-            )
+            texts = [f"{name} was {before.get(name)}, now {now[name]}" for name in changed]
             raise InputError(
-                f"sweep {self.sweep.name!r} was begun with another definition: {listed}. "
+                f"sweep {sweep.name!r} was begun with another definition: {'; '.join(texts)}. "
                 "Give this sweep a new --name."
-            )
-
-    def claim_data(self, digest: str, data: str) -> None:
-        """Record the digest of the data.
-
-        Raises:
-            InputError: the sweep was begun on data with another digest.
-        """
-        before = self.optuna.user_attrs.get("data_digest")
-        if before is None:
-            self.optuna.set_user_attr("data_digest", digest)
-        elif before != digest:
-            raise InputError(
-                f"sweep {self.sweep.name!r} was begun on data with digest {before}, and {data} has "
-                f"{digest}. Use the same data, or a new --name."
             )
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
@@ -153,13 +163,13 @@ class Study:
 
     # The next trial
 
-    def next(self) -> PlannedTrial | None:
+    def next(self) -> Trial | None:
         """The next trial to run; None if there is none at present, see `exhausted`."""
         if self._left_running:
             return self.planned(self._left_running.pop(0))
         if not self.trials(TrialState.WAITING):
-            self._enqueue(self._reseed_requests())
-        if not self.trials(TrialState.WAITING) and self._num_sampled >= self._num_samples:
+            self._enqueue_missing()
+        if not self.trials(TrialState.WAITING) and not self._samples_left:
             return None
         trial = self.optuna.ask()
         if "kind" not in trial.user_attrs:
@@ -169,33 +179,22 @@ class Study:
     @property
     def exhausted(self) -> bool:
         """Whether `next` returns no trial, even after all running trials have ended."""
-        return (
-            not self._left_running
-            and not self.trials(*OPEN)
-            and self._num_sampled >= self._num_samples
-            and not any(self._reseed_requests())
+        return not (
+            self._left_running or self._samples_left or self.trials(*OPEN) or self._missing()
         )
 
     @property
     def total(self) -> int:
         """How many trials the complete sweep has, retries of failed ones included."""
-        sweep = self.sweep
-        retried = sum("again" in trial.user_attrs for trial in self.trials())
-        reseeded = min(sweep.reseed_best, self._num_samples) * (len(sweep.seeds) - 1)
-        fixed = (len(sweep.baselines) + len(sweep.grid)) * len(sweep.seeds)
-        return fixed + self._num_samples + reseeded + retried
+        return self.sweep.total + sum("again" in trial.user_attrs for trial in self.trials())
 
     @property
-    def _num_samples(self) -> int:
-        return 0 if self.sweep.search == "grid" else self.sweep.trials
+    def _samples_left(self) -> int:
+        """How many search trials have not been sampled yet."""
+        sampled = [t for t in self.trials() if _kind(t) == "search" and "again" not in t.user_attrs]
+        return max(0, self.sweep.num_samples - len(sampled))
 
-    @property
-    def _num_sampled(self) -> int:
-        return sum(
-            _kind(trial) == "search" and "again" not in trial.user_attrs for trial in self.trials()
-        )
-
-    def _requests(self) -> Iterator[Request]:
+    def _fixed_requests(self) -> Iterator[Request]:
         """Baselines and the grid: trials that do not depend on results."""
         for seed in self.sweep.seeds:
             for name, baseline in self.sweep.baselines.items():
@@ -213,21 +212,17 @@ class Study:
             for seed in self.sweep.seeds:
                 yield {"kind": "grid", "name": "", "seed": seed}, values
 
-    def _reseed_requests(self) -> Iterator[Request]:
-        """The best sampled configurations with the other seeds, once all trials have ended."""
-        if self.trials(*OPEN) or self._num_sampled < self._num_samples:
-            return
-        attributes = [trial.user_attrs for trial in self.trials() if _kind(trial) == "confirm"]
-        done = {(attrs["name"], attrs["seed"]) for attrs in attributes}
-        best = [trial for trial in self.ranked() if _kind(trial) == "search"]
-        for trial in best[: self.sweep.reseed_best]:
-            for seed in self.sweep.seeds[1:]:
-                name = str(trial.number)
-                if (name, seed) not in done:
-                    yield {"kind": "confirm", "name": name, "seed": seed}, trial.params
+    def _missing(self) -> list[Request]:
+        """The trials besides samples that the study lacks.
 
-    def _enqueue(self, requests: Iterator[Request]) -> None:
-        """Enqueue the requests that the study does not have yet."""
+        After all others have ended these are the best sampled configurations with the other seeds.
+        """
+        requests = list(self._fixed)
+        if not self._samples_left and not self.trials(*OPEN):
+            best = [trial for trial in self.ranked() if _kind(trial) == "search"]
+            for trial in best[: self.sweep.reseed_best]:
+                names = {"kind": "confirm", "name": str(trial.number)}
+                requests += [({**names, "seed": s}, trial.params) for s in self.sweep.seeds[1:]]
 
         def key(attributes: Mapping[str, Any], values: Mapping[str, Any]) -> str:
             named = {name: attributes.get(name) for name in ("kind", "name", "seed", "again")}
@@ -238,9 +233,11 @@ class Study:
             key(trial.user_attrs, trial.system_attrs.get("fixed_params", trial.params))
             for trial in self.trials()
         }
-        for attributes, values in list(requests):
-            if key(attributes, values) not in existing:
-                self.optuna.enqueue_trial(values, user_attrs=attributes)
+        return [request for request in requests if key(*request) not in existing]
+
+    def _enqueue_missing(self) -> None:
+        for attributes, values in self._missing():
+            self.optuna.enqueue_trial(values, user_attrs=attributes)
 
     def retry_failed(self) -> None:
         """Enqueue every failed trial once more, as a new trial."""
@@ -253,23 +250,24 @@ class Study:
                     trial.params, user_attrs={**attributes, "again": trial.number}
                 )
 
-    def planned(self, number: int) -> PlannedTrial:
+    def planned(self, number: int) -> Trial:
         """The trial with this number; samples its values if it is running and has none yet.
 
         Raises:
             InputError: no such trial, or its baseline is no longer declared.
         """
+        sweep = self.sweep
         if not 0 <= number < len(self.trials()):
             raise InputError(
-                f"sweep {self.sweep.name!r} has {len(self.trials())} trials, got number {number}."
+                f"sweep {sweep.name!r} has {len(self.trials())} trials, got number {number}."
             )
         frozen = self.trials()[number]
-        kind, name = _kind(frozen), frozen.user_attrs.get("name", "")
-        seed = frozen.user_attrs.get("seed", self.sweep.seeds[0])
+        kind, attributes = _kind(frozen), frozen.user_attrs
+        name, seed = attributes.get("name", ""), attributes.get("seed", sweep.seeds[0])
         enqueued = frozen.system_attrs.get("fixed_params", {})
-        if kind == "first" and name not in self.sweep.baselines:
+        if kind == "first" and name not in sweep.baselines:
             raise InputError(
-                f"trial {number} of sweep {self.sweep.name!r} is baseline {name!r}, which is not "
+                f"trial {number} of sweep {sweep.name!r} is baseline {name!r}, which is not "
                 "declared any more. Declare it again, or give this sweep a new --name."
             )
         values = frozen.params or (enqueued if kind != "first" else {})
@@ -278,24 +276,29 @@ class Study:
             values = {path: _suggest(trial, path, self.space[path]) for path in paths}
         if kind == "first":
             label, names = name, {"baseline": name}
-            config = self.sweep.config(self.sweep.baselines[name], (), seed)
+            config = sweep.config(sweep.baselines[name], (), seed)
         else:
-            ends = [path.rpartition(".")[2] for path in values]
-            short = {
-                (end if ends.count(end) == 1 else path): value
-                for end, (path, value) in zip(ends, values.items(), strict=True)
-            }
-            texts = {
-                name: f"{value:.3g}" if isinstance(value, float) else options.text(value)
-                for name, value in short.items()
-            }
-            label, names = "  ".join(f"{name} {text}" for name, text in texts.items()), {}
+            ends, words = [path.rpartition(".")[2] for path in values], []
+            for end, (path, value) in zip(ends, values.items(), strict=True):
+                text = f"{value:.3g}" if isinstance(value, float) else options.text(value)
+                words.append(f"{end if ends.count(end) == 1 else path} {text}")
+            label, names = "  ".join(words), {}
             assignments = [f"{path}={options.text(value)}" for path, value in values.items()]
-            config = self.sweep.config(Baseline(), assignments, seed)
-        if len(self.sweep.seeds) > 1:
+            config = sweep.config(Baseline(), assignments, seed)
+        if len(sweep.seeds) > 1:
             separator = ", " if kind == "first" else "  "
             label = separator.join(filter(None, (label, f"seed {seed}")))
-        return PlannedTrial(number, kind, label, {**names, **values, "seed": seed}, config)
+        return Trial(
+            number=number,
+            kind=kind,
+            label=label,
+            params={**names, **values, "seed": seed},
+            config=config,
+            state=STATES[frozen.state] if frozen.state.is_finished() else "waiting",
+            value=attributes.get("scores", {}).get(sweep.objectives[0]),
+            seconds=attributes.get("seconds"),
+            cause=attributes.get("cause"),
+        )
 
     # Results
 
@@ -353,38 +356,16 @@ class Study:
 
     def _trial(self, number: int) -> optuna.trial.Trial:
         """The trial as an object that can sample and report, also if an earlier driver began it."""
-        study_id = self.storage.get_study_id_from_name(self.sweep.name)
-        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        study_id = self._storage.get_study_id_from_name(self.sweep.name)
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
         return optuna.trial.Trial(self.optuna, trial_id)
-
-
-def definition(sweep: Sweep) -> dict[str, Any]:
-    """The part of a sweep that a resume must not change; baselines, trials and seeds may be added.
-
-    Stored in the study, so the keys and values stay those of the first version.
-    """
-    asha = sweep.halving
-    return {
-        "dataset": sweep.dataset,
-        "preset": sweep.preset,
-        "set": list(sweep.overrides),
-        "space": {
-            path: json.loads(distribution_to_json(distribution))
-            for path, distribution in sweep.full_space.items()
-        },
-        "first": {name: [b.preset, list(b.overrides)] for name, b in sweep.baselines.items()},
-        "objectives": list(sweep.objectives),
-        "search": sweep.search,
-        "halving": asha and {"first": asha.grace_period, "factor": asha.reduction_factor},
-    }
 
 
 def _suggest(trial: optuna.trial.Trial, path: str, distribution: Any) -> Any:
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(path, distribution.choices)
-    suggest = (
-        trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
-    )
+    integer = isinstance(distribution, IntDistribution)
+    suggest = trial.suggest_int if integer else trial.suggest_float
     low, high, step, log = distribution.low, distribution.high, distribution.step, distribution.log
     return suggest(path, low, high, step=step, log=log)
 

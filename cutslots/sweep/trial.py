@@ -5,10 +5,10 @@ newest checkpoint there on any machine. It returns a `TrialResult` and raises on
 may cure: a deterministic failure is not repeated.
 """
 
-import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,83 +43,59 @@ Report = Callable[[int, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What a process needs to run a trial. All values can be written as JSON.
-
-    Attributes:
-        number, label, sweep: for logs and tags.
-        config: the configuration, from `to_json`.
-        data: a prepared folder or its URI.
-        run_dir: the folder of the run, at the same path on every node.
-        parent_run_id: the MLflow id of the sweep's run.
-        stops: the folder of the stop files, at the same path on every node.
-        tests: prepared datasets whose test split is scored at the end.
-        threads: threads of torch; 0 keeps its default.
-        device: None takes the GPU if there is one.
-    """
+    """What a process needs to run a trial. All values can be written as JSON."""
 
     number: int
     label: str
     sweep: str
-    config: str
-    data: str
-    run_dir: str
+    config: str  # from `to_json`
+    data: str  # a prepared folder or its URI
+    run_dir: str  # at the same path on every node, as is `stops`
     experiment: str
-    parent_run_id: str | None
-    stops: str
-    tests: Sequence[str] = ()
-    threads: int = 0
-    device: str | None = None
+    parent_run_id: str | None  # the MLflow id of the sweep's run
+    stops: str  # the folder of the stop files
+    tests: Sequence[str] = ()  # prepared datasets whose test split is scored at the end
+    threads: int = 0  # of torch; 0 keeps its default
+    device: str | None = None  # None takes the GPU if there is one
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended.
+    """How a trial ended."""
 
-    Attributes:
-        state: finished, pruned, interrupted or failed; see `MLFLOW_STATUS`.
-        scores: the best evaluation so far, and its `step`.
-        cause: the reason of a failure.
+    state: str  # a key of `MLFLOW_STATUS`
+    step: int = 0
+    scores: dict[str, float] = field(default_factory=dict)  # best evaluation so far, and its `step`
+    cause: str | None = None  # of a failure
+
+
+class SweepCallback(Callback):
+    """Reports every evaluation to the sweep, and checks whether the trial should stop.
+
+    It should if its own stop file exists or the one of all trials.
     """
 
-    state: str
-    step: int = 0
-    scores: dict[str, float] = field(default_factory=dict)
-    cause: str | None = None
-
-
-class StopFile:
-    """Whether this trial should stop: its own stop file exists, or the one for all trials."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._own, self._all = folder / str(number), folder / STOP_ALL
-        self._next_look, self._exists = 0.0, False
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if not self._exists and now >= self._next_look:
-            self._exists = self._own.exists() or self._all.exists()
-            self._next_look = now + LOOK_SECONDS
-        return self._exists
-
-    def look_again(self) -> None:
-        """Check for the files at the next call, even if the last check was a moment ago."""
-        self._next_look = 0.0
-
-    @property
-    def state(self) -> str:
-        """The state of a trial that stops now."""
-        return "pruned" if self._own.exists() else "interrupted"
-
-
-class _Reporter(Callback):
-    """Reports every evaluation to the sweep, which may decide to stop the trial."""
-
-    def __init__(self, report: Report, stop: StopFile) -> None:
-        self._report, self._stop = report, stop
+    def __init__(self, report: Report, stops: Path, number: int) -> None:
+        self._report, self._own, self._all = report, stops / str(number), stops / STOP_ALL
+        self._next_look, self._stopped = 0.0, False
 
     def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
         self._report(step, scores)
-        self._stop.look_again()
+        self._next_look = 0.0  # the sweep may have decided to stop this trial
+
+    def stop(self) -> bool:
+        """Whether the trial should stop now."""
+        now = time.monotonic()
+        if not self._stopped and now >= self._next_look:
+            self._stopped = self._own.exists() or self._all.exists()
+            self._next_look = now + LOOK_SECONDS
+        return self._stopped
+
+    def stopped(self, error: BusyError | None = None) -> TrialResult:
+        """The result of a trial that stops now, or that gives up waiting for its folder."""
+        if error and not self.stop():
+            return TrialResult("failed", cause=str(error))
+        return TrialResult("pruned" if self._own.exists() else "interrupted")
 
 
 def run(spec: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
@@ -132,91 +108,84 @@ def run(spec: TrialSpec, report: Report, ranks: Ranks) -> TrialResult:
     config, run_dir = from_json(spec.config), Path(spec.run_dir)
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    stop = StopFile(Path(spec.stops), spec.number)
-    if ranks.any(stop()):
-        return TrialResult(stop.state)
-    reporter = _Reporter(report, stop)
+    sweep = SweepCallback(report, Path(spec.stops), spec.number)
+    if ranks.any(sweep.stop()):
+        return sweep.stopped()
     if not ranks.is_first:
         try:
-            return _result(_fit(spec, config, reporter, stop, ranks), config, stop)
+            return _fit(spec, config, sweep, sweep, ranks)[1]
+        except BusyError as error:
+            return sweep.stopped(error)
         except AGREED as error:
-            stopped = isinstance(error, BusyError) and stop()
-            return TrialResult(stop.state) if stopped else TrialResult("failed", cause=str(error))
-    with _log_file(run_dir / LOG) as console:
-        terminal = ProgressBar(console, live=False)
+            return TrialResult("failed", cause=str(error))
+
+    # Rank 0 also logs the run, and sends all output to a file in its folder.
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        open(run_dir / LOG, "a", buffering=1, encoding="utf-8") as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
+        terminal = ProgressBar(Console(file=file, width=160), live=False)
         terminal.say(f"trial {spec.number} of {spec.sweep}: {spec.label}")
         tags = {"sweep": spec.sweep, f"sweep.{spec.sweep}": spec.number, "label": spec.label}
         tags["mlflow.note.content"] = spec.label
         run, parent = (config, spec.data, run_dir, spec.experiment), spec.parent_run_id
         logger = MLflowCallback(*run, terminal, parent_run_id=parent, tags=tags)
-        # The reporter comes first: it waits for all ranks, and an error of the other two must not
-        # keep them waiting.
-        callbacks = CallbackList([reporter, logger, terminal])
-        status: Status = "KILLED"
+        # The sweep comes first: its report waits for all ranks, and an error of the other two must
+        # not keep them waiting.
+        callbacks = CallbackList([sweep, logger, terminal])
+        result = TrialResult("interrupted")  # unless it ends by itself
         try:
-            result = _run_first_rank(spec, config, callbacks, logger, terminal, stop, ranks)
-            status = MLFLOW_STATUS[result.state]
+            trained, outcome = _fit(spec, config, callbacks, sweep, ranks)
+            if outcome.state == "finished":
+                logger.finished(trained)
+                for name in spec.tests:
+                    _score(name, spec, config, logger, terminal)
+            else:
+                logger.ended(outcome.state)
+            result = outcome
+        except (
+            BusyError
+        ) as error:  # the log in this folder is that of the process that trains there
+            terminal.say(str(error))
+            result = sweep.stopped(error)
+        except Exception as error:
+            terminal.say("".join(traceback.format_exception(error)))
+            # Faults of a disk or GPU may be temporary, or of one machine.
+            causes = (error, error.__cause__)
+            local_fault = any(isinstance(e, OSError) or "CUDA error" in str(e) for e in causes)
+            if local_fault or (ranks.size > 1 and not isinstance(error, AGREED)):
+                # Other ranks may wait for this one, so the whole group ends and restarts.
+                logger.ended("interrupted")
+                raise
+            name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            logger.ended("failed", f"{name}{error}")
+            result = TrialResult("failed", cause=f"{name}{error}".partition("\n")[0])
         finally:
-            logger.close(status)
+            logger.close(MLFLOW_STATUS[result.state])
         return result
-
-
-def _run_first_rank(
-    spec: TrialSpec,
-    config: RunConfig,
-    callbacks: CallbackList,
-    logger: MLflowCallback,
-    terminal: ProgressBar,
-    stop: StopFile,
-    ranks: Ranks,
-) -> TrialResult:
-    try:
-        trained = _fit(spec, config, callbacks, stop, ranks)
-        result = _result(trained, config, stop)
-        if result.state != "finished":
-            logger.ended(result.state)
-            return result
-        logger.finished(trained)
-        for name in spec.tests:
-            _score(name, spec, config, logger, terminal)
-        return result
-    except BusyError as error:  # the log in this folder is that of the process that trains there
-        terminal.say(str(error))
-        return TrialResult(stop.state) if stop() else TrialResult("failed", cause=str(error))
-    except Exception as error:
-        terminal.say("".join(traceback.format_exception(error)))
-        # Faults of a disk or GPU may be temporary, or of one machine.
-        causes = (error, error.__cause__)
-        local_fault = any(isinstance(e, OSError) or "CUDA error" in str(e) for e in causes)
-        if local_fault or (ranks.size > 1 and not isinstance(error, AGREED)):
-            # Other ranks may wait for this one, so the whole group ends and restarts.
-            logger.ended("interrupted")
-            raise
-        name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        logger.ended("failed", f"{name}{error}")
-        return TrialResult("failed", cause=f"{name}{error}".partition("\n")[0])
 
 
 def _fit(
-    spec: TrialSpec, config: RunConfig, callback: Callback, stop: StopFile, ranks: Ranks
-) -> Result:
+    spec: TrialSpec, config: RunConfig, callback: Callback, sweep: SweepCallback, ranks: Ranks
+) -> tuple[Result, TrialResult]:
     """Train, after waiting for any other process that trains in the run's folder."""
     deadline = time.monotonic() + BUSY_SECONDS
     with ranks.agreed():
         folder = local(spec.data)
-    options = {"device": spec.device, "resume": True, "ranks": ranks, "stop": stop}
+    options = {"device": spec.device, "resume": True, "ranks": ranks, "stop": sweep.stop}
     while True:
         try:
-            return fit(config, folder, Path(spec.run_dir), callback, **options)
+            trained = fit(config, folder, Path(spec.run_dir), callback, **options)
+            break
         except BusyError:
-            if ranks.any(time.monotonic() > deadline or stop()):
+            if ranks.any(time.monotonic() > deadline or sweep.stop()):
                 raise
             time.sleep(1.0)
-
-
-def _result(trained: Result, config: RunConfig, stop: StopFile) -> TrialResult:
-    state = "finished" if trained.step >= config.train.steps else stop.state
-    return TrialResult(state, trained.step, trained.best)
+    finished = trained.step >= config.train.steps
+    state = "finished" if finished else sweep.stopped().state
+    return trained, TrialResult(state, trained.step, trained.best)
 
 
 def _score(
@@ -230,8 +199,7 @@ def _score(
         split = "test" if "test" in others else others[0]
         device = pick_device(spec.device)
         model = load_model(Path(spec.run_dir), device)
-        size = config.optim.batch_size
-        batches = Batches(folder, split, size, shuffle=False, drop_last=False)
+        batches = Batches(folder, split, config.optim.batch_size, shuffle=False, drop_last=False)
         check_data(model, batches)
         scores, _ = evaluate(model, batches, device)
         prefix = f"{dataset_name(manifest)}/{split}"
@@ -242,15 +210,3 @@ def _score(
             logger.log.metrics(config.train.steps, values)
     except Exception as error:  # such as no memory for a second model; the training is complete
         terminal.say(f"no scores on {name}: {error}")
-
-
-@contextlib.contextmanager
-def _log_file(path: Path) -> Iterator[Console]:
-    """A console that writes to `path`; so do standard output and error meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(path, "a", buffering=1, encoding="utf-8") as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
-    ):
-        yield Console(file=file, width=160)

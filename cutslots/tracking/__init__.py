@@ -1,6 +1,6 @@
 """The log of runs: a local journal, delivered to MLflow. Only this package imports mlflow.
 
-    with RunLog(run_dir, experiment="clevr", run_name="seed 0") as log, SystemMetrics(log):
+    with RunLog(run_dir, experiment="clevr", run_name="seed 0") as log:
         log.params(flat(config))
         log.metrics(step, {"train/loss": loss})
         log.artifact(run_dir / "figure.png", "figures")
@@ -18,7 +18,6 @@ from cutslots.tracking.journal import events
 from cutslots.tracking.models import Registered, _load_pyfunc, fetch_model, package_model, register
 from cutslots.tracking.queries import (
     FoundRun,
-    Imported,
     Record,
     add_metrics,
     children,

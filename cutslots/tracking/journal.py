@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ def number(value: Any) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 class Journal:
@@ -62,7 +68,7 @@ class Journal:
         Raises:
             OSError: the disk refuses it.
         """
-        event = {"time": time.time_ns() // 1_000_000, "kind": kind, **fields}
+        event = {"time": now(), "kind": kind, **fields}
         text = json.dumps(
             event, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=str
         )
@@ -80,14 +86,6 @@ class Journal:
             os.close(self._file)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "kind" in event else None
-
-
 def read(path: Path, position: int = 0) -> Iterator[tuple[dict[str, Any] | None, int]]:
     """The event (None if unreadable) and the end of each complete line from byte `position`."""
     with open(path, "rb") as file:
@@ -97,7 +95,10 @@ def read(path: Path, position: int = 0) -> Iterator[tuple[dict[str, Any] | None,
                 return
             position += len(line)
             if line != b"\n":
-                yield _parse(line), position
+                event = None
+                with suppress(ValueError):
+                    event = json.loads(line)
+                yield (event if isinstance(event, dict) and "kind" in event else None), position
 
 
 def events(run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -128,22 +129,13 @@ class Latest:
 
 
 def latest(run_dir: Path) -> Latest | None:
-    """The state of a run, in less than a millisecond; None if its journal has no complete line."""
-    try:
-        with open(Path(run_dir) / FILE, "rb") as file:
-            start = max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES)
-            file.seek(start)
-            block = file.read()
-    except FileNotFoundError:
+    """The state of a run, in a few milliseconds; None if its journal has no complete line."""
+    path = Path(run_dir) / FILE
+    if not path.exists():
         return None
-    lines = [line for line in block.split(b"\n")[1 if start else 0 : -1] if line]
-    try:
-        parsed = json.loads(b"[" + b",".join(lines) + b"]")  # three times as fast as line by line
-    except ValueError:
-        parsed = [_parse(line) for line in lines]
     state = None
-    for event in parsed:
-        if not (isinstance(event, dict) and "kind" in event and "time" in event):
+    for event, _ in read(path, max(0, path.stat().st_size - TAIL_BYTES)):
+        if event is None or "time" not in event:  # the first line of the tail may be cut
             continue
         state = state or Latest()
         state.time = event["time"] / 1000

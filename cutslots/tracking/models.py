@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import warnings
+from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,7 @@ from cutslots.errors import InputError
 from cutslots.files import home, write_text
 from cutslots.tracking.client import (
     EXISTS,
+    INVALID,
     MISSING,
     RefusedError,
     Store,
@@ -33,7 +35,6 @@ REQUIREMENTS = ("cutslots", "mlflow", "numpy", "safetensors", "scipy", "torch")
 FOLDER = "model"  # among a run's artifacts
 CONFIG, WEIGHTS, FETCHED = "config.json", "weights.safetensors", "fetched.json"
 CHAMPION = "champion"
-FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID"
 _URI = re.compile(
     r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))"
     rf"|runs:/(?P<run_id>[0-9a-f]{{32}})(/{FOLDER})?/?"
@@ -41,23 +42,12 @@ _URI = re.compile(
 
 
 def package_model(export_dir: Path, out_dir: Path, size: int) -> Path:
-    """Write an MLflow model folder around an exported model.
+    """Write an MLflow model to `out_dir`, missing or empty, around an exported model.
 
     After `log.artifact(out_dir, "model")`, `mlflow.pyfunc.load_model("runs:/<run id>/model")`
     loads it. It holds JSON, safetensors and YAML, nothing pickled; loading runs the installed
-    cutslots and no code from the folder.
-
-    Args:
-        export_dir: folder with `config.json` and `weights.safetensors`.
-        out_dir: the folder to write; it must be missing or empty.
-        size: side of the model's label maps in pixels. Images may be whole multiples of it.
-
-    Raises:
-        FileNotFoundError: the export is incomplete.
+    cutslots and no code from the folder. `size` is the side of the model's label maps in pixels.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (Path(export_dir) / name).is_file():
-            raise FileNotFoundError(f"{export_dir} must be an exported model, but has no {name}")
     import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -81,8 +71,10 @@ def package_model(export_dir: Path, out_dir: Path, size: int) -> Path:
 class _Segmenter:
     """The object that `mlflow.pyfunc.load_model` wraps."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, path: Path) -> None:
+        from cutslots.train.export import load_model
+
+        self.model = load_model(path)
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> np.ndarray:
         """Label maps (N, H, W) uint8 of images (N, H, W, 3) uint8."""
@@ -92,18 +84,13 @@ class _Segmenter:
 
 
 def _load_pyfunc(path: str) -> _Segmenter:
-    from cutslots.train.export import load_model
-
-    return _Segmenter(load_model(Path(path)))
+    return _Segmenter(Path(path))
 
 
-def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
+def fetch_model(reference: str) -> Path:
     """Download a model from MLflow, every time, because its name can move to another version.
 
     Only a configuration in JSON and weights in safetensors are taken; no code of the model runs.
-
-    Args:
-        reference: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `runs:/ID` for a run's model.
 
     Returns:
         A folder in the cache with `config.json`, `weights.safetensors`, and in `fetched.json`
@@ -115,8 +102,9 @@ def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
     """
     match = _URI.fullmatch(reference)
     if match is None:
-        raise InputError(f"model URI must be {FORMS}, got {reference!r}.")
-    uri = tracking_uri or default_uri()
+        forms = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID"
+        raise InputError(f"model URI must be {forms}, got {reference!r}.")
+    uri, refusal = default_uri(), f"MLflow has no model {reference}: "
 
     def fetch(client: "MlflowClient") -> Path:
         from mlflow.artifacts import download_artifacts
@@ -129,7 +117,8 @@ def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
             about |= {"name": name, "version": int(version)}
             run_id = client.get_model_version(name, str(version)).run_id
             source = client.get_model_version_download_uri(name, str(version))
-        if run := _get_run(client, run_id):
+        with ignoring(MISSING, INVALID):  # a registered model may have no run
+            run = client.get_run(run_id or "")
             tags = {tag: text for tag, text in run.data.tags.items() if tag[:7] != "mlflow."}
             about |= {"run_id": run_id, "run": run.info.run_name, "tags": tags}
             about["metrics"] = dict(run.data.metrics)
@@ -140,27 +129,17 @@ def fetch_model(reference: str, tracking_uri: str | None = None) -> Path:
             download = Path(download_artifacts(source, dst_path=temporary, tracking_uri=uri))
             weights = [p for p in download.rglob(WEIGHTS) if p.with_name(CONFIG).is_file()]
             if not weights:
-                raise RefusedError(f"{source} has no {CONFIG} and {WEIGHTS}: not a cutslots model")
+                text = f"{source} has no {CONFIG} and {WEIGHTS}: not a cutslots model"
+                raise RefusedError(f"{refusal}{text}")
             for name in (CONFIG, WEIGHTS):
                 os.replace(weights[0].with_name(name), folder / name)
         write_text(folder / FETCHED, json.dumps(about, indent=1) + "\n")
         return folder
 
-    try:
-        folder = ask(fetch, uri)
-    except RefusedError as refused:
-        raise InputError(f"MLflow has no model {reference}: {refused}") from refused
+    folder = ask(fetch, refusal)
     if folder is None:
-        raise InputError(
-            f"MLflow has no model {reference}: {without_password(uri)} does not exist yet."
-        )
+        raise InputError(f"{refusal}{without_password(uri)} does not exist yet.")
     return folder
-
-
-def _get_run(client: "MlflowClient", run_id: str | None) -> Any:
-    """A run, also a deleted one; None if it does not exist."""
-    with ignoring(MISSING):
-        return client.get_run(run_id) if run_id else None
 
 
 class Registered(NamedTuple):
@@ -170,18 +149,12 @@ class Registered(NamedTuple):
     is_champion: bool
 
 
-def register(
-    name: str, run_id: str, metric: str, value: float, tracking_uri: str | None = None
-) -> Registered:
+def register(name: str, run_id: str, metric: str, value: float) -> Registered:
     """Register a run's model as a version of `name`; as champion if it beats the current one.
 
     Registering a run again updates its version. The champion's `metric` is the value it was
     registered with, else the `best/` score of its run. A champion without this number, run or
     files is replaced; an equal one is kept.
-
-    Args:
-        name: `cutslots-<dataset>`; created if missing.
-        metric, value: the score on the dataset of that name; stored as tags of the version.
 
     Raises:
         InputError: the store is unreachable, the run has no model there, or `value` is not finite.
@@ -190,47 +163,35 @@ def register(
         raise InputError(f"{metric} must be finite to register model {name!r}, got {value}.")
     from cutslots.metrics.registry import better  # imports torch, which takes seconds
 
-    store = Store(tracking_uri)
+    store, refusal = Store(), f"cannot register run {run_id} as model {name!r}: "
 
     def request(client: "MlflowClient") -> Registered:
         with store.alone():
-            version = _version(client, name, run_id, metric, value)
-            champion = client.get_registered_model(name).aliases.get(CHAMPION)
-            if champion is not None and int(champion) != version:
-                score = _score(client, name, str(champion), metric)
-                if score is not None and not better(metric, value, score):
-                    return Registered(version, False)
-            client.set_registered_model_alias(name, CHAMPION, str(version))
-            return Registered(version, True)
+            run = client.get_run(run_id)
+            if not _has_model(client, run):
+                text = "it has no model in MLflow. If its folder has one: cutslots sync RUN"
+                raise RefusedError(f"{refusal}{text}")
+            with ignoring(EXISTS):
+                client.create_registered_model(name)
+            versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+            if not versions:
+                source = f"{run.info.artifact_uri}/{FOLDER}"
+                create = client.create_model_version
+                versions = [create(name, source, run_id, await_creation_for=0)]
+            version = str(versions[0].version)
+            tags = {"metric": metric, "value": repr(float(value))}
+            tags["run"] = run.info.run_name or run_id
+            tags["signature"] = run.data.tags.get("signature", "none")
+            for tag, text in tags.items():
+                client.set_model_version_tag(name, version, tag, text)
+            champion = str(client.get_registered_model(name).aliases.get(CHAMPION, version))
+            score = None if champion == version else _score(client, name, champion, metric)
+            is_champion = score is None or better(metric, value, score)
+            if is_champion:
+                client.set_registered_model_alias(name, CHAMPION, version)
+            return Registered(int(version), is_champion)
 
-    try:
-        with store.required():
-            return store.call(request)
-    except RefusedError as refused:
-        raise InputError(f"cannot register run {run_id} as model {name!r}: {refused}") from refused
-
-
-def _version(client: "MlflowClient", name: str, run_id: str, metric: str, value: float) -> int:
-    """The run's version, created if missing, with its tags."""
-    run = client.get_run(run_id)
-    if not _has_model(client, run):
-        raise RefusedError("it has no model in MLflow. If its folder has one: cutslots sync RUN")
-    tags = {
-        "metric": metric,
-        "value": repr(float(value)),
-        "run": run.info.run_name or run_id,
-        "signature": run.data.tags.get("signature", "none"),
-    }
-    with ignoring(EXISTS):
-        client.create_registered_model(name)
-    for existing in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        for tag, text in tags.items():
-            client.set_model_version_tag(name, str(existing.version), tag, text)
-        return int(existing.version)
-    source = f"{run.info.artifact_uri}/{FOLDER}"
-    return int(
-        client.create_model_version(name, source, run_id, tags, await_creation_for=0).version
-    )
+    return store.call(request, refusal)
 
 
 def _has_model(client: "MlflowClient", run: Any) -> bool:
@@ -240,16 +201,12 @@ def _has_model(client: "MlflowClient", run: Any) -> bool:
 
 def _score(client: "MlflowClient", name: str, version: str, metric: str) -> float | None:
     """The score of a registered version; None if it has none or is no longer usable."""
-    champion = None
-    with ignoring(MISSING):
+    with ignoring(MISSING, INVALID), suppress(ValueError):
         champion = client.get_model_version(name, version)
-    run = champion and _get_run(client, champion.run_id)
-    if not (champion and run and _has_model(client, run)):
-        return None
-    score: Any = run.data.metrics.get(f"best/{metric}", math.nan)
-    if champion.tags.get("metric") == metric:
-        score = champion.tags.get("value", score)
-    try:
-        return float(score) if math.isfinite(float(score)) else None
-    except ValueError:
-        return None
+        run = client.get_run(champion.run_id or "")
+        score: Any = run.data.metrics.get(f"best/{metric}", math.nan)
+        if champion.tags.get("metric") == metric:
+            score = champion.tags.get("value", score)
+        if math.isfinite(float(score)) and _has_model(client, run):
+            return float(score)
+    return None

@@ -17,15 +17,16 @@ search field of `cutslots ui`:
 Order by `metrics."best/ari_fg" DESC`, or click on the column's header.
 """
 
+import itertools
 import tempfile
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from cutslots.errors import InputError
 from cutslots.tracking.client import MISSING, OutageError, RefusedError, Store, ask, ignoring
+from cutslots.tracking.journal import now
 from cutslots.tracking.run_log import user
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class FoundRun:
     """
 
     run_id: str
-    experiment_id: str
     name: str
     status: str
     params: dict[str, str]
@@ -70,7 +70,6 @@ class FoundRun:
         info, tags = run.info, dict(run.data.tags)
         return cls(
             run_id=info.run_id,
-            experiment_id=info.experiment_id,
             name=info.run_name or "",
             status=info.status,
             params=dict(run.data.params),
@@ -82,17 +81,9 @@ class FoundRun:
         )
 
 
-def find_run(run_id: str, tracking_uri: str | None = None) -> FoundRun | None:
-    """The run with this MLflow id, or None.
-
-    Raises:
-        InputError: the tracking store is unreachable (also in the functions below).
-    """
-    try:
-        run = ask(lambda client: client.get_run(run_id), tracking_uri)
-    except RefusedError:
-        return None
-    return None if run is None else FoundRun.of(run)
+def find_run(run_id: str) -> FoundRun | None:
+    """The run with this MLflow id, or None."""
+    return next(iter(find_runs(f"attributes.run_id = '{run_id}'")), None)
 
 
 def find_runs(
@@ -109,47 +100,42 @@ def find_runs(
         limit: the largest number of runs; None returns all.
 
     Raises:
-        InputError: the store does not understand `where` or `order_by`.
+        InputError: the store is unreachable (also in the functions below), or does not understand
+            `where` or `order_by`.
     """
 
     def search(client: "MlflowClient") -> list[FoundRun]:
         ids = [experiment.experiment_id for experiment in _all(client.search_experiments)]
         if not ids:
             return []
-        runs = _all(client.search_runs, ids, where, order_by=list(order_by), limit=limit)
+        results = _all(client.search_runs, ids, where, order_by=list(order_by))
         # A run that is created meanwhile can push another one into the next page too.
-        return list({run.info.run_id: FoundRun.of(run) for run in runs}.values())
+        runs = {run.info.run_id: run for run in itertools.islice(results, limit)}
+        return [FoundRun.of(run) for run in runs.values()]
 
-    try:
-        return ask(search, tracking_uri) or []
-    except RefusedError as refused:
-        raise InputError(
-            f"MLflow rejects the search {where!r} ordered by {list(order_by)}: {refused}"
-        ) from refused
+    refusal = f"MLflow rejects the search {where!r} ordered by {list(order_by)}: "
+    return ask(search, refusal, tracking_uri) or []
 
 
-def _all(
-    search: Callable[..., Any], *arguments: Any, limit: int | None = None, **options: Any
-) -> Iterator[Any]:
+def _all(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
     """All results of a paginated MLflow search."""
     token = None
-    while limit is None or limit > 0:
-        size = PAGE if limit is None else min(PAGE, limit)
-        page = search(*arguments, max_results=size, page_token=token, **options)
+    while True:
+        page = search(*arguments, max_results=PAGE, page_token=token, **options)
         yield from page
-        token, limit = page.token, None if limit is None else limit - len(page)
+        token = page.token
         if not token:
             return
 
 
-def experiments(tracking_uri: str | None = None) -> dict[str, str]:
+def experiments() -> dict[str, str]:
     """Experiment name -> id, newest first, without MLflow's "Default"."""
 
     def search(client: "MlflowClient") -> dict[str, str]:
         newest_first = _all(client.search_experiments, order_by=["creation_time DESC"])
         return {e.name: e.experiment_id for e in newest_first if e.name != "Default"}
 
-    return ask(search, tracking_uri) or {}
+    return ask(search) or {}
 
 
 def children(parent_run_id: str, tracking_uri: str | None = None) -> list[FoundRun]:
@@ -157,13 +143,13 @@ def children(parent_run_id: str, tracking_uri: str | None = None) -> list[FoundR
     return find_runs(f"tags.mlflow.parentRunId = '{parent_run_id}'", tracking_uri=tracking_uri)
 
 
-def finished_run(run_hash: str, tracking_uri: str | None = None) -> FoundRun | None:
+def finished_run(run_hash: str) -> FoundRun | None:
     """The newest run of any experiment that completed its training with this `run_hash`.
 
     A run outside sweeps has no tag `state` and counts if it logged its best scores.
     """
     where = f"tags.signature = '{run_hash}' and attributes.status = 'FINISHED'"
-    for run in find_runs(where, ["attributes.end_time DESC"], tracking_uri=tracking_uri):
+    for run in find_runs(where, ["attributes.end_time DESC"]):
         state = run.tags.get("state")
         scored = any(name.startswith("best/") for name in run.metrics)
         if state == "finished" or (state is None and scored):
@@ -171,9 +157,7 @@ def finished_run(run_hash: str, tracking_uri: str | None = None) -> FoundRun | N
     return None
 
 
-def metric_histories(
-    run_ids: Sequence[str], metric: str, tracking_uri: str | None = None
-) -> dict[str, list[tuple[int, float]]]:
+def metric_histories(run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int, float]]]:
     """Run id -> (step, value) pairs in order of steps, the later value if one was logged twice."""
 
     def history(client: "MlflowClient", run_id: str) -> list[tuple[int, float]]:
@@ -183,11 +167,11 @@ def metric_histories(
         points = sorted(points, key=lambda point: point.timestamp)
         return sorted({point.step: point.value for point in points}.items())
 
-    histories = ask(lambda client: {r: history(client, r) for r in run_ids}, tracking_uri)
+    histories = ask(lambda client: {run_id: history(client, run_id) for run_id in run_ids})
     return histories or {run_id: [] for run_id in run_ids}
 
 
-def last_artifact(run_id: str, folder: str, tracking_uri: str | None = None) -> bytes | None:
+def last_artifact(run_id: str, folder: str) -> bytes | None:
     """The content of the last file, by name, in an artifact folder; None if there is none."""
 
     def fetch(client: "MlflowClient") -> bytes | None:
@@ -198,23 +182,21 @@ def last_artifact(run_id: str, folder: str, tracking_uri: str | None = None) -> 
             return Path(client.download_artifacts(run_id, max(files), temporary)).read_bytes()
 
     try:
-        return ask(fetch, tracking_uri)
+        return ask(fetch)
     except RefusedError:
         return None
 
 
-def tag_runs(tags: Mapping[str, Mapping[str, Any]], tracking_uri: str | None = None) -> int:
+def tag_runs(tags: Mapping[str, Mapping[str, Any]]) -> int:
     """Set tags, written with `str`, by run id and name.
 
     Returns: the number of runs not tagged because the store is unreachable or lacks the run.
     """
-    store, missing = Store(tracking_uri), 0
-    if store.database is not None and not store.database.exists():
-        return len(tags)
+    store, missing = Store(), 0
     for done, (run_id, values) in enumerate(tags.items()):
         try:
             texts = {name: str(value) for name, value in values.items()}
-            store.send(run_id, [{"kind": "tags", "values": texts}], Path())
+            store.send(run_id, [{"kind": "tags", "values": texts}])
         except RefusedError:
             missing += 1
         except OutageError:  # it affects the remaining runs, too
@@ -222,23 +204,17 @@ def tag_runs(tags: Mapping[str, Mapping[str, Any]], tracking_uri: str | None = N
     return missing
 
 
-def add_metrics(
-    run_id: str, step: int, values: Mapping[str, float], tracking_uri: str | None = None
-) -> bool:
+def add_metrics(run_id: str, step: int, values: Mapping[str, float]) -> bool:
     """Add scores to a run whose folder may be on another machine; its status stays.
 
     Returns: False if the store is unreachable or lacks the run.
     """
-    event = {"kind": "metrics", "step": step, "time": _now(), "values": dict(values)}
+    event = {"kind": "metrics", "step": step, "time": now(), "values": dict(values)}
     try:
-        Store(tracking_uri).send(run_id, [event], Path())
+        Store().send(run_id, [event])
     except (RefusedError, OutageError):
         return False
     return True
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True)
@@ -251,46 +227,31 @@ class Record:
     metrics: Mapping[str, float]
 
 
-class Imported(NamedTuple):
-    """Numbers of runs that were created, changed, and already up to date."""
-
-    made: int
-    changed: int
-    unchanged: int
-
-
-def import_records(
-    experiment: str, records: Sequence[Record], tracking_uri: str | None = None
-) -> Imported:
+def import_records(experiment: str, records: Sequence[Record]) -> Counter[str]:
     """Make sure that an experiment has a finished run for each record.
+
+    Returns: the numbers of runs that were "added", "changed" and "unchanged".
 
     Raises:
         InputError: the store is unreachable or rejects them.
     """
-    store, counts = Store(tracking_uri), [0, 0, 0]
-    try:
-        with store.required():
-            for record in records:
-                counts[_import(store, experiment, record)] += 1
-    except RefusedError as refused:
-        raise InputError(f"MLflow rejects the experiment {experiment!r}: {refused}") from refused
-    return Imported(*counts)
-
-
-def _import(store: Store, experiment: str, record: Record) -> int:
-    """Create or update a record's run; the index in `Imported`."""
-    now = {"time": _now()}
-    opened = {"log_id": record.key, "experiment": experiment, "run_name": record.name}
-    _, run_id = store.find_or_create({**opened, "run_dir": "", "user": user(), **now})
-    run = store.call(lambda client: client.get_run(run_id))
-    is_new = not run.data.metrics
-    tags = dict(record.tags.items() - run.data.tags.items())
-    metrics = dict(record.metrics.items() - run.data.metrics.items())
-    unfinished = run.info.status != "FINISHED"
-    if tags:
-        store.send(run_id, [{"kind": "tags", "values": tags}], Path())
-    if metrics:
-        store.send(run_id, [{"kind": "metrics", "step": 0, "values": metrics, **now}], Path())
-    if unfinished:
-        store.send(run_id, [{"kind": "status", "status": "FINISHED", **now}], Path())
-    return 0 if is_new else 1 if tags or metrics or unfinished else 2
+    store, counts = Store(), Counter[str]()
+    for record in records:
+        at = {"time": now()}
+        names = {"log_id": record.key, "experiment": experiment, "run_name": record.name}
+        _, run_id = store.find_or_create({**names, "run_dir": "", "user": user(), **at})
+        run = store.call(lambda client, run_id=run_id: client.get_run(run_id))
+        tags = dict(record.tags.items() - run.data.tags.items())
+        metrics = dict(record.metrics.items() - run.data.metrics.items())
+        changes: list[dict[str, Any]] = []
+        if tags:
+            changes.append({"kind": "tags", "values": tags})
+        if metrics:
+            changes.append({"kind": "metrics", "step": 0, "values": metrics, **at})
+        if run.info.status != "FINISHED":
+            changes.append({"kind": "status", "status": "FINISHED", **at})
+        for change in changes:
+            store.send(run_id, [change])
+        is_new = not run.data.metrics
+        counts["added" if is_new else "changed" if changes else "unchanged"] += 1
+    return counts

@@ -6,19 +6,17 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from cutslots.errors import InputError
+from cutslots.files import lock
 from cutslots.tracking.client import absolute, default_uri, without_password
 from cutslots.tracking.journal import FILE, Journal, events, number, opening, read
-from cutslots.tracking.uploader import Delivered, Say, Uploader
+from cutslots.tracking.uploader import LOCK, Delivered, Say, Uploader
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-CLOSE_SECONDS = 30.0
-ANNOTATE_SECONDS = 10.0  # includes the import of MLflow
 
 
 def to_stderr(text: str) -> None:
@@ -26,23 +24,18 @@ def to_stderr(text: str) -> None:
 
 
 class RunLog:
-    """The log of a training run. A folder that has a journal continues it, and its MLflow run.
+    """The log of a training run in the tracking store `default_uri()`.
 
-    Only `close` waits for the tracking store, and no method fails because of it. Logging
-    after `close` is a ValueError.
+    A folder that has a journal continues it, and its MLflow run. Only `close` waits for the store,
+    and no method fails because of it. Logging after `close` is a ValueError.
 
     Args:
-        run_dir: the run folder, for the journal.
         experiment: name of the MLflow experiment, created if missing.
-        run_name: name of the run in MLflow.
-        tracking_uri: the tracking store; None takes `default_uri()`.
         parent_run_id: MLflow id of the run under which this one is shown (a sweep).
         say: takes one line of text for the user; called from the delivery thread.
-        pause: seconds between attempts at an absent store, first and longest.
-        gather: seconds for which lines are collected into one call.
-        annotate: add to a run without training it. The run may have ended or may be training in
-            another process: its status stays, and `close` waits only 10 s. Without a journal the
-            folder is opened as usual.
+
+    Attributes:
+        started: when the run was first opened, in seconds since 1970.
     """
 
     def __init__(
@@ -51,31 +44,24 @@ class RunLog:
         *,
         experiment: str,
         run_name: str,
-        tracking_uri: str | None = None,
         parent_run_id: str | None = None,
         say: Say = to_stderr,
-        pause: tuple[float, float] = (5.0, 60.0),
-        gather: float = 1.0,
-        annotate: bool = False,
     ) -> None:
-        self.run_dir = Path(run_dir).absolute()
-        uri = absolute(tracking_uri or default_uri())
-        self._journal = Journal(self.run_dir / FILE, shared=annotate)
-        earlier = opening(self.run_dir)
-        self._annotates = annotate and earlier is not None
-        self._uploader = Uploader(self.run_dir, uri, say, pause, gather, not self._annotates)
+        self.run_dir, uri = Path(run_dir).absolute(), default_uri()
+        self._journal = Journal(self.run_dir / FILE)
+        self._uploader = Uploader(self.run_dir, uri, say)
         self._closed = self._disk_reported = False
-        if not self._annotates:
-            self._append(
-                "open",
-                log_id=earlier["log_id"] if earlier else uuid.uuid4().hex,
-                experiment=experiment,
-                run_name=run_name,
-                parent_run_id=parent_run_id,
-                tracking_uri=without_password(uri),
-                run_dir=str(self.run_dir),
-                user=user(),
-            )
+        earlier = opening(self.run_dir)
+        self._append(
+            "open",
+            log_id=earlier["log_id"] if earlier else uuid.uuid4().hex,
+            experiment=experiment,
+            run_name=run_name,
+            parent_run_id=parent_run_id,
+            tracking_uri=without_password(uri),
+            run_dir=str(self.run_dir),
+            user=user(),
+        )
         self.started: float = earlier["time"] / 1000 if earlier else time.time()
         self._uploader.start()
         # A process that ends without `close` loses nothing; this stops the thread in time.
@@ -84,12 +70,7 @@ class RunLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not self._closed:
             failed: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
             self.close("FINISHED" if error is None else failed)
@@ -108,25 +89,18 @@ class RunLog:
         self._append("metrics", step=int(step), values=numbers)
 
     def dataset(
-        self,
-        name: str,
-        digest: str,
-        source: str,
-        schema: Mapping[str, Any],
-        profile: Mapping[str, Any],
-        context: str = "training",
+        self, name: str, digest: str, source: str, schema: Mapping[str, Any], profile: Any
     ) -> None:
-        """Log a dataset as input of the run.
+        """Log the training data.
 
         Args:
             digest: identifies the exact content; MLflow keeps its first 36 characters.
             source: folder or URI of the data.
             schema: column name -> type.
             profile: anything JSON can hold: number of records, seeds, checksums.
-            context: "training", "validation" or "test".
         """
-        fields = {"name": name, "digest": digest, "source": str(source), "context": context}
-        self._append("dataset", **fields, schema=dict(schema), profile=dict(profile))
+        fields = {"name": name, "digest": digest, "source": source, "context": "training"}
+        self._append("dataset", **fields, schema=dict(schema), profile=profile)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file, or all files of a folder, into `folder` of the run's artifacts.
@@ -147,24 +121,18 @@ class RunLog:
         """The number of events that the tracking store does not have yet."""
         return self._uploader.pending()
 
-    def close(self, status: Status = "FINISHED", timeout: float | None = None) -> int:
-        """Log how the run ended (not when annotating) and deliver what is left.
-
-        Args:
-            timeout: seconds to wait for the store; None waits 30, or 10 when annotating.
+    def close(self, status: Status = "FINISHED", timeout: float = 30.0) -> int:
+        """Log how the run ended and deliver what is left, for at most `timeout` seconds.
 
         Returns: the number of events that the store does not have; `sync` delivers them later.
         """
         if self._closed:
             return self.pending()
-        if not self._annotates:
-            self._append("status", status=status)
+        self._append("status", status=status)
         self._closed = True
         atexit.unregister(self._uploader.finish)
-        default = ANNOTATE_SECONDS if self._annotates else CLOSE_SECONDS
-        self._uploader.finish(default if timeout is None else timeout)
         self._journal.close()
-        return _report_rest(self._uploader)
+        return self._uploader.finish(timeout)
 
     def _append(self, kind: str, **fields: Any) -> None:
         if self._closed:
@@ -176,7 +144,6 @@ class RunLog:
                 self._disk_reported = True
                 path = self._journal.path
                 self._uploader.say(f"cannot write {path}: {error}; training continues without log")
-        self._uploader.wake()
 
 
 def user() -> str:
@@ -187,34 +154,26 @@ def user() -> str:
         return "unknown"
 
 
-def _report_rest(uploader: Uploader) -> int:
-    state, rest = uploader.state, uploader.pending()
-    if rest and not uploader.left_to_another:
-        uploader.say(
-            f"{rest} events of this run are not in {state.tracking_uri}, but in "
-            f"{uploader.run_dir / FILE}. Deliver them with: cutslots sync {uploader.run_dir}"
-        )
-    if state.refused:
-        uploader.say(f"MLflow rejected {state.refused} events; they are in the journal only")
-    return rest
-
-
 def sync(
     run_dir: Path,
     *,
     tracking_uri: str | None = None,
     status: Status | None = None,
     tags: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    step: int = 0,
     say: Say = to_stderr,
     timeout: float = 300.0,
 ) -> int:
-    """Deliver what the tracking store lacks of a run that has ended.
+    """Deliver what the tracking store lacks of a run.
 
     Args:
         tracking_uri: None takes the store that the run was logged to; another one gets all of it.
         status: how the run ended, if its process died without `close`.
         tags: more tags for such a run, for example `state` and `cause`.
-        timeout: seconds to wait for an absent store.
+        metrics: scores at `step` to add to a run that has ended or is training in another process,
+            which then delivers them too; its status stays.
+        timeout: seconds to wait for another process that delivers, or for an absent store.
 
     Returns: the number of events that are still missing.
 
@@ -226,20 +185,24 @@ def sync(
     openings = [event for event in events(run_dir) if event["kind"] == "open"] if exists else []
     if not openings:
         raise InputError(f"{run_dir} has no run log ({FILE}). Give the folder of a run.")
-    if status is not None or tags:
-        journal = Journal(run_dir / FILE)
+    with closing(Journal(run_dir / FILE, shared=status is None)) as journal:
         if tags:
             journal.append("tags", {"values": {name: str(value) for name, value in tags.items()}})
+        if metrics:
+            values = {name: number(value) for name, value in metrics.items()}
+            journal.append("metrics", {"step": step, "values": values})
         if status is not None:
             journal.append("status", {"status": status})
-        journal.close()
-    uri = tracking_uri or openings[-1]["tracking_uri"]
+    uri = absolute(tracking_uri or openings[-1]["tracking_uri"])
     if without_password(default_uri()) == uri:
         uri = default_uri()  # the journal does not keep passwords
-    uploader = Uploader(run_dir, absolute(uri), say, pause=(1.0, 5.0), gather=0.0)
+    with lock(run_dir / LOCK) as held:
+        if metrics and not held:
+            say(f"another process is delivering {run_dir}, this included")
+            return 0
+    uploader = Uploader(run_dir, uri, say)
     uploader.start()
-    uploader.finish(timeout)
-    return _report_rest(uploader)
+    return uploader.finish(timeout)
 
 
 def undelivered(folder: Path) -> list[Path]:
@@ -247,11 +210,10 @@ def undelivered(folder: Path) -> list[Path]:
 
     Contacts no store. A run that is training may be listed for a moment.
     """
-    return sorted(path.parent for path in folder.rglob(FILE) if _is_behind(path.parent))
-
-
-def _is_behind(run_dir: Path) -> bool:
-    position = Delivered.load(run_dir).position
-    if next(read(run_dir / FILE, position), None) is None:
-        return False
-    return position > 0 or opening(run_dir) is not None
+    behind = []
+    for run_dir in sorted(path.parent for path in folder.rglob(FILE)):
+        position = Delivered.load(run_dir).position
+        complete_line = next(read(run_dir / FILE, position), None)
+        if complete_line and (position or opening(run_dir)):
+            behind.append(run_dir)
+    return behind

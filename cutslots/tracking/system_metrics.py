@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from typing import Any, Self
+from typing import Any
 
 import psutil
 
@@ -23,12 +23,6 @@ class SystemMetrics:
         psutil.cpu_percent()  # the first call only starts the measurement
         self._thread = threading.Thread(target=self._run, name="system metrics", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         self._stop.set()

@@ -4,24 +4,21 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cutslots.files import lock
-from cutslots.tracking.client import (
-    METRICS_PER_CALL,
-    OutageError,
-    RefusedError,
-    Store,
-    without_password,
-)
+from cutslots.tracking.client import OutageError, RefusedError, Store, without_password
 from cutslots.tracking.journal import FILE, opening, read
 
 Say = Callable[[str], None]
 
 STATE, LOCK = "mlflow.json", "mlflow.lock"
-REFUSALS_SHOWN = 10
+BATCH, REFUSALS_SHOWN = 500, 10
+PAUSES = 5.0, 60.0  # seconds between attempts at an absent store, first and longest
+GATHER_SECONDS = 1.0  # between looks at the journal: many lines go into one call
 
 
 @dataclass
@@ -45,43 +42,29 @@ class Delivered:
 
 
 class Uploader(threading.Thread):
-    """Delivers the lines of a journal in order until `finish`.
+    """Delivers the lines of a journal in order until `finish`."""
 
-    Args:
-        pause: seconds between attempts at an absent store, first and longest.
-        gather: seconds for which lines are collected into one call.
-        patient: False leaves the lines to a process that is already delivering this journal, and
-            gives up on an absent store after two attempts.
-    """
-
-    def __init__(
-        self,
-        run_dir: Path,
-        uri: str,
-        say: Say,
-        pause: tuple[float, float],
-        gather: float,
-        patient: bool = True,
-    ) -> None:
+    def __init__(self, run_dir: Path, uri: str, say: Say) -> None:
         super().__init__(name=f"run log of {run_dir.name}", daemon=True)
-        self.run_dir, self._say, self._pause = run_dir, say, pause
-        self._gather, self._patient = gather, patient
+        self.run_dir, self._say, self._waiting = run_dir, say, False
         self.state = Delivered.load(run_dir, without_password(uri))
-        self.left_to_another = False  # another process delivers this journal
         self._store = Store(uri)
-        self._new, self._finishing, self._abandoned = (threading.Event() for _ in range(3))
-        self._connected = self._waiting = False
+        self._finishing, self._abandoned = threading.Event(), threading.Event()
 
-    def wake(self) -> None:
-        """Signal a new line."""
-        self._new.set()
-
-    def finish(self, timeout: float) -> None:
-        """Deliver what is left, for at most `timeout` seconds."""
+    def finish(self, timeout: float) -> int:
+        """Deliver what is left, for at most `timeout` seconds; report and count what remains."""
         self._finishing.set()
-        self._new.set()
         self.join(timeout)
         self._abandoned.set()
+        rest = self.pending()
+        if rest:
+            self.say(
+                f"{rest} events of this run are not in {self.state.tracking_uri}, but in "
+                f"{self.run_dir / FILE}. Deliver them with: cutslots sync {self.run_dir}"
+            )
+        if self.state.refused:
+            self.say(f"MLflow rejected {self.state.refused} events; they are in the journal only")
+        return rest
 
     def pending(self) -> int:
         """Complete lines of the journal that the store neither has nor has rejected."""
@@ -90,10 +73,14 @@ class Uploader(threading.Thread):
         return sum(1 for _ in read(self.run_dir / FILE, position))
 
     def say(self, text: str) -> None:
-        try:
+        with suppress(Exception):  # a closed terminal must not end the delivery
             self._say(text)
-        except Exception:  # a closed terminal must not end the delivery
-            return
+
+    def _say_once(self, text: str) -> None:
+        """Say why the delivery waits."""
+        if not self._waiting:
+            self._waiting = True
+            self.say(text)
 
     def run(self) -> None:
         while not self._abandoned.is_set():
@@ -103,111 +90,83 @@ class Uploader(threading.Thread):
                     self.state = Delivered.load(self.run_dir, self.state.tracking_uri)
                     self._deliver()
                     return
-            busy = f"another process is delivering {self.run_dir}"
-            if not self._patient:
-                self.left_to_another = True
-                self.say(f"{busy} and will deliver this too")
-                return
-            if not self._waiting:
-                self._waiting = True
-                self.say(f"{busy}; this one waits for it, the journal keeps everything")
+            self._say_once(f"another process is delivering {self.run_dir}; this one waits for it")
             self._abandoned.wait(1.0)
 
     def _deliver(self) -> None:
         failures = 0
         while not self._abandoned.is_set():
             try:
-                progress = self._step()
+                self._find_run()
+                while not self._abandoned.is_set():
+                    batch = self._next_batch()
+                    if batch:
+                        self._send(batch)
+                    failures = 0
+                    if self._waiting:
+                        self._waiting = False
+                        uri = self.state.tracking_uri
+                        self.say(f"tracking store {uri} is back; delivering what it missed")
+                    if not batch:
+                        if self._finishing.is_set():
+                            return
+                        self._finishing.wait(GATHER_SECONDS)
             except Exception as error:  # an outage, another server, a bug: none ends the delivery
                 failures += 1
-                self._connected = False
                 self._wait_out(error, failures)
-                continue
-            failures = 0
-            if self._waiting:
-                self._waiting = False
-                uri = self.state.tracking_uri
-                self.say(f"tracking store {uri} is back; delivering what it missed")
-            if not progress:
-                if self._finishing.is_set():
-                    return
-                self._new.wait()
-                self._new.clear()
-                self._finishing.wait(self._gather)  # one call takes a thousand values
 
     def _wait_out(self, error: Exception, failures: int) -> None:
+        first, longest = PAUSES
         if failures == 1:  # a locked database or a dropped connection takes less than a second
-            pause = min(1.0, self._pause[1])
-        elif not self._patient:
-            self._abandoned.set()  # `close` reports what is left
-            return
+            pause = min(1.0, longest)
         else:
-            pause = min(self._pause[0] * 2.0 ** min(failures - 2, 30), self._pause[1])
-            if not self._waiting:
-                self._waiting = True
-                cause = str(error) if isinstance(error, OutageError | RefusedError) else repr(error)
-                self.say(
-                    f"tracking store {self.state.tracking_uri} unreachable: {cause}; "
-                    "training continues, the journal keeps everything"
-                )
+            pause = min(first * 2.0 ** min(failures - 2, 30), longest)
+            cause = str(error) if isinstance(error, OutageError) else f"{error!r}."
+            self._say_once(f"{cause} Training continues; the journal keeps everything.")
         if self._finishing.wait(pause):
-            self._abandoned.wait(min(1.0, self._pause[0]))
+            self._abandoned.wait(min(1.0, first))
 
-    def _step(self) -> bool:
-        """Deliver one batch; False if nothing was left."""
-        if not self._connected:
-            self._connect()
-        batch = self._next_batch()
-        if not batch:
-            return False
-        try:
-            self._store.send(self._run_id(), [event for event, _ in batch], self.run_dir)
-        except RefusedError:
-            self._send_one_by_one(batch)
-        self._save(batch[-1][1])
-        return True
-
-    def _run_id(self) -> str:
-        assert self.state.run_id is not None
-        return self.state.run_id
-
-    def _connect(self) -> None:
+    def _find_run(self) -> None:
         state = self.state
         if state.run_id is None or not self._store.has_run(state.run_id):
             opened = opening(self.run_dir)
             if opened is None:
-                raise OutageError(f"{self.run_dir / FILE} has no entry that names the run")
+                raise OutageError(f"{self.run_dir / FILE} has no entry that names the run.")
             state.experiment_id, state.run_id = self._store.find_or_create(opened)
             state.refused = 0
             self._save(0)  # a store that lost the run gets all of it again
-        self._connected = True
 
     def _next_batch(self) -> list[tuple[dict[str, Any], int]]:
-        """The next event, or as many metrics events as fit into one call, with their ends."""
-        batch, points = [], 0
+        """The next event, or the metrics events up to another kind, with their ends."""
+        batch = []
         for event, end in read(self.run_dir / FILE, self.state.position):
+            kind = event and event["kind"]
+            if batch and (kind != "metrics" or len(batch) == BATCH):
+                break
             if event is None:
-                if batch:
-                    break
                 self._refuse("a line", "it is not JSON (cut off by a full disk?)")
                 self._save(end)
                 continue
-            points += len(event["values"]) if event["kind"] == "metrics" else METRICS_PER_CALL
-            if batch and points > METRICS_PER_CALL:
-                break
             batch.append((event, end))
+            if kind != "metrics":
+                break
         return batch
 
-    def _send_one_by_one(self, batch: list[tuple[dict[str, Any], int]]) -> None:
-        """Deliver a rejected batch value by value, and skip the values that are rejected alone."""
-        if not self._store.has_run(self._run_id()):
-            raise OutageError(f"it no longer has run {self.state.run_id}")
+    def _send(self, batch: list[tuple[dict[str, Any], int]]) -> None:
+        """Deliver a batch; if it is rejected, value by value, without those rejected alone."""
+        run_id = self.state.run_id or ""
+        try:
+            self._store.send(run_id, [event for event, _ in batch], self.run_dir)
+            self._save(batch[-1][1])
+            return
+        except RefusedError as refused:
+            if not self._store.has_run(run_id):
+                raise OutageError(f"the tracking store lost run {run_id}.") from refused
         for event, end in batch:
             values = event.get("values") or {}
-            parts = [{**event, "values": {name: values[name]}} for name in values]
-            for part in parts or [event]:
+            for part in [{**event, "values": {name: values[name]}} for name in values] or [event]:
                 try:
-                    self._store.send(self._run_id(), [part], self.run_dir)
+                    self._store.send(run_id, [part], self.run_dir)
                 except RefusedError as refused:
                     names = [*part.get("values", ()), *map(event.get, ("name", "path", "status"))]
                     name = next(filter(None, names), "")

@@ -9,4 +9,5 @@ from cutslots.train.export import load_model as load_model
 from cutslots.train.export import predict as predict
 from cutslots.train.fit import Result as Result
 from cutslots.train.fit import fit as fit
+from cutslots.train.published import load_published as load_published
 from cutslots.train.ranks import Ranks as Ranks

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from cutslots.data.batches import Batches
 from cutslots.metrics import object_iou
+from cutslots.train.evaluate import Scored
 from cutslots.train.inputs import label_maps
 
 MAX_GROUPS = 30  # a key with more values, such as a position, does not group objects
@@ -32,6 +32,7 @@ class Breakdown:
     alpha masks (`iou`) and the cuts of models that have them (`cut_iou`). Means are over objects.
 
     Args:
+        batches: of images.
         keys: the keys to group by, some of `keys(batches)`.
     """
 
@@ -40,36 +41,31 @@ class Breakdown:
         self._values: dict[str, list[Any]] = {key: [] for key in keys}
         self._ious: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def __call__(self, index: np.ndarray, true: Tensor, outputs: Any) -> None:
+    def __call__(self, scored: Scored) -> None:
         """Add the objects of a batch."""
-        num_slots, visible = outputs.alpha.shape[1], np.empty(0)
-        for name, labels in label_maps(outputs, true.shape[-1]).items():
+        true, num_slots, visible = scored.true, scored.outputs.alpha.shape[1], np.empty(0)
+        for name, labels in label_maps(scored.outputs, true.shape[-1]).items():
             ious = object_iou(true, labels, num_slots).cpu().numpy()
             visible = ~np.isnan(ious)
             self._ious[f"{name.removesuffix('masks')}iou"].append(ious[visible])
-        metadata = self._batches.metadata(index)
+        metadata = self._batches.metadata(scored.index)
         for image, column in np.argwhere(visible):
             for key, values in self._values.items():
                 values.append(metadata[image][column].get(key))
 
-    def means(self) -> dict[str, float]:
-        """Over all objects: `num_objects`, `iou` and, for models that cut, `cut_iou`."""
-        return self._means(slice(None))
+    def means(self, chosen: Any = slice(None)) -> dict[str, float]:
+        """Over all (or the chosen) objects: `num_objects`, `iou` and, for models that cut,
+        `cut_iou`."""
+        ious = {name: np.concatenate(parts)[chosen] for name, parts in self._ious.items()}
+        count = len(ious["iou"])
+        return {"num_objects": count, **{n: float(v.mean()) for n, v in ious.items() if count}}
 
     def groups(self) -> dict[str, dict[str, dict[str, float]]]:
         """For each key and each of its values, in order, the `means` of the objects with it."""
         groups: dict[str, dict[str, dict[str, float]]] = {}
         for key, values in self._values.items():
-            numeric = all(
-                isinstance(value, int | float) and not isinstance(value, bool) for value in values
-            )
+            numeric = all(type(value) in (int, float) for value in values)
             names = ["(none)" if value is None else str(value) for value in values]
             array = np.array(values if numeric else names)
-            groups[key] = {str(value): self._means(array == value) for value in np.unique(array)}
+            groups[key] = {str(value): self.means(array == value) for value in np.unique(array)}
         return groups
-
-    def _means(self, rows: Any) -> dict[str, float]:
-        ious = {name: np.concatenate(parts)[rows] for name, parts in self._ious.items()}
-        count = len(ious["iou"])
-        means = {name: float(values.mean()) for name, values in ious.items() if count}
-        return {"num_objects": count, **means}

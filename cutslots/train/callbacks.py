@@ -5,10 +5,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import progress
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.constrain import Constrain
 from torch import Tensor
 
 from cutslots.metrics.registry import SCORES, title
@@ -40,21 +41,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Examples:
-    """The items with the best, median and worst score, in this order; fewer in a tiny split.
+    """The items with the best, median and worst score, in this order; fewer in a tiny split."""
 
-    Attributes:
-        score: name of the score.
-        roles: "best", "median" or "worst".
-        ids: of the images or clips.
-        values: their scores.
-        sample: the items and the model's outputs.
-    """
-
-    score: str
-    roles: list[str]
-    ids: list[str]
-    values: list[float]
-    sample: Sample
+    score: str  # its name
+    roles: list[str]  # "best", "median" or "worst"
+    ids: list[str]  # of the images or clips
+    values: list[float]  # their scores
+    sample: Sample  # the items and the model's outputs
 
 
 class Callback:
@@ -90,26 +83,19 @@ class CallbackList(Callback):
         return lambda *arguments: [method(*arguments) for method in methods]
 
 
-class _Inset(NamedTuple):
+class _Progress(progress.Progress):
     """Leaves two columns for the terminal's echo of ^C: a wrapped line cannot be erased."""
 
-    content: RenderableType
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from console.render(self.content, options.update(width=options.max_width - 2))
+        yield Constrain(super().get_renderable(), options.max_width - 2)
 
-
-class _Progress(progress.Progress):
     def get_renderable(self) -> RenderableType:
-        return _Inset(super().get_renderable())
+        return self
 
 
 class ProgressBar(Callback):
-    """A live bar with loss, images per second and time left; else a line every ten seconds.
-
-    Args:
-        live: False prints lines in a terminal too, so that a debugger's prompt stays readable.
-    """
+    """A live bar with loss, images per second and time left; else a line every ten seconds, with
+    `live=False` in a terminal too, so that a debugger's prompt stays readable."""
 
     def __init__(self, console: Console | None = None, live: bool = True) -> None:
         self.console = console or Console(file=sys.stderr)
@@ -125,9 +111,7 @@ class ProgressBar(Callback):
             disable=not self.live,
             expand=True,
         )
-        # Added by `on_start`, as a column formats its total.
-        self.task: progress.TaskID | None = None
-        self.start, self.started_at, self.printed_at = Start(0, 0, 0, "", ""), 0.0, 0.0
+        self.printed_at = 0.0
 
     def __enter__(self) -> "ProgressBar":
         self.bar.start()
@@ -140,19 +124,15 @@ class ProgressBar(Callback):
         self.start, self.started_at = start, time.monotonic()
         origin = f"resumed at step {start.step:,}" if start.step else "from scratch"
         ranks = f"{start.num_ranks} ranks, rank 0 " if start.num_ranks > 1 else ""
-        self.say(
-            f"{start.num_parameters:,} parameters, {ranks}on {start.device} in {start.precision}, "
-            f"{origin}, to step {start.steps:,}"
-        )
-        if self.task is not None:
-            self.bar.remove_task(self.task)
+        hardware = f"{ranks}on {start.device} in {start.precision}"
+        size = f"{start.num_parameters:,} parameters"
+        self.say(f"{size}, {hardware}, {origin}, to step {start.steps:,}")
         self.task = self.bar.add_task("", total=start.steps, completed=start.step, values="")
 
     def on_log(self, step: int, values: Mapping[str, float]) -> None:
         rate = values["images_per_second"]
         shown = f"loss {values['loss']:.5f}  {rate:.{0 if rate >= 10 else 1}f} images/s"
-        if self.task is not None:
-            self.bar.update(self.task, completed=step, values=shown)
+        self.bar.update(self.task, completed=step, values=shown)
         now, steps = time.monotonic(), self.start.steps
         if not self.live and (now - self.printed_at > LINE_SECONDS or step == steps):
             self.printed_at = now
@@ -160,12 +140,13 @@ class ProgressBar(Callback):
             self.say(f"step {step:>6}/{steps}  {shown}  {clock(left)} left")
 
     def on_evaluate(self, step: int, scores: Mapping[str, float], sample: Sample) -> None:
-        shown = "  ".join(
+        shown = [
             f"{title(name)} {scores[name]:.{1 if name == 'mse' else 3}f}"
             for name in SHOWN
             if name in scores
-        )
-        self.say(f"step {step:>6}  {shown}   ({scores['num_images']:.0f} validation images)")
+        ]
+        images = f"({scores['num_images']:.0f} validation images)"
+        self.say(f"step {step:>6}  {'  '.join(shown)}   {images}")
 
     def on_save(self, step: int, path: Path, best: bool) -> None:
         if best:

@@ -57,10 +57,8 @@ def _writing(path: Path) -> Iterator[Path]:
             yield temporary
     except (OSError, RuntimeError) as error:
         # After a failed write torch cannot close its archive: its RuntimeError hides the OSError.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        if cause is None:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
             raise
         raise InputError(
             f"checkpoint {path} cannot be written ({cause.strerror or cause}). "
@@ -83,10 +81,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def newest(folder: Path) -> dict[str, Any] | None:
-    """The newest readable checkpoint of a folder, skipping damaged ones; None if it has none.
-
-    InputError if all are damaged.
-    """
+    """The newest readable checkpoint of a folder; None if it has none, InputError if all are
+    damaged."""
     damaged: InputError | None = None
     for path in reversed(steps(folder)):
         try:
@@ -98,32 +94,36 @@ def newest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def stored(run_dir: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
+def stored(
+    run_dir: Path, config: RunConfig, data_digest: str, resume: bool
+) -> dict[str, Any] | None:
     """The checkpoint from which to resume, None for a new run.
 
     Raises:
-        InputError: `run_dir` holds another run, or this run and `resume` is False.
+        InputError: `run_dir` holds another run, more steps, or this run and `resume` is False.
     """
     path, folder = run_dir / CONFIG, run_dir / CHECKPOINTS
     # A run that stopped before its first checkpoint loses nothing.
     if not path.exists() or not steps(folder):
         return None
-    changed = [
-        f"{name} was {old!r}, now {new!r}"
-        for name, (old, new) in differences(from_json(path.read_text()), config).items()
-        if name not in RESUMABLE
-    ]
-    if changed:
-        raise InputError(
-            f"{run_dir} holds a run with another configuration: {'; '.join(changed)}. "
-            "Choose another run name."
-        )
+    changed = differences(from_json(path.read_text()), config).items()
+    changes = [f"{name} was {a!r}, now {b!r}" for name, (a, b) in changed if name not in RESUMABLE]
+    if changes:
+        problem = f"holds a run with another configuration: {'; '.join(changes)}"
+        raise InputError(f"{run_dir} {problem}. Choose another run name.")
     state = newest(folder)
-    if state and not resume:
-        raise InputError(
-            f"{run_dir} already holds this run, at step {state['step']}. "
-            "Continue it with --resume, or choose another run name."
-        )
+    if state is None:
+        return None
+    step, digest, steps_now = state["step"], state["data_digest"], config.train.steps
+    if not resume:
+        remedy = "Continue it with --resume, or choose another run name."
+        raise InputError(f"{run_dir} already holds this run, at step {step}. {remedy}")
+    if step > steps_now:
+        problem = f"as {run_dir} is already at that step, got {steps_now}"
+        raise InputError(f"train.steps must be at least {step}, {problem}.")
+    if digest != data_digest:
+        problem = f"was trained on other data (digest {digest}, got {data_digest})"
+        raise InputError(f"{run_dir} {problem}. Resume with the same prepared folder.")
     return state
 
 
@@ -137,9 +137,8 @@ def exclusive(run_dir: Path) -> Iterator[None]:
         try:
             free = stack.enter_context(lock(run_dir / LOCK))
         except OSError as error:
-            raise InputError(
-                f"the run folder {run_dir} cannot be written ({error.strerror}). Choose another."
-            ) from None
+            problem = f"the run folder {run_dir} cannot be written ({error.strerror})"
+            raise InputError(f"{problem}. Choose another.") from None
         if not free:
             raise BusyError(f"another process is training in {run_dir}. Wait, or use another name.")
         yield

@@ -9,8 +9,9 @@ from typing import Any
 
 from cutslots import models, options
 from cutslots.errors import InputError, nearest
+from cutslots.metrics.registry import SCORES
 from cutslots.models import genesis_v2, min_cut_slots, min_cut_video, slot_attention
-from cutslots.models.min_cut_slots import CutConfig
+from cutslots.models.min_cut_slots import ColorConfig, CutConfig, WindowConfig
 from cutslots.models.slot_attention import AttentionConfig
 from cutslots.nn.decoder import DecoderConfig
 from cutslots.nn.encoders import EncoderConfig
@@ -27,14 +28,10 @@ class OptimConfig:
     """
 
     learning_rate: float = option(4e-4, "Adam's learning rate before warm-up and decay", low=0.0)
-    batch_size: int = option(
-        64, "images per step over all workers; pairs of frames for a video model", low=1
-    )
+    batch_size: int = option(64, "images (or pairs of frames) per step over all workers", low=1)
     warmup_steps: int = option(0, "steps in which the rate rises from zero", low=0)
     decay: float = option(0.8, "factor of the exponential decay", low=1e-6, high=1.0)
-    decay_share: float = option(
-        0.2, "share of all steps after which the factor has been applied once", low=1e-6
-    )
+    decay_share: float = option(0.2, "share of all steps that one such decay takes", low=1e-6)
     clip_norm: float | None = option(None, "maximum gradient norm; none: no clipping", low=1e-12)
 
     def rate(self, step: int, steps: int) -> float:
@@ -50,9 +47,7 @@ class TrainConfig:
     steps: int = option(312_500, "optimisation steps", low=1)
     seed: int = option(0, "seed of the weights and of the order of images", low=0)
     precision: str = option(
-        "auto",
-        "auto: bfloat16 autocast if supported",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "auto: bfloat16 autocast if supported", choices=("auto", "float32", "bfloat16")
     )
     log_every: int = option(50, "steps between training metrics", low=1)
     eval_every: int = option(5_000, "steps between evaluations on the validation split", low=1)
@@ -62,7 +57,7 @@ class TrainConfig:
     best_metric: str = option(
         "ari_fg",
         "validation score that selects the best checkpoint; video_* needs clips",
-        choices=("ari_fg", "ari", "miou", "mse", "video_ari_fg", "video_ari"),
+        choices=(*SCORES, *(f"video_{score}" for score in SCORES if score != "mse")),
     )
 
 
@@ -84,22 +79,56 @@ class RunConfig:
 _RESUMABLE = ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
 RESUMABLE = tuple(f"train.{name}" for name in _RESUMABLE)
 
-# Options added after the first recorded runs: left out of the hash if unset, so it stays valid.
-HASH_EXEMPT_WHEN_UNSET = ("model.cut.reach",)
+# Options added after the first recorded runs, and what these did: a run's hash leaves out an option
+# of this value, so it stays valid.
+HASH_EXEMPT: dict[str, Any] = {
+    "model.cut.reach": None,
+    "model.cut.terminal_slack": True,
+    "model.cut.interior_edges": False,
+    "model.foreground_side": "source",
+    "model.slots.hidden_after": None,
+    "model.weights.dilated": False,
+    "model.composition": "decoder",
+    "model.mask_floor": 0.01,
+    "model.color.steps": 0,
+    "model.color.ramp": 0,
+    "model.color.hidden": 64,
+    "model.window.kind": "none",
+    "model.window.smallest": 0.03,
+    "model.window.largest": 0.15,
+    "model.window.hidden": 64,
+}
+_PAPER_SLOTS = SlotsConfig(hidden_after=128)
 
 
 def paper_clevr() -> RunConfig:
     """The paper's model and schedule for CLEVR (section 6.1, appendix D)."""
-    return RunConfig()
+    return RunConfig(model=min_cut_slots.Config(slots=_PAPER_SLOTS))
 
 
 def paper_clevrtex() -> RunConfig:
     """The paper's model and schedule for ClevrTex: a ResNet of 4 blocks and 100 feature maps."""
-    return RunConfig(model=min_cut_slots.Config(encoder=EncoderConfig(kind="resnet", channels=100)))
+    encoder = EncoderConfig(kind="resnet", channels=100)
+    return RunConfig(model=min_cut_slots.Config(encoder=encoder, slots=_PAPER_SLOTS))
+
+
+def published_clevrtex() -> RunConfig:
+    """`paper-clevrtex` where the code published with the paper differs from its text."""
+    base = paper_clevrtex()
+    model = replace(
+        base.model,
+        foreground_side="sink",
+        weights=WeightsConfig(num_layers=2),
+        cut=CutConfig(beta=10.0, terminal_slack=False, interior_edges=True),
+    )
+    return replace(base, model=model)
 
 
 def small() -> RunConfig:
-    """32 x 32 images, 16 x 16 cuts: learns scenes of 2 or 3 objects on 2 CPU cores in 2 minutes."""
+    """32 x 32 images, 16 x 16 cuts: learns scenes of 2 or 3 objects on 2 CPU cores in 2 minutes.
+
+    Where it differs from the paper's model, cutslots/models/README.md says why.
+    """
     return RunConfig(
         model=min_cut_slots.Config(
             image_size=32,
@@ -107,15 +136,24 @@ def small() -> RunConfig:
             init="he",
             object_content=0.3,
             foreground_position=False,
+            composition="cut",
             encoder=EncoderConfig(channels=24, num_layers=3),
-            weights=WeightsConfig(hidden=32, num_layers=2, norm=True),
-            cut=CutConfig(gamma_terminal=0.05, gamma_vertex=0.05),
+            weights=WeightsConfig(hidden=32, num_layers=4, dilated=True, norm=True),
+            cut=CutConfig(reach=2.236),
             slots=SlotsConfig(size=32, hidden=64),
             decoder=DecoderConfig(start=4, channels=24, num_refine=0),
+            color=ColorConfig(steps=600, ramp=600),
+            window=WindowConfig(kind="slot"),
         ),
         optim=OptimConfig(learning_rate=3e-3, batch_size=16, warmup_steps=100, clip_norm=1.0),
         train=TrainConfig(
-            steps=2_000, seed=1, log_every=25, eval_every=500, eval_images=200, checkpoint_every=250
+            steps=2_500,
+            seed=1,
+            log_every=25,
+            eval_every=500,
+            eval_images=200,
+            checkpoint_every=250,
+            best_metric="miou",
         ),
     )
 
@@ -123,7 +161,8 @@ def small() -> RunConfig:
 def paper_movi() -> RunConfig:
     """The paper's video model for MOVi-A (section 6.3): 8 slots, adjacent frames."""
     return RunConfig(
-        model=min_cut_video.Config(num_slots=8), train=TrainConfig(best_metric="video_ari_fg")
+        model=min_cut_video.Config(num_slots=8, slots=_PAPER_SLOTS),
+        train=TrainConfig(best_metric="video_ari_fg"),
     )
 
 
@@ -137,11 +176,8 @@ def small_video() -> RunConfig:
 
 def slot_attention_clevr() -> RunConfig:
     """Slot Attention for CLEVR with encoder and decoder of `paper-clevr`, on its own schedule."""
-    return RunConfig(
-        model=slot_attention.Config(),
-        optim=OptimConfig(warmup_steps=10_000, decay=0.5),  # the rate halves every 100,000 steps
-        train=TrainConfig(steps=500_000),
-    )
+    optim = OptimConfig(warmup_steps=10_000, decay=0.5)  # the rate halves every 100,000 steps
+    return RunConfig(slot_attention.Config(), optim, TrainConfig(steps=500_000))
 
 
 def slot_attention_clevrtex() -> RunConfig:
@@ -165,11 +201,8 @@ def slot_attention_small() -> RunConfig:
 
 def genesis_v2_clevr() -> RunConfig:
     """GENESIS-V2 for CLEVR, with the published sizes and schedule."""
-    return RunConfig(
-        model=genesis_v2.Config(),
-        optim=OptimConfig(learning_rate=1e-4, batch_size=32, decay=1.0),
-        train=TrainConfig(steps=500_000),
-    )
+    optim = OptimConfig(learning_rate=1e-4, batch_size=32, decay=1.0)
+    return RunConfig(genesis_v2.Config(), optim, TrainConfig(steps=500_000))
 
 
 def genesis_v2_small() -> RunConfig:
@@ -182,7 +215,7 @@ def genesis_v2_small() -> RunConfig:
     return RunConfig(model, replace(base.optim, learning_rate=2e-3, decay=0.64), base.train)
 
 
-_MIN_CUTS = (paper_clevr, paper_clevrtex, small, paper_movi, small_video)
+_MIN_CUTS = (paper_clevr, paper_clevrtex, published_clevrtex, small, paper_movi, small_video)
 _BASELINES = (slot_attention_clevr, slot_attention_clevrtex, slot_attention_small)
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     function.__name__.replace("_", "-"): function
@@ -220,8 +253,11 @@ def run_hash(config: RunConfig, data_digest: str) -> str:
     """
     ignored = {name for name in RESUMABLE if name != "train.steps"}
     flat = options.flat(config)
-    ignored |= {name for name in HASH_EXEMPT_WHEN_UNSET if flat.get(name) is None}
-    values = {path: value for path, value in flat.items() if path not in ignored}
+    values = {
+        path: value
+        for path, value in flat.items()
+        if path not in ignored and not (path in HASH_EXEMPT and value == HASH_EXEMPT[path])
+    }
     text = json.dumps([config.model_name, values, data_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,13 +27,13 @@ def save_model(
     state: Mapping[str, Tensor],
     config: RunConfig,
     folder: Path,
-    about: Mapping[str, Any] = MappingProxyType({}),
+    about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model's `state_dict()` and configuration into `folder`; `about` are JSON values that
-    describe the model, for the header of the weights file."""
+    """Write a model's `state_dict()` and configuration into `folder`, and `about`, JSON values that
+    describe the model, into the header of the weights file."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, {"format": "pt", ABOUT: json.dumps(dict(about))})
+        save_file(tensors, temporary, {"format": "pt", ABOUT: json.dumps(dict(about or {}))})
         temporary.chmod(0o644)  # safetensors makes it readable for its owner only
     write_text(folder / CONFIG, to_json(config))
 
@@ -64,9 +63,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> nn.Modul
     return model.eval()
 
 
-def load_weights(
-    path: Path, device: torch.device | str = "cpu"
-) -> tuple[RunConfig, dict[str, Any]]:
+def load_weights(path: Path, device: Any = "cpu") -> tuple[RunConfig, dict[str, Any]]:
     """Configuration and weights of the model at `path`; see `load_model`."""
     if not (path / WEIGHTS).is_file():
         state = checkpoint.load(find_checkpoint(path), device)
@@ -125,13 +122,12 @@ def predict(model: nn.Module, images: np.ndarray, batch_size: int = 32) -> dict[
     for start in range(0, count, batch_size):
         index = np.arange(start, min(start + batch_size, count))
         if is_video(model):
-            index = np.stack([index, np.minimum(index + 1, count - 1)], axis=1)
-        inputs = to_model(torch.from_numpy(images[index]), size, device)
-        if is_video(model):
+            pairs = images[np.stack([index, np.minimum(index + 1, count - 1)], axis=1)]
+            inputs = to_model(torch.from_numpy(pairs), size, device)
             outputs, similarity = first_frames(model, inputs)
             similarities.append(similarity)
         else:
-            outputs = model(inputs)
+            outputs = model(to_model(torch.from_numpy(images[index]), size, device))
         parts.append({name: value.cpu() for name, value in to_bytes(outputs, size).items()})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if similarities:

@@ -1,9 +1,11 @@
 """The training loop: for one process, or for each rank of several that train one model."""
 
 import contextlib
+import functools
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,18 +31,12 @@ from cutslots.train.ranks import Ranks
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        step: the last step; less than `train.steps` if `stop` ended the run.
-        best: the scores of the best evaluation, and its `step`.
-        seconds: training time with evaluations, without pauses between stop and resume.
-    """
-
-    step: int
-    best: dict[str, float]
+    step: int  # less than `train.steps` if `stop` ended the run
+    best: dict[str, float]  # the scores of the best evaluation, and its `step`
     model: nn.Module
-    seconds: float
+    seconds: float  # of training with evaluations, without pauses between stop and resume
 
 
 def fit(
@@ -63,8 +59,7 @@ def fit(
 
     Args:
         data_dir: a prepared dataset with the splits `train` and `val`.
-        run_dir: gets `config.json` and `checkpoints/`; must not hold another run. Only rank 0
-            uses it.
+        run_dir: gets `config.json` and `checkpoints/`, from rank 0; must not hold another run.
         callback: called with the same values on every rank, except the sample, which is local.
         device: "cpu", "cuda", "cuda:1"; default: the current GPU, else the CPU.
         resume: continue from the newest checkpoint of `run_dir`, if any. On a CPU with one or two
@@ -86,18 +81,14 @@ def fit(
         run = _Run(config, Path(data_dir), Path(run_dir), target, callback, ranks, debug)
     with contextlib.ExitStack() as stack:
         run.claim(stack, resume)
-        return run.train(stop or (lambda: False))
-
-
-class _Loss(nn.Module):
-    """Forward and loss as one module, whose backward averages gradients over the ranks."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model: Any = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.loss(self.model(images), images)
+        try:
+            run.train(stop or (lambda: False))
+        except KeyboardInterrupt:
+            # The newest checkpoint is complete: resuming repeats the steps since then.
+            saved = f"step {run.saved_at}" if run.saved_at else "none"
+            callback.on_message(f"interrupted after step {run.step}; newest checkpoint: {saved}.")
+            raise
+    return Result(run.step, run.best, run.model, time.monotonic() - run.started_at)
 
 
 @dataclass
@@ -120,85 +111,83 @@ class _Run:
             keep_freed_memory()
         if ranks.size > 1 and device.index is not None:
             torch.cuda.set_device(device)  # NCCL uses the current device
-        precision = config.train.precision
-        if precision == "auto":
+        self.precision = config.train.precision
+        if self.precision == "auto":
             supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
-            precision = "bfloat16" if supported else "float32"
-        self.precision: torch.dtype = getattr(torch, precision)
-        self.batches, self.validation = self._open("train", ranks), self._open("val", ranks)
-        if self.validation.num_scenes < ranks.size:  # rank 0 would have no sample to show
-            raise InputError(
-                f"split 'val' must have at least one scene per rank, got "
-                f"{self.validation.num_scenes} for {ranks.size} ranks. Use fewer ranks."
-            )
+            self.precision = "bfloat16" if supported else "float32"
+        opened = functools.partial(
+            Batches,
+            self.data_dir,
+            batch_size=config.optim.batch_size,
+            seed=config.train.seed,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            prefetch=0 if self.debug else 2,
+        )
+        frames, distance = (getattr(config.model, name, 1) for name in ("frames", "distance"))
+        self.batches = opened(split="train", frames=frames, distance=distance)
+        self.validation = opened(split="val", shuffle=False, drop_last=False)
+        self.digest = self.batches.manifest.digest
         reduction(self.batches.image_size, config.model.image_size)
-        if config.train.best_metric.startswith("video_") and self.validation.num_frames is None:
-            raise InputError(
-                f"train.best_metric must be a score of images, got {config.train.best_metric!r}, "
-                "which needs clips. Use ari_fg."
-            )
+        count, metric = self.validation.num_scenes, config.train.best_metric
+        if count < ranks.size:  # a rank would have no sample to show
+            scenes = "split 'val' must have at least one scene per rank"
+            raise InputError(f"{scenes}, got {count} for {ranks.size} ranks. Use fewer ranks.")
+        if metric.startswith("video_") and self.validation.num_frames is None:
+            problem = f"must be a score of images, got {metric!r}, which needs clips"
+            raise InputError(f"train.best_metric {problem}. Use ari_fg.")
         torch.manual_seed(config.train.seed)
-        self.model: nn.Module = config.model.build().to(device)
+        self.model: Any = config.model.build().to(device)
         if device.type == "cuda":
-            self.model = self.model.to(memory_format=torch.channels_last)  # pyright: ignore
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.optim.learning_rate, fused=True
         )
         self.step, self.saved_at = 0, 0
         self.best: dict[str, float] = {}
-        self.started_at, self.seconds_before = time.monotonic(), 0.0
-
-    def _open(self, split: str, ranks: Ranks) -> Batches:
-        """The batches of these ranks: training items, or whole records in order."""
-        model, training = self.config.model, split == "train"
-        return Batches(
-            self.data_dir,
-            split,
-            self.config.optim.batch_size,
-            frames=getattr(model, "frames", 1) if training else None,
-            distance=getattr(model, "distance", 1),
-            seed=self.config.train.seed,
-            rank=ranks.rank,
-            world_size=ranks.size,
-            shuffle=training,
-            drop_last=training,
-            prefetch=0 if self.debug else 2,
-        )
+        self.started_at = time.monotonic()  # earlier by the time of the run that is resumed
 
     def claim(self, stack: contextlib.ExitStack, resume: bool) -> None:
         """Lock `run_dir` for this run until `stack` is closed, and resume from its checkpoint."""
-        ours = to_json(self.config), self.batches.manifest.digest
-        if self.ranks.any(ours != self.ranks.from_first(lambda: ours)):
+        config = to_json(self.config)
+        if len(set(self.ranks.gather((config, self.digest)))) > 1:
             raise InputError("all ranks must have the same configuration and the same data.")
-
-        def lock() -> dict[str, Any] | None:
-            """On rank 0: what is refused is refused before anything is written."""
-            stack.enter_context(checkpoint.exclusive(self.run_dir))
-            state = checkpoint.stored(self.run_dir, self.config, resume)
-            if state and state["step"] > self.config.train.steps:
-                raise InputError(
-                    f"train.steps must be at least {state['step']}, as {self.run_dir} is already "
-                    f"at that step, got {self.config.train.steps}."
-                )
-            if state and state["data_digest"] != self.batches.manifest.digest:
-                raise InputError(
-                    f"{self.run_dir} was trained on other data (digest {state['data_digest']}, "
-                    f"got {self.batches.manifest.digest}). Resume with the same prepared folder."
-                )
-            write_text(self.run_dir / CONFIG, to_json(self.config))
-            # A process killed between writing its best checkpoint and naming it left an old name.
+        state = None
+        with self.ranks.agreed():
+            if self.ranks.is_first:
+                stack.enter_context(checkpoint.exclusive(self.run_dir))
+                state = checkpoint.stored(self.run_dir, self.config, self.digest, resume)
+                write_text(self.run_dir / CONFIG, config)
             if state and state["best"].get("step") == state["step"]:
-                checkpoint.mark_best(checkpoint.path_of(self.run_dir / CHECKPOINTS, state["step"]))
-            return state
-
-        state = self.ranks.from_first(lock)
+                # A kill between writing the best checkpoint and naming it left an older name.
+                checkpoint.mark_best(self._path(state["step"]))
+        state = self.ranks.from_first(state)
         if state:
             self._restore(state)
         # After the weights are in place: this gives rank 0's to all.
-        self.loss = self.ranks.synchronised(_Loss(self.model), self.device)
+        self.synchronised = self.ranks.synchronised(self.model, self.device)
+
+    def _path(self, step: int) -> Path:
+        return checkpoint.path_of(self.run_dir / CHECKPOINTS, step)
+
+    def _state(self) -> dict[str, Any]:
+        """All that a resumed run needs; data and schedule depend on the step."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "config": to_json(self.config),
+            "signature": run_hash(self.config, self.digest),
+            "data_digest": self.digest,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random,
+            "best": self.best,
+            "seconds": time.monotonic() - self.started_at,
+        }
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Weights, optimizer, random numbers, counters; data and schedule depend on the step."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, moments in self.optimizer.state.items():
@@ -210,45 +199,28 @@ class _Run:
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.step, self.saved_at, self.best = state["step"], state["step"], state["best"]
-        self.seconds_before = state.get("seconds", 0.0)  # missing in old checkpoints
+        self.started_at -= state.get("seconds", 0.0)  # missing in old checkpoints
 
-    def train(self, stop: Callable[[], bool]) -> Result:
+    def train(self, stop: Callable[[], bool]) -> None:
         """Take the remaining steps."""
-        steps, ranks = self.config.train.steps, self.ranks
-        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        precision = str(self.precision).removeprefix("torch.")
-        with ranks.agreed():
-            self.callback.on_start(
-                Start(self.step, steps, num_parameters, str(self.device), precision, ranks.size)
-            )
-        self.model.train()
-        with torch.autograd.set_detect_anomaly(self.debug):
-            try:
-                self._take_steps(stop)
-            except KeyboardInterrupt:
-                # The newest checkpoint is complete: resuming repeats the steps since then.
-                saved = f"step {self.saved_at}" if self.saved_at else "none"
-                self.callback.on_message(
-                    f"interrupted after step {self.step}; newest checkpoint: {saved}."
-                )
-                raise
-        return Result(self.step, self.best, self.model, self._seconds())
-
-    def _take_steps(self, stop: Callable[[], bool]) -> None:
         train, optim, ranks = self.config.train, self.config.optim, self.ranks
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        start = Start(self.step, train.steps, size, str(self.device), self.precision, ranks.size)
+        with ranks.agreed():
+            self.callback.on_start(start)
+        self.model.train()
         if self.step == train.steps and not self.best:
             # Resumed with fewer steps than before, at a checkpoint without evaluation.
             self._save(evaluating=True)
-        meter = Meter(ranks)
-        while self.step < train.steps:
-            epoch, offset = divmod(self.step, self.batches.steps_per_epoch)
-            for batch in meter.waiting(self.batches.epoch(epoch, offset)):
-                start = time.perf_counter()
+        meter, batches = Meter(ranks), self._training_batches()
+        with contextlib.closing(batches), torch.autograd.set_detect_anomaly(self.debug):
+            while self.step < train.steps:
+                with meter.timed("data"):
+                    batch = next(batches)
                 rate = optim.rate(self.step, train.steps)
-                loss, norm = self._step(batch, rate)
-                # On a GPU these seconds are those of launching the kernels.
-                seconds = time.perf_counter() - start
-                meter.add(loss, norm, batch.images.shape[:-3].numel(), seconds)
+                with meter.timed("model"):  # on a GPU the time of launching the kernels
+                    loss, norm = self._step(batch, rate)
+                meter.add(loss, norm, batch.images.shape[:-3].numel())
                 self.step += 1
                 last = self.step == train.steps
                 logging = last or self.step % train.log_every == 0
@@ -257,36 +229,36 @@ class _Run:
                 if saving or logging or self.device.type == "cpu":
                     self._check_finite(meter)
                 if logging:
-                    position = {"epoch": self.step / self.batches.steps_per_epoch}
-                    values = meter.read() | {"learning_rate": rate} | position
+                    values = meter.read() | {"learning_rate": rate}
+                    values["epoch"] = self.step / self.batches.steps_per_epoch
                     with ranks.agreed():
                         self.callback.on_log(self.step, values)
                 if saving:
-                    with meter.paused():
+                    with meter.timed("pause"):
                         self._save(evaluating)
-                if last:
-                    return
-                if (ranks.size == 1 or logging) and ranks.any(stop()):
+                if (ranks.size == 1 or logging) and not last and ranks.any(stop()):
                     if not saving:
                         self._check_finite(meter)
                         self._save(evaluating=False)
-                    self.callback.on_message(
-                        f"stopped as requested after step {self.step} of {train.steps}; "
-                        "--resume continues from there."
-                    )
+                    steps = f"{self.step} of {train.steps}; --resume continues from there"
+                    self.callback.on_message(f"stopped as requested after step {steps}.")
                     return
+
+    def _training_batches(self) -> Generator[Batch, None, None]:
+        """The batches from the current step on, epoch after epoch."""
+        while True:
+            epoch, offset = divmod(self.step, self.batches.steps_per_epoch)
+            yield from self.batches.epoch(epoch, offset)
 
     def _step(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
         """One step; this rank's loss and the norm of the gradient of all ranks, not waited for."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         images = to_model(batch.images, self.config.model.image_size, self.device)
-        mixed = self.precision != torch.float32
-        with (
-            torch.autocast(self.device.type, self.precision, enabled=mixed),
-            use_shard(self.ranks),
-        ):
-            loss = self.loss(images)
+        precision = getattr(torch, self.precision)
+        mixed = precision != torch.float32
+        with torch.autocast(self.device.type, precision, enabled=mixed), use_shard(self.ranks):
+            loss = self.model.loss(self.synchronised(images), images)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         # Also without clipping: a gradient that is not finite spoils the weights while this step's
@@ -301,41 +273,32 @@ class _Run:
         if steps_ago is None:
             return
         step = self.step - steps_ago
-
-        def describe() -> str:
-            batches = self._open("train", Ranks())  # the whole batch, not this rank's part
-            epoch, offset = divmod(step - 1, batches.steps_per_epoch)
-            ids = ", ".join(batches.ids(batches.batch(epoch, offset).index))
-            good = checkpoint.steps(self.run_dir / CHECKPOINTS)
-            return f"Images of that batch: {ids}. Last good checkpoint: {(good or ['none'])[-1]}."
-
+        batch = self.batches.batch(*divmod(step - 1, self.batches.steps_per_epoch))
+        ids = itertools.chain(*self.ranks.gather(self.batches.ids(batch.index)))
+        good = self.ranks.from_first(checkpoint.steps(self.run_dir / CHECKPOINTS)) or ["none"]
         raise NonFiniteLossError(
-            f"the loss or its gradient is not finite at step {step}. "
-            f"{self.ranks.from_first(describe)} Try a lower learning rate, gradient clipping "
-            "(--set optim.clip_norm=1) or a larger gamma; --debug shows the operation."
+            f"the loss or its gradient is not finite at step {step}. Images of that batch: "
+            f"{', '.join(ids)}. Last good checkpoint: {good[-1]}. Try a lower learning rate, "
+            "gradient clipping (--set optim.clip_norm=1) or a larger gamma; --debug shows the "
+            "operation."
         )
 
     def _save(self, evaluating: bool) -> None:
         """Evaluate if asked, write a checkpoint, then call the callbacks: one that fails costs no
         steps, and one that waits for other ranks is not called if the checkpoint failed."""
-        metric, ranks = self.config.train.best_metric, self.ranks
-        path = checkpoint.path_of(self.run_dir / CHECKPOINTS, self.step)
-        scores, sample, roles, examples, improved = {}, None, {}, None, False
-        items = ItemScores(metric)
+        train, ranks, metric = self.config.train, self.ranks, self.config.train.best_metric
+        scores, sample, examples, improved = {}, None, None, False
         if evaluating:
-            limit = self.config.train.eval_images
-            scores, sample = evaluate(
-                self.model, self.validation, self.device, limit, ranks=ranks, scored=items
-            )
+            evaluated, items = (self.model, self.validation, self.device), ItemScores(metric)
+            scores, sample = evaluate(*evaluated, train.eval_images, watch=items, ranks=ranks)
             improved = not self.best or better(metric, scores[metric], self.best[metric])
-        if improved:
-            self.best = {**scores, "step": float(self.step)}
-            roles = items.extremes(ranks)
+            if improved:
+                self.best = {**scores, "step": float(self.step)}
+                examples = items.examples(*evaluated, ranks)
+        path = self._path(self.step)
         with ranks.agreed():
             if ranks.is_first:
-                if roles:
-                    examples = items.examples(roles, self.model, self.validation, self.device)
-                checkpoint.save(path, self._state(), self.config.train.keep_last)
+                checkpoint.save(path, self._state(), train.keep_last)
                 if improved:
                     checkpoint.mark_best(path)
         self.saved_at = self.step
@@ -345,23 +308,3 @@ class _Run:
             if examples is not None:
                 self.callback.on_improve(self.step, examples)
             self.callback.on_save(self.step, path, improved)
-
-    def _state(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
-        return {
-            "config": to_json(self.config),
-            "signature": run_hash(self.config, self.batches.manifest.digest),
-            "data_digest": self.batches.manifest.digest,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": random,
-            "best": self.best,
-            "seconds": self._seconds(),
-        }
-
-    def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started_at

@@ -14,15 +14,13 @@ from cutslots.errors import InputError
 def pick_device(name: str | torch.device | None) -> torch.device:
     """The device called "cpu", "cuda" or "cuda:1" (InputError if this machine does not have it);
     None: the current GPU, else the CPU."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
-        device = torch.device(name)
+        device = torch.device(name or ("cuda" if count else "cpu"))
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device must be cpu, cuda or cuda:N, got {str(name)!r}.")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"device {str(name)!r} does not exist: this machine has {count} GPUs.")
     return device
@@ -97,6 +95,4 @@ def check_data(model: nn.Module, batches: Batches) -> None:
     """Raise InputError unless the model can be scored on the data."""
     reduction(batches.image_size, image_size(model))
     if is_video(model) and batches.num_frames is None:
-        raise InputError(
-            "the model takes pairs of frames, got single images. Use clips, such as movi_a."
-        )
+        raise InputError("the model takes pairs of frames, got single images. Use clips.")

@@ -2,12 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from cutslots.data.batches import Batch
 from cutslots.train.ranks import Ranks
 
 
@@ -23,26 +23,21 @@ class Meter:
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.num_images = self.checked = 0
-        self.data_seconds = self.model_seconds = self.paused_seconds = 0.0
+        self.seconds: dict[str, float] = defaultdict(float)
         self.since = time.perf_counter()
 
-    def waiting(self, batches: Generator[Batch, None, None]) -> Iterator[Batch]:
-        """Pass batches on, and count the time spent waiting for them."""
-        with contextlib.closing(batches):
-            while True:
-                start = time.perf_counter()
-                batch = next(batches, None)
-                self.data_seconds += time.perf_counter() - start
-                if batch is None:
-                    return
-                yield batch
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the body's time as "data", "model", or "pause", which is left out of all shares."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
 
-    def add(self, loss: Tensor, norm: Tensor, num_images: int, seconds: float) -> None:
-        """Count a step: this rank's loss, images and time, and the gradient norm of all ranks."""
+    def add(self, loss: Tensor, norm: Tensor, num_images: int) -> None:
+        """Count a step: this rank's loss and images, and the gradient norm of all ranks."""
         self.losses.append(loss)
         self.norms.append(norm)
         self.num_images += self.ranks.size * num_images
-        self.model_seconds += seconds
 
     def first_bad(self) -> int | None:
         """How many steps ago (0: the last) loss or gradient norm first was not finite on any rank
@@ -58,21 +53,13 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """The means since the last reading. `first_bad` comes first: it averages over ranks."""
-        assert self.checked == len(self.losses)
-        seconds = time.perf_counter() - self.since - self.paused_seconds
+        seconds = time.perf_counter() - self.since - self.seconds["pause"]
         values = {
             "loss": float(torch.stack(self.losses).mean()),
             "gradient_norm": float(torch.stack(self.norms).mean()),
             "images_per_second": self.num_images / seconds,
-            "data_wait_share": self.data_seconds / seconds,
-            "model_share": self.model_seconds / seconds,
+            "data_wait_share": self.seconds["data"] / seconds,
+            "model_share": self.seconds["model"] / seconds,
         }
         self._reset()
         return {name: total / self.ranks.size for name, total in self.ranks.sum(values).items()}
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time of evaluations and checkpoints."""
-        start = time.perf_counter()
-        yield
-        self.paused_seconds += time.perf_counter() - start

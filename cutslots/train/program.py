@@ -4,7 +4,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,6 @@ from cutslots.errors import InputError
 from cutslots.files import atomic
 from cutslots.train.export import to_bytes
 from cutslots.train.inputs import image_size, is_video, to_model
-
-# A program must give the model's opacities up to 1e-4, and the same label for 99.9% of the pixels:
-# rounding decides near a tie.
-TOLERANCE, SAME = 1e-4, 0.999
 
 
 class Program(nn.Module):
@@ -43,10 +38,7 @@ def save_program(model: nn.Module, path: Path) -> bool:
         InputError: torch cannot trace the model, or the program differs from it; no file is left.
     """
     if is_video(model):
-        raise InputError(
-            "a video model cannot be exported with --torch: torch.export cannot trace the "
-            "assignment that tracks its slots"
-        )
+        raise InputError("a video model cannot be exported with --torch: slots are tracked outside")
     size, device = image_size(model), next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     # The first two are traced. A program that holds their results as constants fails on the others.
@@ -83,16 +75,17 @@ def save_program(model: nn.Module, path: Path) -> bool:
     return any_number
 
 
+def _compare(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        # Rounding decides near a tie: the same label for 99.9% of the pixels is enough.
+        tolerance = {"alpha": 1e-4, "reconstructions": 1.0}.get(name, 0.0)
+        close = (outputs[name].double() - value.double()).abs() <= tolerance
+        if close.double().mean() < (1.0 if name == "alpha" else 0.999):
+            raise InputError(f"the exported program gives other {name} than the model.")
+
+
 def load_program(path: Path | str) -> Callable[[Tensor], dict[str, Tensor]]:
     """The program in a file of `save_program`; see `Program` for its input and outputs."""
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.load(file).module()
-
-
-def _compare(outputs: dict[str, Tensor], expected: dict[str, Any]) -> None:
-    for name, value in expected.items():
-        tolerance = {"alpha": TOLERANCE, "reconstructions": 1.0}.get(name, 0.0)
-        close = (outputs[name].double() - value.double()).abs() <= tolerance
-        if close.double().mean() < (1.0 if name == "alpha" else SAME):
-            raise InputError(f"the exported program gives other {name} than the model.")

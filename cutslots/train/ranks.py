@@ -2,7 +2,7 @@
 
 import inspect
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,24 +10,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from cutslots.nn.batch_shard import BatchShard
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Ranks(BatchShard):
     """This process among those that train together; with one process all methods are no-ops.
 
     All ranks must call the same methods in the same order, as each method waits for the others.
-    If a rank raises outside `agreed` and `from_first`, the others wait until its process ends
-    (gloo) or the launcher, such as Ray Train, ends the group (NCCL).
-
-    Attributes:
-        rank: 0 to size - 1; rank 0 writes and reports.
-        size: number of processes.
+    If a rank raises outside `agreed`, the others wait until its process ends
+    (gloo) or the launcher, such as Ray Train, ends the group (NCCL). Rank 0 writes and reports.
     """
-
-    rank: int = 0
-    size: int = 1
 
     @classmethod
     def joined(cls) -> "Ranks":
@@ -60,23 +55,18 @@ class Ranks:
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over the ranks of the numbers that rank 0 names; a name counts 0 where missing."""
         gathered = self.gather(dict(values))
-        return {name: sum(each.get(name, 0.0) for each in gathered) for name in gathered[0]}
+        return {name: sum(other.get(name, 0.0) for other in gathered) for name in gathered[0]}
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
         return any(self.gather(flag))
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """Call `make` on rank 0 and return its result, or raise its exception, on every rank."""
-        value: Any = None
-        with self.agreed():
-            if self.is_first:
-                value = make()
+    def from_first(self, value: T) -> T:
+        """The picklable value of rank 0."""
+        box: list[Any] = [value]
         if self.size > 1:
-            box = [value]
             distributed.broadcast_object_list(box, 0)
-            value = box[0]
-        return value
+        return box[0]
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -85,31 +75,29 @@ class Ranks:
         The body must not call other methods. A KeyboardInterrupt ends its own rank at once.
         """
         error: Exception | None = None
+        sent: Exception | None = None
         try:
             yield
         except Exception as caught:
             if self.size == 1:
                 raise
-            error = caught
-        sent = error
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            sent = RuntimeError(f"rank {self.rank} raised {type(error).__name__}: {error}")
-        raised = [(rank, other) for rank, other in enumerate(self.gather(sent)) if other]
-        if raised:
-            rank, other = raised[0]
-            raise error if error and rank == self.rank else other
+            error = sent = caught
+            try:
+                pickle.loads(pickle.dumps(error))
+            except Exception:
+                sent = RuntimeError(f"rank {self.rank} raised {type(error).__name__}: {error}")
+        for rank, other in enumerate(self.gather(sent)):
+            if other:
+                raise error if error and rank == self.rank else other
 
-    def synchronised(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """`module`, which returns a loss, with gradients averaged over the ranks by backward."""
+    def synchronised(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """`model` with gradients that backward averages over the ranks."""
         if self.size == 1:
-            return module
+            return model
         wrap = nn.parallel.DistributedDataParallel
-        # Buffers are computed alike on all ranks (BatchNorm2d of cutslots.nn) and need not be
-        # sent at every step; newer versions of torch renamed that option.
-        names = ("forward_sync_buffers", "broadcast_buffers")
-        name = names[names[0] not in inspect.signature(wrap).parameters]
+        # All ranks compute the same buffers (BatchNorm2d of cutslots.nn), so none are sent at every
+        # step. Newer versions of torch renamed that option.
+        old, new = "broadcast_buffers", "forward_sync_buffers"
+        unsent: dict[str, Any] = {new if new in inspect.signature(wrap).parameters else old: False}
         devices = [device] if device.type == "cuda" else None
-        unsynced: dict[str, Any] = {name: False}
-        return wrap(module, devices, gradient_as_bucket_view=True, **unsynced)
+        return wrap(model, devices, gradient_as_bucket_view=True, **unsent)

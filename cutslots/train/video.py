@@ -27,37 +27,28 @@ from cutslots.train.inputs import is_video, label_maps
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """A model's outputs for a clip of T frames.
-
-    Attributes:
-        outputs: as for T images, `(T, ...)`, slots in each frame's order.
-        maps: `label_maps`, `(T, size, size)`, with identities in place of slot numbers.
-    """
-
-    outputs: Any
-    maps: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Clips(Sample):
     """Evaluated clips on the CPU: images are `(clips, T, 3, size, size)`; the outputs are the
     `reconstruction` and the tracked `masks` and, if the model cuts, `cut_masks`."""
 
 
-def track(model: nn.Module, frames: Tensor) -> Tracked:
-    """Track a model's slots through the frames of one clip, `(T, 3, size, size)` in [-1, 1]."""
+def track(model: nn.Module, frames: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """Track a model's slots through the frames of one clip, `(T, 3, size, size)` in [-1, 1].
+
+    Returns:
+        The outputs as for T images, `(T, ...)`, slots in each frame's order; and their
+        `label_maps`, `(T, size, size)`, with identities in place of slot numbers.
+    """
     if is_video(model):
         pairs = torch.stack([frames, torch.cat([frames[1:], frames[-1:]])], dim=1)
         outputs, similarity = first_frames(model, pairs)
         similarity = similarity[:-1]
     else:
         outputs = model(frames)
+        similarity = torch.eye(outputs.alpha.shape[1]).expand(len(frames) - 1, -1, -1)
         if hasattr(outputs, "slots"):
             similarity = outputs.slots[:-1] @ outputs.slots[1:].mT
-        else:
-            similarity = torch.eye(outputs.alpha.shape[1]).expand(len(frames) - 1, -1, -1)
-    return Tracked(outputs, with_identities(label_maps(outputs, frames.shape[-1]), similarity))
+    return outputs, with_identities(label_maps(outputs, frames.shape[-1]), similarity)
 
 
 def first_frames(model: nn.Module, pairs: Tensor) -> tuple[Any, Tensor]:
@@ -78,14 +69,11 @@ def with_identities(maps: Mapping[str, Tensor], similarity: Tensor) -> dict[str,
 
 
 def chain(similarity: np.ndarray) -> np.ndarray:
-    """Identities of slots over time.
+    """The identity of each slot of T frames, `(T, k)`: permutations of 0 to k - 1, first sorted.
 
     Args:
         similarity: `(T - 1, k, k)`, of slot i of frame t and slot j of frame t + 1. InputError if
             it is not finite.
-
-    Returns:
-        `(T, k)`, the identity of each slot of each frame: permutations of 0 to k - 1, first sorted.
     """
     if not np.isfinite(similarity).all():
         raise InputError(
@@ -95,7 +83,5 @@ def chain(similarity: np.ndarray) -> np.ndarray:
     identities = [np.arange(similarity.shape[-1])]
     for frame in similarity:
         partner = linear_sum_assignment(frame, maximize=True)[1]
-        following = np.empty_like(partner)
-        following[partner] = identities[-1]
-        identities.append(following)
+        identities.append(identities[-1][np.argsort(partner)])
     return np.stack(identities)

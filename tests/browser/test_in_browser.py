@@ -272,7 +272,7 @@ def test_the_report_opens_from_disk(
     shown = page.locator("table").first.locator("tbody tr").all_inner_texts()
     assert len(shown) == len(configurations)
     for text, configuration in zip(shown, configurations, strict=True):
-        assert all(trial.run.tags["signature"] in text for trial in configuration.trials)
+        assert all(trial.tags["signature"] in text for trial in configuration.trials)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, (
         "only tables and images are wider than the page"
     )

@@ -1,95 +1,78 @@
 """`cutslots baselines` with a real tracking store."""
 
 import json
+from typing import Any
 
 import pytest
 
 from cutslots.cli import main
+from cutslots.files import home
 from cutslots.report.published import records, rows
 from cutslots.tracking import Record, find_runs, import_records
 
-
-def everything() -> dict[str, tuple]:
-    found = find_runs("tags.published = 'true'")
-    return {
-        run.run_id: (run.name, run.tags, run.metrics, run.started, run.ended, run.status)
-        for run in found
-    }
+DTI = "tags.method = 'DTI' and tags.dataset = 'clevrtex'"
 
 
-def test_importing_twice_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def client(copy_database) -> Any:
+    """A client of an empty tracking store."""
     from mlflow import MlflowClient
 
-    from cutslots.tracking import default_uri
+    return MlflowClient(f"sqlite:///{copy_database(home()) / 'mlflow.db'}")
 
+
+def test_importing_twice_changes_nothing(client, capsys):
     assert main(["baselines", "import"]) == 0
     count = len(records())
     assert f"{count} runs added, 0 changed, 0 unchanged" in capsys.readouterr().out
-    before = everything()
+    before = find_runs("tags.published = 'true'")
     assert len(before) == count
     assert main(["baselines", "import"]) == 0
     assert f"0 runs added, 0 changed, {count} unchanged" in capsys.readouterr().out
-    assert everything() == before
+    assert find_runs("tags.published = 'true'") == before
 
-    client = MlflowClient(default_uri())
-    experiment = client.get_experiment_by_name("published")
-    assert experiment is not None
-    (found,) = find_runs("tags.method = 'DTI' and tags.dataset = 'clevrtex'")
-    assert found.experiment_id == experiment.experiment_id
-    assert found.status == "FINISHED"
-    assert found.metrics["clevrtex_outd/test/ari_fg"] == 0.7367
-    assert found.tags["source"] == 'Pervez et al. 2023, Table 1, row "DTI"'
-    assert len(client.get_metric_history(found.run_id, "clevrtex_outd/test/ari_fg")) == 1
+    (run,) = find_runs(DTI)
+    experiment_id = client.get_run(run.run_id).info.experiment_id
+    assert client.get_experiment(experiment_id).name == "published"
+    assert run.status == "FINISHED"
+    assert run.metrics["clevrtex_outd/test/ari_fg"] == 0.7367
+    assert run.tags["source"] == 'Pervez et al. 2023, Table 1, row "DTI"'
+    assert len(client.get_metric_history(run.run_id, "clevrtex_outd/test/ari_fg")) == 1
     # MLflow's search finds published results with ours.
-    best = find_runs(
-        'metrics."clevrtex_camo/test/ari_fg" > 0.7', ['metrics."clevrtex_camo/test/ari_fg" DESC']
-    )
-    assert [run.tags["method"] for run in best] == [
-        "Large AKOrN",
-        "min-cut slots (the paper)",
-        "DTI",
-    ]
+    metric = 'metrics."clevrtex_camo/test/ari_fg"'
+    methods = [run.tags["method"] for run in find_runs(f"{metric} > 0.7", [f"{metric} DESC"])]
+    assert methods == ["Large AKOrN", "min-cut slots (the paper)", "DTI"]
 
 
-def test_corrected_result_replaces_the_old() -> None:
-    from mlflow import MlflowClient
-
-    from cutslots.tracking import default_uri
-
+def test_corrected_result_replaces_the_old(client):
     old = Record("key", "a method's", {"source": "a table"}, {"x": 1.0, "y": 2.0})
-    assert import_records("published", [old]) == (1, 0, 0)
+    import_records("published", [old])
     corrected = Record("key", "a method's", {"source": "its erratum"}, {"x": 0.5, "y": 2.0})
-    assert import_records("published", [corrected]) == (0, 1, 0)
-    assert import_records("published", [corrected]) == (0, 0, 1)
-    (run,) = find_runs("tags.source = 'its erratum'")
-    assert run.metrics == {"x": 0.5, "y": 2.0}
-    # A deleted run is added again.
-    MlflowClient(default_uri()).delete_run(run.run_id)
-    assert import_records("published", [corrected]) == (1, 0, 0)
+    for _ in range(2):
+        import_records("published", [corrected])
+        (run,) = find_runs()
+        assert (run.tags["source"], run.metrics) == ("its erratum", {"x": 0.5, "y": 2.0})
+    client.delete_run(find_runs()[0].run_id)
+    import_records("published", [corrected])
+    assert len(find_runs()) == 1, "a deleted run is added again"
 
 
-def test_another_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_experiments(client, monkeypatch, capsys):
     assert main(["baselines", "import", "--experiment", "peers"]) == 0
-    assert "experiment 'peers'" in capsys.readouterr().out
+    assert client.get_experiment_by_name("peers")
     assert main(["baselines", "import", "--experiment", " "]) == 2
-
-
-def test_unreachable_store(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert main(["baselines", "import"]) == 2
     assert "unreachable" in capsys.readouterr().err
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list(capsys):
     assert main(["baselines", "list", "--dataset", "clevrtex_camo"]) == 0
     printed = capsys.readouterr().out
-    assert "Large AKOrN" in printed
-    assert "ari_fg 0.77 +- 0.005" in printed
-    assert "MBO in place of mIoU" in printed
+    for fact in ("Large AKOrN", "ari_fg 0.77 +- 0.005", "MBO in place of mIoU"):
+        assert fact in printed
     assert main(["baselines", "list", "--dataset", "cora", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [each["method"] for each in found] == [row.method for row in rows("cora")]
+    methods = [row["method"] for row in json.loads(capsys.readouterr().out)]
+    assert methods == [row.method for row in rows("cora")]
     assert main(["baselines", "list", "--dataset", "clevrtex_canvas"]) == 2
     assert "clevrtex_camo" in capsys.readouterr().err

@@ -1,54 +1,34 @@
 """`cutslots report` on the command line."""
 
-from pathlib import Path
-
-import pytest
+from fixtures_runs import log_run
 
 from cutslots.cli import main
-from cutslots.tracking import RunLog
+from cutslots.files import home
 
 
-def sweep(folder: Path, name: str) -> None:
-    """A sweep of one finished run."""
-    with RunLog(folder / name, experiment="e", run_name=name, gather=0.02) as above:
-        above.params({"dataset": "scenes", "objective": "mse"})
-        above.tags({"kind": "sweep", "sweep": name, "state": "finished"})
-        above.close("FINISHED", 60)
-    with RunLog(
-        folder / f"{name}-0",
-        experiment="e",
-        run_name=f"{name}-0",
-        parent_run_id=above.run_id,
-        gather=0.02,
-    ) as log:
-        log.params({"train.seed": 0})
-        log.tags(
-            {
-                "sweep": name,
-                f"sweep.{name}": 0,
-                "state": "finished",
-                "signature": "0123456789ab",
-                "commit": "c" * 40,
-            }
-        )
-        log.metrics(5, {"val/mse": 20.0, "best/mse": 20.0, "best/step": 5})
-        log.close("FINISHED", 60)
-
-
-def test_all_or_named_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_or_named_sweeps(tmp_path, capsys, copy_database):
+    runs = copy_database(home()) / "runs"
     for name in ("one", "two"):
-        sweep(tmp_path / "runs", name)
-    with RunLog(tmp_path / "runs" / "bare", experiment="e", run_name="bare", gather=0.02) as log:
-        log.tags({"kind": "sweep", "sweep": "bare", "state": "running"})
+        tags = {"kind": "sweep", "sweep": name, "state": "finished"}
+        params = {"dataset": "scenes", "objective": "mse"}
+        parent = log_run(runs / name, params=params, tags=tags)
+        tags = {"sweep": name, f"sweep.{name}": 0, "state": "finished"}
+        log_run(
+            runs / f"{name}-0",
+            parent=parent,
+            params={"train.seed": 0},
+            tags={**tags, "signature": "0123456789ab", "commit": "c" * 40},
+            metrics={"val/mse": 20.0, "best/mse": 20.0, "best/step": 5},
+            step=5,
+        )
+    log_run(runs / "bare", tags={"kind": "sweep", "sweep": "bare", "state": "running"})
     assert main(["report", "--out", str(tmp_path / "all")]) == 0
     output = capsys.readouterr()
     assert output.out.split() == [str(tmp_path / "all" / name) for name in ("one", "two")]
     assert "'bare'" in output.err
     for name in ("one", "two"):
         text = (tmp_path / "all" / name / "index.html").read_text()
-        assert f"<h1>Sweep {name}</h1>" in text
-        assert "20.00" in text
-        assert "0123456789ab" in text
+        assert all(fact in text for fact in (f"<h1>Sweep {name}</h1>", "20.00", "0123456789ab"))
     assert main(["report", "two", "two", "--out", str(tmp_path / "some")]) == 0
     assert [path.name for path in (tmp_path / "some").iterdir()] == ["two"]
     for path in (tmp_path / "some" / "two").iterdir():
@@ -61,9 +41,7 @@ def test_all_or_named_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "--out" in capsys.readouterr().err
 
 
-def test_empty_store(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_empty_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["report"]) == 2
     assert main(["report", "demo"]) == 2

@@ -13,55 +13,45 @@ TYPES: dict[str, dict[str, str]] = yaml.safe_load(
 PLAIN = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}
 
 
+def items(value: Any) -> list[tuple[Any, Any]]:
+    """Names and values of a map, indices and values of a list."""
+    if isinstance(value, list):
+        return list(enumerate(value))
+    return list(value.items()) if isinstance(value, dict) else []
+
+
 def problems(value: Any, kind: str, path: str = "") -> Iterator[str]:
-    """One line for every field that is unknown, missing, or of another type than `kind` says."""
-    if kind == "any":
-        return
+    """One line for every field that is unknown, missing, or of another type than `kind`."""
     if kind in PLAIN:
         if not isinstance(value, PLAIN[kind]) or (isinstance(value, bool) and kind != "boolean"):
             yield f"{path}: {value!r} is not of type {kind}"
-    elif kind[0] in "[{":
+    elif kind[0] in "[{" or kind in TYPES:
         if not isinstance(value, list if kind[0] == "[" else dict):
-            yield f"{path}: {value!r} is not of type {'list' if kind[0] == '[' else 'map'}"
+            yield f"{path}: {value!r} is not of type {kind}"
             return
-        for name, item in enumerate(value) if isinstance(value, list) else value.items():
-            yield from problems(item, kind[1:-1], f"{path}.{name}")
-    elif kind in TYPES:
-        yield from _object(value, TYPES[kind], path)
-    elif value not in kind.split("|"):
+        fields = TYPES.get(kind, {})
+        kinds = {name.removesuffix("!"): type_ for name, type_ in fields.items()}
+        for name, item in items(value):
+            if kind not in TYPES:
+                yield from problems(item, kind[1:-1], f"{path}.{name}")
+            elif name in kinds:
+                yield from problems(item, kinds[name], f"{path}.{name}")
+            else:
+                yield f"{path}.{name}: no such field; there are {', '.join(sorted(kinds))}"
+        required = [name[:-1] for name in fields if name.endswith("!")]
+        yield from (f"{path}.{name}: missing" for name in required if name not in value)
+    elif kind != "any" and value not in kind.split("|"):
         yield f"{path}: {value!r} is none of {kind}"
 
 
-def _object(value: Any, fields: dict[str, str], path: str) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield f"{path}: {value!r} is not an object"
-        return
-    kinds = {name.removesuffix("!"): kind for name, kind in fields.items()}
-    for name, item in value.items():
-        if name in kinds:
-            yield from problems(item, kinds[name], f"{path}.{name}")
-        else:
-            yield f"{path}.{name}: no such field; there are {', '.join(sorted(kinds))}"
-    for name in fields:
-        if name.endswith("!") and name[:-1] not in value:
-            yield f"{path}.{name[:-1]}: missing"
-
-
-def spoilt(value: Any, free: str, path: str = "") -> Iterator[tuple[str, Any]]:
+def misspelt(value: Any, free: str, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every copy of `value` with one name misspelt, except names whose path matches `free`."""
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for name, item in items:
-        here = f"{path}.{name}"
-        if isinstance(value, dict) and not re.search(free, here):
-            yield here, {f"{key}x" if key == name else key: each for key, each in value.items()}
-        for where, changed in spoilt(item, free, here):
+    for name, item in items(value):
+        at = f"{path}.{name}"
+        if isinstance(value, dict) and not re.search(free, at):
+            yield at, {f"{key}x" if key == name else key: value[key] for key in value}
+        for place, changed in misspelt(item, free, at):
             if isinstance(value, dict):
-                yield where, value | {name: changed}
+                yield place, value | {name: changed}
             else:
-                yield where, [*value[:name], changed, *value[name + 1 :]]
+                yield place, [*value[:name], changed, *value[name + 1 :]]

@@ -10,7 +10,7 @@ import pytest
 TREE = Path(__file__).parents[2]
 # As Ray runs commands on a node, and as ssh does, where ~/.bashrc returns early.
 RAY, SSH = ["bash", "--login", "-c", "-i"], ["bash", "-c"]
-GUARDED = """# a person's own
+GUARDED = """# of a user
 case $- in *i*) ;; *) return ;; esac
 export PATH="/opt/other/bin:$PATH"
 """
@@ -29,80 +29,67 @@ def node(tmp_path: Path) -> dict[str, str]:
     return {"HOME": str(home), "PATH": "/usr/bin:/bin", "TERM": "dumb"}
 
 
-def run(script: str, node: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
-    command = ["bash", TREE / "cluster" / script]
+def run(command: list[str | Path], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command,
-        env=node | more,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
     )
+
+
+def set_up(script: str, node: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+    return run(["bash", TREE / "cluster" / script], node | more)
 
 
 def seen(node: dict[str, str], shell: list[str]) -> dict[str, str]:
-    """What a process sees that is started through `shell`, which reads ~/.bashrc."""
+    """The environment of a process that is started through `shell`, which reads ~/.bashrc."""
     code = "import json, os; print('::' + json.dumps(dict(os.environ)))"
-    command = [*shell, f'source ~/.bashrc; /usr/bin/env python3 -c "{code}"']
-    done = subprocess.run(
-        command, env=node, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
-    )
+    done = run([*shell, f'source ~/.bashrc; /usr/bin/env python3 -c "{code}"'], node)
     return json.loads(done.stdout.split("::", 1)[1])
 
 
-def set_site(node: dict[str, str], text: str) -> None:
-    (Path(node["HOME"]) / ".cutslots-site").write_text(text)
-
-
 def test_every_shell_knows_the_cluster(node):
-    assert run("environment.sh", node, RAY_HEAD_IP="127.0.0.1").returncode == 0
-    shared = Path(node["HOME"]).parent / "shared"
-    assert "/opt/other/bin" not in seen(node, SSH)["PATH"]
-    assert "/opt/other/bin" in seen(node, RAY)["PATH"]
+    assert set_up("environment.sh", node, RAY_HEAD_IP="127.0.0.1").returncode == 0
+    shared = str(Path(node["HOME"]).parent / "shared")
     for shell in (SSH, RAY):
-        found = seen(node, shell)
-        assert found["PATH"].startswith(f"{TREE / '.venv' / 'bin'}:"), (
-            "others have put themselves before our Python"
-        )
-        check(found, shared)
+        env = seen(node, shell)
+        assert ("/opt/other/bin" in env["PATH"]) == (shell == RAY)
+        assert env["PATH"].startswith(f"{TREE / '.venv' / 'bin'}:"), "our Python comes first"
+        expected = {
+            "RAY_ADDRESS": "auto",
+            "RAY_AUTH_MODE": "token",
+            "RAY_JOB_STOP_WAIT_TIME_S": "240",
+            "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
+            "CUTSLOTS_HOME": f"{shared}/home",
+            "CUTSLOTS_DATA": f"{shared}/data",
+            "CUTSLOTS_CLUSTER": "GPU=2,CPU=16",
+        }
+        assert {name: env[name] for name in expected} == expected
+        assert not env["CUTSLOTS_FACTORS"].startswith(shared), "factors belong to the node"
 
 
-def check(found: dict[str, str], shared: Path) -> None:
-    assert found["RAY_ADDRESS"] == "auto"
-    assert found["RAY_AUTH_MODE"] == "token"
-    assert found["RAY_JOB_STOP_WAIT_TIME_S"] == "240"
-    assert found["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
-    assert found["CUTSLOTS_HOME"] == str(shared / "home")
-    assert found["CUTSLOTS_DATA"] == str(shared / "data")
-    assert found["CUTSLOTS_CLUSTER"] == "GPU=2,CPU=16"
-    assert not found["CUTSLOTS_FACTORS"].startswith(str(shared)), "factors belong to the node"
-
-
-def test_once_more_changes_nothing_but_a_new_head_does(node):
+def test_a_second_run_changes_nothing_but_a_new_head_does(node):
     home = Path(node["HOME"])
-    assert run("environment.sh", node, RAY_HEAD_IP="127.0.0.1").returncode == 0
+    assert set_up("environment.sh", node, RAY_HEAD_IP="127.0.0.1").returncode == 0
     files = [home / ".bashrc", home / ".profile", home / ".cutslots.env"]
     before = [file.read_text() for file in files]
     old = seen(node, RAY)
-    assert run("environment.sh", node, RAY_HEAD_IP="127.0.0.1").returncode == 0
+    assert set_up("environment.sh", node, RAY_HEAD_IP="127.0.0.1").returncode == 0
     assert [file.read_text() for file in files] == before
-    # What the old head has left in the environment does not stay.
-    assert run("environment.sh", old, RAY_HEAD_IP="127.0.0.9").returncode == 0
+    # The old head's values in the environment are replaced.
+    assert set_up("environment.sh", old, RAY_HEAD_IP="127.0.0.9").returncode == 0
     assert seen(node, RAY)["MLFLOW_TRACKING_URI"] == "http://127.0.0.9:5000"
     assert GUARDED.strip() in files[0].read_text()
     assert not [name for name in os.listdir(home) if name.startswith(".cutslots.env.")]
 
 
-def test_the_head_of_own_machines_is_what_the_cluster_file_says(node):
+def test_the_head_of_own_machines_is_that_of_the_cluster_file(node):
     config = {"provider": {"type": "local", "head_ip": "localhost"}}
     (Path(node["HOME"]) / "ray_bootstrap_config.yaml").write_text(json.dumps(config))
-    assert run("environment.sh", node).returncode == 0
+    assert set_up("environment.sh", node).returncode == 0
     assert seen(node, RAY)["CUTSLOTS_HEAD"] == "127.0.0.1"
 
 
-def test_a_ready_environment_is_taken(node):
-    done = run("setup.sh", node)
+def test_a_ready_environment_is_used(node):
+    done = set_up("setup.sh", node)
     assert done.returncode == 0, done.stderr
     assert (Path(node["HOME"]).parent / "shared" / "home").is_dir()
 
@@ -110,41 +97,23 @@ def test_a_ready_environment_is_taken(node):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            "CUTSLOTS_FILE_SYSTEM=fs-EDIT-ME\nCUTSLOTS_SHARED=/mnt/cutslots\nCUTSLOTS_CLUSTER=GPU=8,CPU=64\n",
-            "in place of EDIT-ME",
-        ),
-        ("CUTSLOTS_SHARED=/nfs/EDIT-ME\nCUTSLOTS_CLUSTER=GPU=8,CPU=64\n", "in place of EDIT-ME"),
-        (
-            "CUTSLOTS_FILE_SYSTEM=efs\nCUTSLOTS_SHARED=/mnt/cutslots\nCUTSLOTS_CLUSTER=CPU=1\n",
-            "begins with fs-",
-        ),
-        ("CUTSLOTS_SHARED=/tmp\n", "CUTSLOTS_CLUSTER is not set"),
-        ("CUTSLOTS_CLUSTER=CPU=1\n", "CUTSLOTS_SHARED is not set"),
-        (
-            "CUTSLOTS_SHARED=/no/such/folder\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n",
-            "mount the folder that all nodes share",
-        ),
-        (
-            "CUTSLOTS_SHARED=/proc\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n",
-            "cannot be written",
-        ),
+        ("FILE_SYSTEM=fs-EDIT-ME SHARED=/mnt/cutslots CLUSTER=GPU=8,CPU=64", "EDIT-ME"),
+        ("SHARED=/nfs/EDIT-ME CLUSTER=GPU=8,CPU=64", "in place of EDIT-ME"),
+        ("FILE_SYSTEM=efs SHARED=/mnt/cutslots CLUSTER=CPU=1", "begins with fs-"),
+        ("SHARED=/tmp", "CUTSLOTS_CLUSTER is not set"),
+        ("CLUSTER=CPU=1", "CUTSLOTS_SHARED is not set"),
+        ("SHARED=/no/such/folder CLUSTER=CPU=1 INSTALL=no", "mount the folder"),
+        ("SHARED=/proc CLUSTER=CPU=1 INSTALL=no", "cannot be written"),
+        ("SHARED={tmp}/shared CLUSTER=CPU=1 INSTALL=no VENV={tmp}/empty", "have cutslots and ray"),
     ],
 )
-def test_impossible_settings_are_refused(node, settings, message):
-    set_site(node, settings)
-    done = run("setup.sh", node)
+def test_impossible_settings_are_refused(node, tmp_path, settings, message):
+    if "empty" in settings:
+        subprocess.run(["python3", "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
+    lines = [f"CUTSLOTS_{setting}\n" for setting in settings.format(tmp=tmp_path).split()]
+    (Path(node["HOME"]) / ".cutslots-site").write_text("".join(lines))
+    done = set_up("setup.sh", node)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-
-
-def test_environment_without_the_package_is_refused(node, tmp_path):
-    subprocess.run(["python3", "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
-    settings = (
-        f"CUTSLOTS_SHARED={tmp_path / 'shared'}\nCUTSLOTS_CLUSTER=CPU=1\nCUTSLOTS_INSTALL=no\n"
-    )
-    set_site(node, f"{settings}CUTSLOTS_VENV={tmp_path / 'empty'}\n")
-    done = run("setup.sh", node)
-    assert done.returncode == 1
-    assert "does not have cutslots and ray" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last

@@ -1,7 +1,6 @@
 """cluster/slurm.sh with real Ray, MLflow and driver, and stand-ins for srun and scontrol."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from node_processes import living
+
+from cutslots.tracking import find_runs
 
 TREE = Path(__file__).parents[2]
 SCRIPT = TREE / "cluster" / "slurm.sh"
@@ -22,7 +24,7 @@ SCONTROL = """#!/bin/bash
 echo "scontrol $*" >> "$SHIM_LOG"
 if [ "$1 $2" = "show hostnames" ]; then printf '%s\\n' node1 node2; fi
 """
-# A sweep that resumes: the first time it waits to be asked to end, the second time it is done.
+# A sweep that resumes: the first time it waits for SIGTERM, the second time it is done.
 SWEEP = """import os, signal, sys, time
 from pathlib import Path
 import ray
@@ -80,25 +82,22 @@ def job(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def refused(environment: dict[str, str], *arguments: str) -> str:
-    done = subprocess.run(
-        ["bash", SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=30
-    )
-    assert done.returncode == 1
-    return done.stderr
-
-
 def test_impossible_jobs_are_refused(job: dict[str, str]) -> None:
-    assert "no sweeps/none.py" in refused(job, "sweeps/none.py")
-    assert "run make there once" in refused(
-        job | {"CUTSLOTS_VENV": "/nowhere", "PATH": "/usr/bin:/bin"}, "sweeps/cora.py"
-    )
-    del job["SLURM_JOB_ID"]
-    assert "sbatch cluster/slurm.sh" in refused(job)
+    nothing = {"CUTSLOTS_VENV": "/nowhere", "PATH": "/usr/bin:/bin"}
+    outside = {name: value for name, value in job.items() if name != "SLURM_JOB_ID"}
+    for env, arguments, message in (
+        (job, ["sweeps/none.py"], "no sweeps/none.py"),
+        (job | nothing, ["sweeps/cora.py"], "run make there once"),
+        (outside, [], "sbatch cluster/slurm.sh"),
+    ):
+        command = ["bash", SCRIPT, *arguments]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 1
+        assert message in done.stderr
 
 
 @pytest.mark.slow
-def test_the_time_limit_sends_it_back_into_the_queue_and_it_goes_on(
+def test_a_job_at_its_time_limit_is_requeued_and_resumes(
     job: dict[str, str], tmp_path: Path
 ) -> None:
     if any(process.name() == "raylet" for process in psutil.process_iter()):
@@ -112,19 +111,23 @@ def test_the_time_limit_sends_it_back_into_the_queue_and_it_goes_on(
     assert "--nodelist=node1" in log
     assert "--exclude=node1" in log
 
-    second = run(job, tmp_path, "done", end=False)
-    assert "done --resume --trials 3" in second
+    assert "done --resume --trials 3" in run(job, tmp_path, "done", end=False)
     assert (tmp_path / "log").read_text().count("requeue") == 1
-    assert runs(tmp_path / "home" / "tracking" / "mlflow.db") == ["FINISHED"]
+    database = tmp_path / "home" / "tracking" / "mlflow.db"
+    found = find_runs(tracking_uri=f"sqlite:///{database}")
+    assert [run.status for run in found] == ["FINISHED"]
 
 
 def run(job: dict[str, str], folder: Path, sign: str, end: bool) -> str:
     """Run the job, with SIGTERM if `end`, and return its output; no process may be left."""
-    output = folder / f"{sign}.out"
+    output, command = folder / f"{sign}.out", ["bash", str(SCRIPT), str(folder / "sweep.py")]
     with output.open("w") as file:
-        command = ["bash", str(SCRIPT), str(folder / "sweep.py"), "--trials", "3"]
         process = subprocess.Popen(
-            command, env=job, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            [*command, "--trials", "3"],
+            env=job,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 180
@@ -133,37 +136,15 @@ def run(job: dict[str, str], folder: Path, sign: str, end: bool) -> str:
             time.sleep(0.2)
         if end:
             process.send_signal(signal.SIGTERM)
-        status = process.wait(180)
-        assert status == (143 if end else 0), output.read_text()
+        assert process.wait(180) == (143 if end else 0), output.read_text()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20  # Ray's own helpers follow it by a moment
-    while mine := [
-        each.cmdline() for each in psutil.process_iter() if belongs(each, job["CUTSLOTS_HOME"])
-    ]:
-        assert time.monotonic() < deadline, mine
+    deadline = time.monotonic() + 20  # Ray's helper processes end a moment later
+    while left := [p.cmdline() for p in living("CUTSLOTS_HOME", job["CUTSLOTS_HOME"])]:
+        assert time.monotonic() < deadline, left
         time.sleep(0.5)
     assert not Path(f"/tmp/ray-{job['SLURM_JOB_ID']}").exists()
     assert not (folder / "local").exists()
     assert not list((folder / "home" / "slurm").iterdir()), "the token is still there"
     return output.read_text()
-
-
-def belongs(process: psutil.Process, home: str) -> bool:
-    try:
-        return (
-            process.environ().get("CUTSLOTS_HOME") == home
-            and process.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.Error:
-        return False
-
-
-def runs(database: Path) -> list[str]:
-    from mlflow import MlflowClient
-
-    copy = shutil.copyfile(database, database.with_name("seen.db"))
-    client = MlflowClient(f"sqlite:///{copy}")
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    return [found.info.status for found in client.search_runs(experiments)]

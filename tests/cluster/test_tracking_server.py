@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from node_processes import living
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "tracking.sh"
 SEARCH = "/api/2.0/mlflow/experiments/search"
@@ -60,22 +61,9 @@ class Head:
         except OSError:
             return 0
 
-    def experiments(self, database: Path) -> set[str]:
-        """Names of the experiments in a database."""
-        with closing(sqlite3.connect(database)) as connection:
-            return {name for (name,) in connection.execute("SELECT name FROM experiments")}
-
     def processes(self) -> list[psutil.Process]:
         """Living processes of the server and of its keeper."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                local = process.environ().get("CUTSLOTS_LOCAL")
-                if local == str(self.local.parent) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                pass
-        return found
+        return living("CUTSLOTS_LOCAL", str(self.local.parent))
 
 
 def wait(condition: Callable[[], object]) -> None:
@@ -102,7 +90,7 @@ def test_server_restarts_stops_and_moves(tmp_path: Path) -> None:
         first.call("start")
         assert first.uri in first.call("start")  # the second start changes nothing
 
-        # Who may ask, and from which pages.
+        # Allowed hosts and origins.
         name = f"head.cluster:{first.port}"
         assert first.status() == 200
         assert first.status("localhost:9999", "http://localhost:9999") == 200
@@ -110,8 +98,8 @@ def test_server_restarts_stops_and_moves(tmp_path: Path) -> None:
         assert first.status("evil.example:80") == 403
         assert first.status(origin="http://evil.example") == 403
         connections = psutil.net_connections("tcp")
-        listening = [tuple(each.laddr) for each in connections if each.status == "LISTEN"]
-        assert [each for each in listening if first.port in each] == [("127.0.0.1", first.port)]
+        listening = [tuple(c.laddr) for c in connections if c.status == "LISTEN"]
+        assert [a for a in listening if first.port in a] == [("127.0.0.1", first.port)]
 
         # Artifacts go through the server to the shared folder.
         client = MlflowClient(first.uri)
@@ -128,7 +116,9 @@ def test_server_restarts_stops_and_moves(tmp_path: Path) -> None:
     finally:
         first.call("stop")
     wait(lambda: not first.processes())
-    assert "sweep" in first.experiments(first.shared / "tracking" / "mlflow.db")
+    copy = first.shared / "tracking" / "mlflow.db"
+    with closing(sqlite3.connect(copy)) as connection:
+        assert ("sweep",) in connection.execute("SELECT name FROM experiments").fetchall()
 
     # Another head starts from the copy, and its keeper is killed: nothing survives `stop`.
     try:
@@ -142,17 +132,13 @@ def test_server_restarts_stops_and_moves(tmp_path: Path) -> None:
     wait(lambda: not second.processes())
 
     # Without a last copy the same head keeps its newer database; an older one is replaced.
-    assert second.database.stat().st_mtime > (second.shared / "tracking/mlflow.db").stat().st_mtime
-    try:
-        second.call("start")
-        assert MlflowClient(second.uri).get_experiment_by_name("later")
-    finally:
-        second.call("stop")
-    try:
-        first.call("start")
-        assert MlflowClient(first.uri).get_experiment_by_name("later")
-    finally:
-        first.call("stop")
+    assert second.database.stat().st_mtime > copy.stat().st_mtime
+    for head in (second, first):
+        try:
+            head.call("start")
+            assert MlflowClient(head.uri).get_experiment_by_name("later")
+        finally:
+            head.call("stop")
     assert (first.local / "mlflow.db.old").exists()
 
 

@@ -1,12 +1,11 @@
 """Datasets that several tests read."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clevr_files import CLEVR_NAME, clevr_features, example, write_records
+from raw_files import CLEVR_NAME, clevr_record, write_records
 
-from cutslots.data import Scene, shards
+from cutslots.data import prepare, shards
 from cutslots.data.sources import scenes
 
 
@@ -14,20 +13,14 @@ from cutslots.data.sources import scenes
 def clevr_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten records as DeepMind writes them."""
     path = tmp_path_factory.mktemp("raw") / CLEVR_NAME
-    return write_records(path, (example(clevr_features(index)) for index in range(10)))
+    return write_records(path, map(clevr_record, range(10)))
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 + 20 + 20 procedural scenes at 32 x 32 in several shards."""
+    """160 + 20 + 20 built-in scenes at 32 x 32, at most 37 in a shard."""
     directory = tmp_path_factory.mktemp("prepared") / "scenes"
-    source = scenes.Scenes(None, scenes.Options(count=200, size=32))
-    source.find()
-    info = shards.Info("scenes", {}, {}, source.splits())
-
-    def read(done: dict[str, int]) -> Iterator[tuple[str, Scene]]:
-        for name, number in source.records(info.ranges, done):
-            yield name, source.decode(number, source.options)
-
-    shards.write(read, directory, info, scenes_per_shard=37)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_BYTES", 37 * 32 * 32 * 4)
+        prepare("scenes", None, directory, scenes.Options(count=200, size=32), workers=1)
     return directory

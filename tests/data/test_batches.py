@@ -3,15 +3,14 @@
 import gc
 import shutil
 import threading
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cutslots.data import Batch, Batches, Scene, shards
+from cutslots.data import Batch, Batches, Manifest, Scene, shards
 from cutslots.data.sources import scenes
 from cutslots.errors import InputError
 
@@ -28,13 +27,11 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 def test_a_batch_contains_the_scenes_of_its_index(prepared: Path) -> None:
     batches = Batches(prepared, "train", 24, seed=5)
     assert (batches.num_scenes, batches.steps_per_epoch) == (160, 6)
-    assert (batches.image_size, batches.max_objects) == ((32, 32), 3)
+    assert (batches.image_size, batches.manifest.max_objects) == ((32, 32), 3)
     batch = batches.batch(3, 2)
-    np.testing.assert_array_equal(
-        batch.index, np.random.default_rng((5, 3)).permutation(160)[48:72]
-    )
+    order = np.random.default_rng((5, 3)).permutation(160)
+    np.testing.assert_array_equal(batch.index, order[48:72])
     assert batch.images.dtype == batch.masks.dtype == torch.uint8
-    assert batch.index.dtype == np.int64
     assert batch.images.shape == (24, 32, 32, 3)
     for row, position in enumerate(batch.index):
         scene = scenes.render(40 + int(position), scenes.Options(count=200, size=32))
@@ -46,23 +43,13 @@ def test_a_batch_contains_the_scenes_of_its_index(prepared: Path) -> None:
 
 def test_batches_depend_on_seed_and_epoch_only(prepared: Path) -> None:
     first, again = (Batches(prepared, "train", 32, seed=1) for _ in range(2))
-    assert same(list(first.epoch(4)), list(again.epoch(4)))
+    whole = list(first.epoch(4))
+    assert same(whole, list(again.epoch(4)))
     list(again.epoch(7))
-    assert same([first.batch(4, 2)], [again.batch(4, 2)])
-    assert not same(list(first.epoch(4)), list(first.epoch(5)))
-    assert not same(list(first.epoch(4)), list(Batches(prepared, "train", 32, seed=2).epoch(4)))
     again.batch(4, 2).images.zero_()
-    assert same([first.batch(4, 2)], [again.batch(4, 2)]), "a batch has its own memory"
-
-
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_share_the_global_batch_in_order(prepared: Path, world_size: int) -> None:
-    whole = Batches(prepared, "train", 20).epoch(1)
-    part = partial(Batches, prepared, "train", 20, world_size=world_size)
-    ranks = (part(rank=rank).epoch(1) for rank in range(world_size))
-    for one, parts in zip(whole, zip(*ranks, strict=True), strict=True):
-        assert torch.equal(one.images, torch.cat([part.images for part in parts]))
-        np.testing.assert_array_equal(one.index, np.concatenate([part.index for part in parts]))
+    assert same([whole[2]], [again.batch(4, 2)]), "a batch has its own memory"
+    assert not same(whole, list(first.epoch(5)))
+    assert not same(whole, list(Batches(prepared, "train", 32, seed=2).epoch(4)))
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3, 50])
@@ -76,9 +63,9 @@ def test_resume_and_prefetch_change_nothing(prepared: Path, prefetch: int) -> No
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 48), (2, 48), (3, 159), (4, 12)])
 def test_evaluation_sees_every_scene_once(prepared: Path, world_size: int, batch_size: int) -> None:
     seen = []
+    options: dict[str, Any] = {"world_size": world_size, "shuffle": False, "drop_last": False}
     for rank in range(world_size):
-        part = partial(Batches, rank=rank, world_size=world_size)
-        for batch in part(prepared, "train", batch_size, shuffle=False, drop_last=False).epoch(0):
+        for batch in Batches(prepared, "train", batch_size, rank=rank, **options).epoch(0):
             assert 0 < len(batch.index) == len(batch.images)
             seen += batch.index.tolist()
     assert sorted(seen) == list(range(160))
@@ -103,26 +90,6 @@ def test_errors_in_the_thread_reach_the_caller(prepared: Path, tmp_path: Path) -
         list(batches.epoch(0))
 
 
-def test_unusable_arguments_are_refused(prepared: Path) -> None:
-    for message, batch_size, rank, world_size in (
-        ("batch_size is 161, but split 'train' of .* has 160 scenes", 161, 0, 1),
-        ("multiple of world_size 3", 16, 0, 3),
-        ("rank must be 0 to 1 .*got 2", 16, 2, 2),
-        ("batch_size must be at least 1, got 0", 0, 0, 1),
-    ):
-        with pytest.raises(InputError, match=message):
-            Batches(prepared, "train", batch_size, rank=rank, world_size=world_size)
-    with pytest.raises(InputError, match=r"unknown split 'trian'\. Did you mean 'train'"):
-        Batches(prepared, "trian", 4)
-    batches = Batches(prepared, "train", 16)
-    with pytest.raises(InputError, match=r"start must be 0 to 10 .*got 11"):
-        batches.epoch(0, 11)
-    with pytest.raises(InputError, match="step must be 0 to 9, got 10"):
-        batches.batch(0, 10)
-    with pytest.raises(InputError, match="index must be 0 to 159, got 160 to 160"):
-        batches.ids([160])
-
-
 def clip(index: int) -> Scene:
     """Six frames of 8 x 8; every byte is 10 times the clip plus the frame."""
     stamp = np.uint8(10 * index) + np.arange(6, dtype=np.uint8)
@@ -133,13 +100,29 @@ def clip(index: int) -> Scene:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("clips") / "set"
-
-    def read(done: dict[str, int]) -> Iterator[tuple[str, Scene]]:
-        return (("train", clip(index)) for index in range(7))
-
-    info = shards.Info("clips", {}, {}, {"train": (0, 7)})
-    shards.write(read, directory, info, scenes_per_shard=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_BYTES", 3 * clip(0).image.nbytes * 4 // 3)
+        with shards.writing(directory, Manifest("clips", {}, {}, {"train": (0, 7)})) as writer:
+            writer.write(("train", clip(index)) for index in range(7))
+            writer.finish(7)
     return directory
+
+
+@pytest.mark.parametrize(("frames", "batch_size"), [(None, 20), (2, 10)])
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_ranks_share_the_global_batch_in_order(
+    prepared: Path, clips: Path, frames: int | None, batch_size: int, world_size: int
+) -> None:
+    folder = clips if frames else prepared
+    whole = list(Batches(folder, "train", batch_size, frames=frames).epoch(1))
+    ranks = (
+        Batches(folder, "train", batch_size, frames=frames, world_size=world_size, rank=rank)
+        for rank in range(world_size)
+    )
+    for one, *parts in zip(whole, *(rank.epoch(1) for rank in ranks), strict=True):
+        assert torch.equal(one.images, torch.cat([part.images for part in parts]))
+        assert torch.equal(one.masks, torch.cat([part.masks for part in parts]))
+        np.testing.assert_array_equal(one.index, np.concatenate([part.index for part in parts]))
 
 
 def test_whole_clips(clips: Path) -> None:
@@ -158,7 +141,6 @@ def test_an_epoch_has_every_pair_of_every_clip_once(clips: Path, distance: int) 
     assert (batches.num_scenes, batches.num_frames) == (7 * (6 - distance), 2)
     seen = set()
     for batch in batches.epoch(1):
-        assert (batch.images.shape, batch.masks.shape) == ((1, 2, 8, 8, 3), (1, 2, 8, 8))
         number, first = divmod(int(batch.images[0, 0, 0, 0, 0]), 10)
         pair = [first, first + distance]
         np.testing.assert_array_equal(batch.images[0].numpy(), clip(number).image[pair])
@@ -182,21 +164,32 @@ def test_single_frames_have_no_time_axis(clips: Path, prepared: Path) -> None:
     assert images.ids([3]) == same_images.ids([3])
 
 
-def test_pairs_are_shared_by_ranks_and_resumed(clips: Path) -> None:
-    whole = list(Batches(clips, "train", 10, frames=2).epoch(4))
-    ranks = [Batches(clips, "train", 10, frames=2, rank=rank, world_size=2) for rank in range(2)]
-    for one, parts in zip(whole, zip(*(rank.epoch(4) for rank in ranks), strict=True), strict=True):
-        assert torch.equal(one.images, torch.cat([part.images for part in parts]))
-    assert same(list(Batches(clips, "train", 10, frames=2, prefetch=0).epoch(4, 2)), whole[2:])
+@pytest.mark.parametrize(
+    ("folder", "options", "message"),
+    [
+        ("prepared", {"batch_size": 161}, "161, but split 'train' of .* has 160 scenes"),
+        ("prepared", {"batch_size": 16, "world_size": 3}, "multiple of world_size 3"),
+        ("prepared", {"rank": 2, "world_size": 2}, "rank must be 0 to 1 .*got 2"),
+        ("prepared", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ("prepared", {"split": "trian"}, r"unknown split 'trian'\. Did you mean 'train'"),
+        ("prepared", {"frames": 2}, "span 2, but .* single images"),
+        ("clips", {"frames": 2, "distance": 6}, "distance 6 span 7, but .* clips of 6 frames"),
+        ("clips", {"frames": 0}, "frames must be at least 1, got 0"),
+        ("clips", {"frames": 2, "distance": 0}, "distance must be at least 1, got 0"),
+    ],
+)
+def test_unusable_arguments_are_refused(
+    request: pytest.FixtureRequest, folder: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Batches(request.getfixturevalue(folder), **{"split": "train", "batch_size": 1} | options)
 
 
-def test_frames_that_do_not_fit_are_refused(clips: Path, prepared: Path) -> None:
-    for folder, frames, distance, message in (
-        (clips, 2, 6, "2 frames at distance 6 span 7, but .* clips of 6 frames"),
-        (clips, 7, 1, "7 frames at distance 1 span 7"),
-        (prepared, 2, 1, "span 2, but .* single images"),
-        (clips, 0, 1, "frames must be at least 1, got 0"),
-        (clips, 2, 0, "distance must be at least 1, got 0"),
-    ):
-        with pytest.raises(InputError, match=message):
-            Batches(folder, "train", 1, frames=frames, distance=distance)
+def test_positions_out_of_range_are_refused(prepared: Path) -> None:
+    batches = Batches(prepared, "train", 16)
+    with pytest.raises(InputError, match=r"start must be 0 to 10 .*got 11"):
+        batches.epoch(0, 11)
+    with pytest.raises(InputError, match="step must be 0 to 9, got 10"):
+        batches.batch(0, 10)
+    with pytest.raises(InputError, match="index must be 0 to 159, got 160 to 160"):
+        batches.ids([160])

@@ -23,17 +23,6 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "ALONE_SECONDS", 0.0)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it for the whole process
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
-
-
 def process_id(item: object) -> int:
     return os.getpid()
 
@@ -74,14 +63,11 @@ def test_workers_is_checked_and_little_work_starts_no_process() -> None:
 
 
 def test_errors_come_after_all_earlier_results(at_once: None) -> None:
-    seen = []
-    with pytest.raises(InputError, match="item 30"):
-        seen.extend(parallel.in_order(negative, range(50), 2))
-    assert seen == [-number for number in range(30)]
-    seen.clear()
-    with pytest.raises(InputError, match="record 20"):
-        seen.extend(parallel.in_order(negative, broken_items(), 2))
-    assert seen == [-number for number in range(20)]
+    for items, message, count in ((range(50), "item 30", 30), (broken_items(), "record 20", 20)):
+        seen = []
+        with pytest.raises(InputError, match=message):
+            seen.extend(parallel.in_order(negative, items, 2))
+        assert seen == [-number for number in range(count)]
     with pytest.raises(InputError, match="a worker process was killed"):
         list(parallel.in_order(die, range(50), 2))
 
@@ -97,19 +83,18 @@ def test_processes_write_the_same_shards(tmp_path: Path, at_once: None) -> None:
 def test_ray_is_used_only_if_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delitem(sys.modules, "ray", raising=False)
-    assert not parallel.connected()
     assert list(parallel.in_order(abs, [-1])) == [1]
     assert "ray" not in sys.modules
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert parallel.connected()
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_ray_writes_the_same_shards(cluster: None, tmp_path: Path) -> None:
+def test_ray_writes_the_same_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setenv("PYTHONBREAKPOINT", "")  # Ray sets it for the whole process
     options = scenes.Options(count=40, size=16)
     one = data.prepare("scenes", None, tmp_path / "one", options, workers=1)
-    assert data.prepare("scenes", None, tmp_path / "ray", options).digest == one.digest
 
     def small(item: int) -> int:  # a module of tests cannot be imported on the cluster
         if item == 30:
@@ -117,8 +102,10 @@ def test_ray_writes_the_same_shards(cluster: None, tmp_path: Path) -> None:
         return item
 
     seen = []
-    with pytest.raises(InputError, match=r"^item 30 is damaged$"):
-        seen.extend(parallel.in_order(small, range(50)))
+    with ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False):
+        assert data.prepare("scenes", None, tmp_path / "ray", options).digest == one.digest
+        with pytest.raises(InputError, match=r"^item 30 is damaged$"):
+            seen.extend(parallel.in_order(small, range(50)))
     assert seen == list(range(30))
 
 

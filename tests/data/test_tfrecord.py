@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clevr_files import byte_list, example, field, float_list, frame, varint, write_records
+from raw_files import (
+    bytes_list,
+    example,
+    field,
+    float_list,
+    frame,
+    single_bytes,
+    varint,
+    write_records,
+)
 
 from cutslots.data import tfrecord
 from cutslots.errors import InputError
@@ -66,41 +75,41 @@ def test_a_checksum_of_data_is_compared(tmp_path: Path) -> None:
 def test_features_packed_and_unpacked() -> None:
     numbers = [0, 1, -1, 300, -(1 << 63), (1 << 63) - 1]
     encoded = [varint(number & (1 << 64) - 1) for number in numbers]
-    floats = np.array([1.5, -2, np.inf], "<f4")
+    floats = np.array([1.5, -2, 0], "<f4")
     features = {
-        "frames": field(1, field(1, b"png one") + field(1, b"") + field(1, b"png two")),
+        "frames": bytes_list([b"png one", b"", b"png two"]),
         "packed": float_list(floats),
         "unpacked": field(2, b"".join(b"\x0d" + value.tobytes() for value in floats)),
         "ints": field(3, field(1, b"".join(encoded))),
         "single ints": field(3, b"".join(b"\x08" + value for value in encoded)),
         "nothing": b"",
     }
-    decoded = tfrecord.example(example(features))
-    assert [bytes(value) for value in decoded["frames"].bytes()] == [b"png one", b"", b"png two"]
+    decoded = tfrecord.Example(example(features))
+    assert [bytes(value) for value in decoded.bytes("frames")] == [b"png one", b"", b"png two"]
     for name in ("packed", "unpacked"):
-        np.testing.assert_array_equal(decoded[name].floats(), floats)
+        np.testing.assert_array_equal(decoded.floats(name), floats)
     for name in ("ints", "single ints"):
-        assert decoded[name].ints().tolist() == numbers
-    assert "nothing" not in decoded
-    with pytest.raises(InputError, match="must be a list of int64, got a list of float"):
-        decoded["packed"].ints()
+        assert decoded.ints(name).tolist() == numbers
+    for name in ("packed", "nothing"):
+        with pytest.raises(InputError, match=f"no int64 feature '{name}', but .*packed .float"):
+            decoded.ints(name)
 
 
 @pytest.mark.parametrize("bad", [b"\n\x10abc", b"\x0b", b"\xff" * 11, field(1, field(1, b"\n\1"))])
 def test_other_bytes_are_not_an_example(bad: bytes) -> None:
     with pytest.raises(InputError, match=r"not a tf\.train\.Example"):
-        tfrecord.example(bad)
+        tfrecord.Example(bad)
 
 
 @pytest.mark.parametrize("count", [1, 7, 1024, 5000])
-def test_one_byte_elements(count: int) -> None:
+def test_single_bytes(count: int) -> None:
     values = np.random.default_rng(count).integers(0, 256, count).astype(np.uint8)
-    payload = tfrecord.example(example({"x": byte_list(values)}))["x"].payload
-    np.testing.assert_array_equal(tfrecord.one_byte_elements(payload, count), values)
+    payload = example({"x": single_bytes(values)})
+    np.testing.assert_array_equal(tfrecord.Example(payload).single_bytes("x", count), values)
     with pytest.raises(InputError, match=f"{count + 1} elements of one byte"):
-        tfrecord.one_byte_elements(payload, count + 1)
+        tfrecord.Example(payload).single_bytes("x", count + 1)
     for at in (0, 1, 3 * (count - 1), 3 * (count // 2) + 1):
         damaged = bytearray(payload)
-        damaged[at] ^= 4
-        with pytest.raises(InputError, match="exactly one byte"):
-            tfrecord.one_byte_elements(bytes(damaged), count)
+        damaged[len(payload) - 3 * count + at] ^= 4
+        with pytest.raises(InputError, match="not exactly one byte"):
+            tfrecord.Example(bytes(damaged)).single_bytes("x", count)

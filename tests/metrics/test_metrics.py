@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 
-from cutslots.metrics import ari, ari_fg, miou, mse, object_iou, segmentation, tiles
+from cutslots.metrics import ari, ari_fg, miou, miou_fg, mse, object_iou, segmentation, tiles
 from cutslots.metrics.registry import better, higher_is_better, title
 
 
@@ -31,7 +31,8 @@ def loop_iou(true, pred, num_masks):
     matched = list(zip(*linear_sum_assignment(iou, maximize=True), strict=True))
     pairs = sum(bool((true == i).any() or (pred == j).any()) for i, j in matched)
     partners = np.array([iou[pair] for pair in matched])
-    return partners.sum() / pairs, partners
+    foreground = (partners.sum() - partners[0]) / (pairs - 1) if pairs > 1 else 1
+    return partners.sum() / pairs, foreground, partners
 
 
 @pytest.mark.parametrize(("num_true", "num_pred"), [(1, 1), (2, 2), (3, 7), (11, 12), (5, 1)])
@@ -48,11 +49,13 @@ def test_iou_equals_a_loop_over_masks(num_true, num_pred):
     true, pred = label_maps(num_true * 17 + num_pred, num_true, num_pred)
     size = max(int(true.max()), int(pred.max()), num_pred - 1) + 1
     expected = [loop_iou(t.numpy(), p.numpy(), size) for t, p in zip(true, pred, strict=True)]
-    means = [mean for mean, _ in expected]
+    means = [mean for mean, _, _ in expected]
     np.testing.assert_allclose(miou(true, pred, num_pred), means, atol=1e-12)
+    means = [foreground for _, foreground, _ in expected]
+    np.testing.assert_allclose(miou_fg(true, pred, num_pred), means, atol=1e-12)
     objects = object_iou(true, pred, num_pred)
     assert objects.shape == (len(true), int(true.max()))
-    for values, image, (_, partners) in zip(objects, true, expected, strict=True):
+    for values, image, (_, _, partners) in zip(objects, true, expected, strict=True):
         visible = [bool((image == k).any()) for k in range(1, 1 + objects.shape[1])]
         partners = np.where(visible, partners[1 : 1 + objects.shape[1]], np.nan)
         np.testing.assert_allclose(values, partners, atol=1e-12)
@@ -68,6 +71,7 @@ def test_scores_computed_by_hand():
     np.testing.assert_allclose(ari_fg(true, pred), [4 / 7, 1], atol=1e-15)
     # First: IoUs 1, 1, 1/2, and three spare slots, of which 3 has a pixel. Second: 1/2, 2/3, 1.
     np.testing.assert_allclose(miou(true, pred), [2.5 / 4, (1 / 2 + 2 / 3 + 1) / 3], atol=1e-15)
+    np.testing.assert_allclose(miou_fg(true, pred), [1.5 / 3, (2 / 3 + 1) / 2], atol=1e-15)
 
 
 def test_object_iou_computed_by_hand():
@@ -116,6 +120,7 @@ def test_images_without_objects():
     # Of six pairs one is together in both maps of the second image, two in its true one.
     np.testing.assert_allclose(scores["ari"], [1, 4 / 7, 0], atol=1e-15)
     np.testing.assert_allclose(scores["miou"], [1, (1 / 2 + 1) / 3, (3 / 4) / 2], atol=1e-15)
+    np.testing.assert_allclose(scores["miou_fg"], [1, 1 / 2, 0], atol=1e-15)
     np.testing.assert_array_equal(object_iou(true, pred, 4), [[np.nan], [1], [np.nan]])
     assert object_iou(true[:1], pred[:1], 4).shape == (1, 0)
 
@@ -123,7 +128,8 @@ def test_images_without_objects():
 @pytest.mark.parametrize("num_slots", [None, 5, 9])
 def test_segmentation_equals_the_single_scores(num_slots):
     maps = label_maps(7, 4, 5)
-    single = {"ari_fg": ari_fg(*maps), "ari": ari(*maps), "miou": miou(*maps, num_slots)}
+    single = {"ari_fg": ari_fg(*maps), "ari": ari(*maps)}
+    single |= {"miou": miou(*maps, num_slots), "miou_fg": miou_fg(*maps, num_slots)}
     torch.testing.assert_close(segmentation(*maps, num_slots), single, atol=0, rtol=0)
 
 

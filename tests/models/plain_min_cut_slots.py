@@ -28,9 +28,14 @@ class PlainSlots(nn.Module):
         self.cut = config.cut.build(grid, grid)
         self.slot_heads = Heads(config.slots, channels)
         self.decoder = Decoder(config.decoder, config.slots.size, config.image_size)
+        if config.color.steps:
+            self.color = mlp(config.slots.size, config.color.hidden, 3)
+        if config.window.kind == "slot":
+            self.window = mlp(config.slots.size, config.window.hidden, 4)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """`masks`, `alpha` and `reconstruction` of images `(batch, 3, H, W)` in [-1, 1]."""
+        """`masks`, `alpha` and `reconstruction` of images `(batch, 3, H, W)` in [-1, 1], after the
+        ramp of the decoder's detail."""
         config, temperature = self.config, self.config.temperature
         batch, grid = len(images), config.image_size // 2
         content = self.encoder(images)
@@ -45,9 +50,9 @@ class PlainSlots(nn.Module):
         )
         objects = torch.softmax(potentials / temperature.object, dim=1)
         edges = self.cut(foreground_weights.reshape(-1, 6, grid, grid)).edges()
-        sides = torch.stack(
-            [edges[:, 5], edges[:, 4]], dim=1
-        )  # pixel -> t is cut on the source's side
+        # Pixel -> t is cut on the source's side, s -> pixel on the sink's.
+        order = [5, 4] if config.foreground_side == "source" else [4, 5]
+        sides = edges[:, order]
         foreground = torch.softmax(sides / temperature.foreground, dim=1)[:, :1]
         masks = torch.softmax(
             torch.cat([1 - foreground, foreground * objects], dim=1) / temperature.combined, dim=1
@@ -56,62 +61,73 @@ class PlainSlots(nn.Module):
         slots = self.slot_heads(features, masks)
         decoded = self.decoder(slots.reshape(batch * config.num_slots, -1))
         decoded = decoded.reshape(batch, config.num_slots, 4, config.image_size, config.image_size)
-        colors, alpha = torch.tanh(decoded[:, :, :3]), torch.softmax(decoded[:, :, 3:], dim=1)
+        colors, opacity = decoded[:, :, :3], decoded[:, :, 3:]
+        if config.color.steps:
+            colors = colors + self.color(slots)[:, :, :, None, None]
+        if config.window.kind == "slot":
+            opacity = opacity + self.log_windows(slots)
+        if config.composition == "cut":
+            prior = torch.log(masks + config.mask_floor)
+            prior = nn.functional.interpolate(prior, scale_factor=2, mode="bilinear")
+            opacity = opacity + prior[:, :, None]
+        colors, alpha = torch.tanh(colors), torch.softmax(opacity, dim=1)
         return {
             "masks": masks,
             "alpha": alpha[:, :, 0],
             "reconstruction": (alpha * colors).sum(dim=1),
         }
 
+    def log_windows(self, slots: Tensor) -> Tensor:
+        """A Gaussian around a center for every slot but the first, `(batch, k, 1, H, W)`."""
+        size, options = self.config.image_size, self.config.window
+        line = torch.linspace(0, 1, size, dtype=slots.dtype)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        values = self.window(slots)[..., None, None]
+        row, column = torch.sigmoid(3 * values[:, :, 0]), torch.sigmoid(3 * values[:, :, 1])
+        share = torch.sigmoid(values[:, :, 2] + 1)
+        deviation = options.smallest + (options.largest - options.smallest) * share
+        distance = (y - row) ** 2 + (x - column) ** 2
+        windows = values[:, :, 3] + 2 - distance / (2 * deviation**2)
+        windows = torch.cat([torch.zeros_like(windows[:, :1]), windows[:, 1:]], dim=1)
+        return windows[:, :, None]
+
 
 def build(config: Config) -> PlainSlots:
     """The plain model with the weights of a new model of `config`."""
     weights = min_cut_slots.MinCutSlots(config).state_dict()
     model = PlainSlots(config)
+    weights.pop("detail._extra_state", None)  # the number of steps
     model.load_state_dict(weights)
     return model
 
 
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
 def _encoder(config: EncoderConfig) -> nn.Sequential:
+    stem, size = config.stem_channels, config.channels
+    kernel, pad = config.kernel, config.kernel // 2
     if config.kind == "resnet":
-        stem = config.stem_channels
-        return nn.Sequential(
-            nn.Conv2d(3, stem, config.kernel, stride=2, padding=config.kernel // 2, bias=False),
-            nn.BatchNorm2d(stem),
-            nn.ReLU(),
-            *[
-                Block(stem if block == 0 else config.channels, config.channels)
-                for block in range(config.num_layers)
-            ],
-        )
-    layers: list[nn.Module] = []
-    for layer in range(config.num_layers):
-        inputs, stride = (3, 2) if layer == 0 else (config.channels, 1)
-        layers += [
-            nn.Conv2d(
-                inputs, config.channels, config.kernel, stride=stride, padding=config.kernel // 2
-            ),
-            nn.ReLU(),
-        ]
+        first = nn.Conv2d(3, stem, kernel, stride=2, padding=pad, bias=False)
+        blocks = [Block(size if block else stem, size) for block in range(config.num_layers)]
+        return nn.Sequential(first, nn.BatchNorm2d(stem), nn.ReLU(), *blocks)
+    layers: list[nn.Module] = [nn.Conv2d(3, size, kernel, stride=2, padding=pad), nn.ReLU()]
+    for _ in range(config.num_layers - 1):
+        layers += [nn.Conv2d(size, size, kernel, padding=pad), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
 class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = (
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.conv2, self.norm2 = (
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-            )
+            project = nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(project, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norm1(self.conv1(x)))
@@ -134,9 +150,12 @@ class Weights(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for layer in range(config.num_layers - 1):
-            inputs = channels if layer == 0 else config.hidden
+            inputs, dilation = channels if layer == 0 else config.hidden, 1
+            if config.dilated:
+                dilation = 2**layer
+            pad = dilation * (config.kernel // 2)
             layers += [
-                nn.Conv2d(inputs, config.hidden, config.kernel, padding=config.kernel // 2),
+                nn.Conv2d(inputs, config.hidden, config.kernel, padding=pad, dilation=dilation),
                 nn.LeakyReLU(),
             ]
         if config.norm:
@@ -153,11 +172,12 @@ class Heads(nn.Module):
     def __init__(self, config: SlotsConfig, channels: int) -> None:
         super().__init__()
         hidden, size = config.hidden, config.size
+        after = config.hidden if config.hidden_after is None else config.hidden_after
         self.norm = nn.LayerNorm(channels)
         self.before = nn.Linear(channels, config.num_heads * hidden)
         self.project = nn.ModuleList(nn.Linear(hidden, size) for _ in range(config.num_heads))
         self.after = nn.ModuleList(
-            nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size))
+            nn.Sequential(nn.Linear(size, after), nn.ReLU(), nn.Linear(after, size))
             for _ in range(config.num_heads)
         )
 
@@ -165,14 +185,11 @@ class Heads(nn.Module):
         """Per head an MLP on pixels, means under the masks, an MLP; plus the first head's means."""
         x = self.norm(features.flatten(2).transpose(1, 2))
         hidden = torch.relu(self.before(x)).chunk(len(self.project), dim=-1)
-        masks = masks.flatten(2)
-        slots = [
-            torch.bmm(masks, head(part)) / masks.shape[-1]
-            for head, part in zip(self.project, hidden, strict=True)
-        ]
-        total = slots[0]
-        for mlp, slot in zip(self.after, slots, strict=True):
-            total = total + mlp(slot)
+        masks, total = masks.flatten(2), torch.zeros(())
+        parts = zip(self.project, hidden, self.after, strict=True)
+        for head, (project, part, mlp) in enumerate(parts):
+            slot = torch.bmm(masks, project(part)) / masks.shape[-1]
+            total = total + mlp(slot) + (0 if head else slot)
         return total
 
 
@@ -181,26 +198,19 @@ class Decoder(nn.Module):
         super().__init__()
         self.start = config.start
         self.position = Position(slot_size, config.start)
+        size, kernel, pad = config.channels, config.kernel, config.kernel // 2
         layers: list[nn.Module] = []
-        inputs, pad, side = slot_size, config.kernel // 2, config.start
+        inputs, side = slot_size, config.start
         while side < image_size:
-            layers += [
-                nn.ConvTranspose2d(
-                    inputs, config.channels, config.kernel, stride=2, padding=pad, output_padding=1
-                ),
-                nn.LeakyReLU(),
-            ]
-            inputs, side = config.channels, 2 * side
+            layers.append(nn.ConvTranspose2d(inputs, size, kernel, 2, pad, output_padding=1))
+            layers.append(nn.LeakyReLU())
+            inputs, side = size, 2 * side
         for _ in range(config.num_refine):
-            layers += [
-                nn.Conv2d(inputs, config.channels, config.kernel, padding=pad),
-                nn.LeakyReLU(),
-            ]
-            inputs = config.channels
+            layers += [nn.Conv2d(inputs, size, kernel, padding=pad), nn.LeakyReLU()]
+            inputs = size
         self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, 4, 3, padding=1))
 
     def forward(self, slots: Tensor) -> Tensor:
         """`(n, size)` to `(n, 4, H, W)`: colours before tanh and opacity."""
-        return self.layers(
-            self.position(slots[:, :, None, None].repeat(1, 1, self.start, self.start))
-        )
+        grid = slots[:, :, None, None].repeat(1, 1, self.start, self.start)
+        return self.layers(self.position(grid))

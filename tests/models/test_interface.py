@@ -20,14 +20,8 @@ from cutslots.train.export import save_model
 
 SMALL = [name for name in PRESETS if preset(name).model.image_size <= 32]
 STILL = [name for name in SMALL if not hasattr(preset(name).model, "frames")]
-SHORT = (
-    "batch_size=4",
-    "train.steps=6",
-    "log_every=2",
-    "eval_every=3",
-    "eval_images=4",
-    "checkpoint_every=2",
-)
+SHORT = ("batch_size=4", "train.steps=6", "log_every=2", "eval_every=3", "eval_images=4")
+SHORT += ("checkpoint_every=2",)
 
 
 def overridden(config: RunConfig, *assignments: str) -> RunConfig:
@@ -68,7 +62,7 @@ def images(config) -> torch.Tensor:
 
 def test_folder_is_the_registry_and_every_model_has_a_small_preset():
     assert set(models.names()) == {preset(name).model_name for name in SMALL}
-    assert models.load("min_cut_slots").Config() == preset("paper-clevr").model
+    assert models.load("slot_attention").Config() == preset("slot-attention-clevr").model
     with pytest.raises(InputError, match="mincut_slots.*'min_cut_slots'"):
         models.load("mincut_slots")
 

@@ -91,8 +91,6 @@ def test_each_decoded_frame_depends_on_both_frames_and_the_matching(model, image
     assert outputs.assignment.grad.abs().max() > 0
 
 
-def test_options_and_the_papers_preset():
+def test_the_papers_preset():
     config = preset("paper-movi").model
     assert (config.image_size, config.num_slots, config.frames, config.distance) == (128, 8, 2, 1)
-    changed = options.override(preset("small-video"), "matching.gamma=0.25")
-    assert changed.model.build().pairing.matching.gamma == 0.25

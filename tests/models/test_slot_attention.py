@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from cutslots.models.slot_attention import AttentionConfig, SlotAttention, SlotSampler
-from cutslots.nn.noise import drawn
 from cutslots.train.config import preset
 
 
@@ -76,22 +75,12 @@ def test_initial_slots_are_random_in_training_and_fixed_in_evaluation():
     assert not torch.equal(sampler(1)[0, 0], sampler(1)[0, 1])
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-def test_only_fresh_numbers_advance_the_global_generator(fresh):
-    state = torch.get_rng_state()
-    drawn(torch.rand, 2, 3, fresh=fresh, device=torch.device("cpu"))
-    assert torch.equal(torch.get_rng_state(), state) == (not fresh)
-
-
 @pytest.mark.parametrize("suffix", ["-clevr", "-clevrtex", "-small"])
 def test_presets_differ_from_ours_in_the_grouping_alone(suffix):
     ours = preset("small" if suffix == "-small" else f"paper{suffix}").model
     theirs = preset(f"slot-attention{suffix}").model
     for part in ("image_size", "num_slots", "encoder", "decoder"):
         assert getattr(theirs, part) == getattr(ours, part)
-    decoders = [config.build().decoder.state_dict() for config in (theirs, ours)]
-    shapes = [{name: value.shape for name, value in state.items()} for state in decoders]
-    assert shapes[0] == shapes[1]
 
 
 def test_published_sizes_and_schedule():

@@ -1,12 +1,11 @@
 """Comparison of sweeps over one setting, from a real store."""
 
-import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from cutslots.__main__ import main
+from cutslots.cli import main
 from cutslots.errors import InputError
 from cutslots.report.plots import write_comparison
 
@@ -61,16 +60,11 @@ def use_home(own_home, home, monkeypatch):
     monkeypatch.setenv("CUTSLOTS_HOME", str(home))
 
 
-def rows(path: Path) -> list[list[str]]:
-    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-def test_means_over_seeds_are_side_by_side(tmp_path):
+def test_means_over_seeds_are_side_by_side(tmp_path, cells):
     table, figure = write_comparison(["one", "two"], "cut.reach", tmp_path)
-    lines = rows(table)
+    lines = cells(table.read_text())
     assert lines[0] == ["cut.reach", "one", "two"]
-    assert lines[2:5] == [
+    assert lines[1:4] == [
         ["0.7", "0.050 ± 0.071 (2)", "0.550 ± 0.071 (2)"],
         ["10", "0.150 ± 0.071 (2)", "0.650 ± 0.071 (2)"],
         ["slot_attention", "0.900 (1)", "-"],
@@ -83,10 +77,11 @@ def test_means_over_seeds_are_side_by_side(tmp_path):
     assert (table.read_bytes(), figure.read_bytes()) == before
 
 
-def test_sweeps_on_one_dataset_have_their_own_columns(tmp_path):
-    lines = rows(write_comparison(["a", "b"], "cut.reach", tmp_path)[0])
+def test_sweeps_on_one_dataset_have_their_own_columns(tmp_path, cells):
+    table, _ = write_comparison(["a", "b"], "cut.reach", tmp_path)
+    lines = cells(table.read_text())
     assert lines[0] == ["cut.reach", "a", "b"]
-    assert [line[:2] for line in lines[2:6]] == [
+    assert [line[:2] for line in lines[1:5]] == [
         ["0", "0.500 (1)"],
         ["1", "0.600 (1)"],
         ["slot_attention, size=32", "0.000 (1)"],
@@ -111,13 +106,10 @@ def test_what_cannot_be_compared(sweeps, setting, message, tmp_path):
 
 
 def test_the_command_writes_comparison_and_reports(tmp_path, capsys):
-    main(["report", "one", "two", "--out", str(tmp_path), "--compare", "cut.reach"])
-    assert re.search(r"compare-cut\.reach\.png", capsys.readouterr().out)
-    assert (tmp_path / "one" / "index.html").exists()
-
-
-def test_a_refused_comparison_writes_no_report(tmp_path, capsys):
-    out = tmp_path / "out"
-    assert main(["report", "one", "two", "--out", str(out), "--compare", "nonsense"]) == 2
+    command = ["report", "one", "two", "--out", str(tmp_path / "out"), "--compare"]
+    assert main([*command, "nonsense"]) == 2
     assert capsys.readouterr().out == ""
-    assert not out.exists()
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "cut.reach"]) == 0
+    assert "compare-cut.reach.png" in capsys.readouterr().out
+    assert (tmp_path / "out" / "one" / "index.html").exists()

@@ -25,8 +25,7 @@ def noise(*shape: int) -> torch.Tensor:
 @pytest.fixture
 def clips() -> Clips:
     """Two clips of 7 frames, 16 x 16: noise with moving squares; masks are one frame late."""
-    images = noise(2, 7, 3, 16, 16)
-    true = torch.zeros(2, 7, 16, 16, dtype=torch.long)
+    images, true = noise(2, 7, 3, 16, 16), torch.zeros(2, 7, 16, 16, dtype=torch.long)
     for time in range(7):
         true[0, time, 2:6, time : time + 4] = 1
         true[:, time, 8:14, 9 - time : 14 - time] = 5
@@ -70,10 +69,8 @@ def test_an_animation_has_every_frame_in_constant_colours(clips, tmp_path):
 
 def test_a_static_clip_keeps_its_frames(clips, tmp_path):
     """Pillow merges equal frames; the frame's number keeps them distinct."""
-    first = [0] * 7
-    outputs = clips.outputs
-    outputs.masks, outputs.reconstruction = outputs.masks[:, first], clips.images[:, first]
-    static = Clips(clips.images[:, first], clips.true[:, first], outputs)
+    still = SimpleNamespace(masks=clips.true[:, [0] * 7], reconstruction=clips.images[:, [0] * 7])
+    static = Clips(clips.images[:, [0] * 7], clips.true[:, [0] * 7], still)
     clip_animation(static, tmp_path / "static.gif", tile=TILE)
     images = frames(tmp_path / "static.gif")
     assert len(images) == 7
@@ -127,16 +124,9 @@ def test_a_mask_file_contains_the_labels():
     np.testing.assert_array_equal(colors, PALETTE[labels % len(PALETTE)])  # more slots than colours
 
 
-@pytest.mark.parametrize(
-    ("size", "side"), [(32, 256), (128, 256), (48, 240), (200, 200), (512, 512)]
-)
-def test_panels_are_multiples_of_the_mask(size, side):
-    assert figures.tile_side(size) == side
-
-
 def test_an_overlay_has_colours_inside_and_lines_between():
-    labels = np.zeros((4, 4), np.uint8)
-    labels[:, 2:] = 1
+    assert [figures.tile_side(size) for size in (32, 48, 200, 512)] == [256, 240, 200, 512]
+    labels = np.repeat([[0, 0, 1, 1]], 4, axis=0).astype(np.uint8)
     image = np.full((40, 40, 3), 100, np.uint8)
     drawn = np.asarray(figures.overlay(image, labels, np.full((4, 4, 3), 7, np.uint8)))
     assert drawn.shape == (40, 3 * 40 + 2 * GAP, 3)

@@ -6,15 +6,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from optuna import create_study
 from optuna.distributions import FloatDistribution, distribution_to_json
 from PIL import Image
 
 from cutslots.errors import InputError
-from cutslots.report import sweep as sweep_module
-from cutslots.report.importance import analysis
+from cutslots.report.importance import Analysis, analysis
 from cutslots.report.pages import write_report
 from cutslots.report.published import records
-from cutslots.report.sweep import runs_csv, sections, sweep_names, sweep_runs
+from cutslots.report.scored_run import sweep_names
+from cutslots.report.sweep import runs_csv, sections, sweep_runs
 from cutslots.tracking import import_records
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -105,15 +106,15 @@ def ids(home, monkeypatch) -> dict[str, str]:
 
 def test_configurations_are_means_over_seeds_best_first(ids):
     sweep = sweep_runs("gammas")
-    assert [c.name for c in sweep.configurations] == ["gamma 0.5", "gamma 0.1", "gamma 1"]
+    assert [c.label for c in sweep.configurations] == ["gamma 0.5", "gamma 0.1", "gamma 1"]
     best, second, last = sweep.configurations
-    assert [trial.run.run_id for trial in best.trials] == [ids["b0"], ids["b1"]]
+    assert [trial.run_id for trial in best.trials] == [ids["b0"], ids["b1"]]
     assert best.mean(VAL, "ari_fg") == pytest.approx(0.8)
     assert second.mean(VAL, "mse") == pytest.approx(100.0)
     assert (len(last.trials), last.num_others) == (1, 1)
     assert [sweep.value(trial) for trial in sweep.ranked] == [0.9, 0.8, 0.7, 0.6, 0.3]
     # Without the failed attempt whose configuration was finished later.
-    assert [trial.run.run_id for trial in sweep.unfinished] == [ids["c1"], ids["d0"]]
+    assert [trial.run_id for trial in sweep.unfinished] == [ids["c1"], ids["d0"]]
     assert sweep.splits == [VAL, CAMO]
 
 
@@ -140,16 +141,13 @@ def test_tables_have_all_numbers_with_their_origin(ids):
 
 def test_published_rows_are_marked_and_not_ranked(ids):
     val, camo, _ = sections(sweep_runs("gammas"))
-    assert {row[0] for row in val.published} == {"-"}
-    names = [row[1] for row in val.published]
-    assert names[:3] == [
-        "published: Large AKOrN [a]",
-        "published: min-cut slots, the authors' checkpoint [b]",
-        "published: min-cut slots (the paper) [c]",
+    assert [row[:3] for row in val.published[:4]] == [
+        ["-", "published: ISA-TS [a]", "0.929"],
+        ["-", "published: Large AKOrN [b]", "0.885 +- 0.009"],
+        ["-", "published: min-cut slots, the authors' checkpoint [c]", "0.8025"],
+        ["-", "published: min-cut slots (the paper) [d]", "0.802"],
     ]
-    assert val.published[0][2] == "0.885 +- 0.009"
-    assert val.published[2][2:4] == ["0.802", "207"]
-    assert any(note.startswith("[c] Pervez et al. 2023, Table 1. Protocol: ") for note in val.notes)
+    assert any(note.startswith("[d] Pervez et al. 2023, Table 1. Protocol: ") for note in val.notes)
     assert "split val, published on test; 100 images, published on at least 5,000" in val.notes[-1]
     assert "split" not in camo.notes[-1]
 
@@ -160,13 +158,10 @@ def test_the_report_is_complete_and_the_same_twice(ids, tmp_path):
     assert [path.name for path in sorted(first.iterdir())] == names
     for name in names:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    before = (first / "index.html").read_bytes()
-    assert write_report("gammas", tmp_path / "a") == first
-    assert (first / "index.html").read_bytes() == before
     table = (first / "table.md").read_text()
     assert "# Sweep gammas\n" in table
     assert "Trials: 1 failed, 5 finished, 1 pruned. 1 more" in table
-    assert f"MLflow run {sweep_runs('gammas').parents[0].run_id}" in table
+    assert f"MLflow run {sweep_runs('gammas').parent.run_id}" in table
     assert "**0.8000 ± 0.1414**" in table
     assert "loss is nan at step 12 / worker" in table
     assert re.search(r"10 finished runs with different scores; there are 5\.", table)
@@ -186,21 +181,19 @@ def test_runs_csv_has_a_line_per_run(ids):
     assert "model.image_size" not in best  # equal in all runs
 
 
-def test_the_figure_shows_scenes_of_the_best_run(ids, tmp_path):
-    folder = write_report("scenes", tmp_path)
+@pytest.mark.parametrize(
+    ("sweep", "size", "color", "origin"),
+    [
+        ("scenes", (300, 120), (255, 255, 0), "ARI-FG 0.7000, gamma 0.3, seed 0"),
+        ("gammas", (200, 80), (0, 128, 0), "ARI-FG 0.9000, gamma 0.5, seed 0"),
+    ],
+    ids=["scenes by score", "older runs: their last figure"],
+)
+def test_the_figure_is_of_the_best_run(sweep, size, color, origin, ids, tmp_path):
+    folder = write_report(sweep, tmp_path)
     image = Image.open(folder / "figure.png")
-    assert image.size == (300, 40 + 120)
-    assert image.getpixel((150, 100)) == (255, 255, 0)
-    caption = "Best run: ARI-FG 0.7000, gamma 0.3, seed 0, run hash hash-0.3-0, commit 0123456789ab"
-    assert caption in (folder / "index.html").read_text()
-
-
-def test_without_logged_scenes_it_shows_the_best_and_the_worst_run(ids, tmp_path):
-    folder = write_report("gammas", tmp_path)
-    image = Image.open(folder / "figure.png")
-    assert image.size == (200, 2 * (40 + 80))  # the median run has no figure
-    assert image.getpixel((100, 80)) == (0, 128, 0)
-    assert image.getpixel((100, 200)) == (255, 0, 0)
+    assert (image.size, image.getpixel((150, 50))) == (size, color)
+    assert f"Best run: {origin}, run hash hash-" in (folder / "index.html").read_text()
 
 
 class Page(HTMLParser):
@@ -227,9 +220,8 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_no_other_files_and_escapes_text(ids, tmp_path, monkeypatch):
-    shares = {"model.cut.gamma": 0.75, "<b>": 0.25}
-    monkeypatch.setattr("cutslots.report.importance.importance", lambda study: shares)
-    monkeypatch.setattr("cutslots.report.importance._varies", lambda trials, name: False)
+    results = Analysis({"model.cut.gamma": 0.75, "<b>": 0.25}, "", create_study(), [])
+    monkeypatch.setattr("cutslots.report.pages.analysis", lambda sweep: results)
     folder = write_report("gammas", tmp_path)
     text = (folder / "index.html").read_text()
     page = Page(text)
@@ -251,17 +243,6 @@ def test_slices_are_of_the_search_space(ids):
     ]  # fmt: skip
     assert analysis(sweep_runs("scenes")).varied == ["model.cut.gamma"]
     assert analysis(sweep_runs("lone")).varied == []
-
-
-def test_a_long_table_is_cut_on_the_page_only(ids, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_module, "ROWS_SHOWN", 1)
-    folder = write_report("gammas", tmp_path)
-    text = (folder / "index.html").read_text()
-    cells = Page(text).cells
-    assert {"gamma 0.5", "gamma 0.1"} <= set(cells)  # gamma 0.1 has the best MSE
-    assert "0.3000" not in cells
-    assert "Not shown: 1" in text
-    assert "0.3000" in (folder / "table.md").read_text()
 
 
 def test_a_report_without_figures_removes_an_earlier_one(ids, tmp_path):

@@ -1,4 +1,4 @@
-"""References to models and runs, and what is known of a model."""
+"""References to models and runs, and the provenance of a model."""
 
 import json
 import shutil
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from fixtures_runs import train_tiny_run
 
+from cutslots import data
 from cutslots.cli import main
+from cutslots.data.sources import scenes
 from cutslots.errors import InputError
 from cutslots.files import home
-from cutslots.runs.lookup import find_model, find_run_dir, stored_run
+from cutslots.runs.lookup import find_model, stored_run
 from cutslots.runs.provenance import log_scores, origin
 from cutslots.tracking import default_uri, fetch_model, find_runs, register
 from cutslots.train import checkpoint, load_model, predict
@@ -60,7 +62,7 @@ def test_references_to_a_local_model(
         assert find_model(reference) == best
     assert find_model(str(run_dir / "model")) == run_dir / "model"
     for reference in ("first", str(run_dir), run_id):
-        assert find_run_dir(reference) == stored_run(reference)[0] == run_dir
+        assert stored_run(reference)[0] == run_dir
     (tmp_path / "first").mkdir()  # a folder of images, for example
     monkeypatch.chdir(tmp_path)
     assert find_model("first") == best
@@ -70,24 +72,16 @@ def test_references_to_a_local_model(
 
 def test_references_to_a_model_in_mlflow(made: Path, run_id: str) -> None:
     expected = masks(find_model("first"))
-    in_run = (f"runs:/{run_id}", f"runs:/{run_id}/model")
-    for reference in (CHAMPION, "models:/cutslots-scenes/1", *in_run):
-        folder = find_model(reference)
+    registered = (CHAMPION, "models:/cutslots-scenes/1", f"runs:/{run_id}", f"runs:/{run_id}/model")
+    folders = [find_model(reference) for reference in registered]
+    shutil.move(made / "runs" / "first", made / "away")  # the id of its run means a download
+    folders.append(find_model(run_id))
+    shutil.move(made / "away", made / "runs" / "first")
+    for folder in folders:
         assert folder.is_relative_to(home() / "cache")
         files = sorted(path.name for path in folder.iterdir())
         assert files == ["config.json", "fetched.json", "weights.safetensors"]
         np.testing.assert_array_equal(masks(folder), expected)
-
-
-def test_model_of_a_run_in_another_folder_is_downloaded(made: Path, run_id: str) -> None:
-    expected = masks(find_model("first"))
-    shutil.move(made / "runs" / "first", made / "away")
-    try:
-        folder = find_model(run_id)
-        assert folder.is_relative_to(home() / "cache")
-        np.testing.assert_array_equal(masks(folder), expected)
-    finally:
-        shutil.move(made / "away", made / "runs" / "first")
 
 
 def test_origin(made: Path, run_id: str, tmp_path: Path) -> None:
@@ -108,7 +102,7 @@ def test_origin(made: Path, run_id: str, tmp_path: Path) -> None:
     exported = origin(made / "runs" / "first" / "model")
     assert exported["signature"] == facts["signature"]
     assert list(exported["scores"]) == ["validation"]
-    # A checkpoint outside a run knows only its training, another one not the best scores.
+    # A checkpoint outside a run knows only its training, and its scores if it is the best.
     shutil.copyfile(best, tmp_path / "lone.pt")
     assert set(origin(tmp_path / "lone.pt")) == {"signature", "step", "data_digest", "scores"}
     other = tmp_path / "other.pt"
@@ -116,9 +110,8 @@ def test_origin(made: Path, run_id: str, tmp_path: Path) -> None:
     assert origin(other)["scores"] == {}
 
 
-def test_scores_of_a_downloaded_model_are_added_to_its_run(run_id: str) -> None:
+def test_scores_of_a_downloaded_model_are_added_to_its_run() -> None:
     log_scores(find_model(CHAMPION), "elsewhere", "test", {"ari_fg": 0.75})
-    log_scores(find_model(f"runs:/{run_id}"), "elsewhere", "val", {"ari_fg": 0.5}, partial=True)
     (run,) = find_runs()
     added = {name: value for name, value in run.metrics.items() if name.startswith("elsewhere")}
     assert added == {"elsewhere/test/ari_fg": 0.75}
@@ -172,3 +165,16 @@ def test_models_without_files_or_store(
     monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path / "new"))
     with pytest.raises(InputError, match="sqlite:.* does not exist"):
         find_model("models:/foreign/1")
+
+
+@pytest.mark.slow
+def test_run_on_a_uri_is_resumed_without_the_cached_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUTSLOTS_HOME", str(tmp_path / "home"))
+    uri = f"file://{tmp_path}/dataset"
+    data.prepare("scenes", None, tmp_path / "dataset", scenes.Options(count=50, size=32))
+    train_tiny_run("far", "--data", uri, steps=1)
+    assert json.loads((home() / "runs/far/run.json").read_text())["data"] == uri
+    shutil.rmtree(home() / "cache", ignore_errors=True)
+    assert main(["train", "scenes", "--resume", "far", "--steps", "2"]) == 0

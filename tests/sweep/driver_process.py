@@ -36,16 +36,17 @@ class DriverProcess:
         self, home: Path, data: Path, file: str = "tiny.py", env: dict[str, str] | None = None
     ) -> None:
         self.home, self.data, self.file, self.env = home, data, FILES / file, env or {}
-        self.folder = home / "sweeps" / self.file.stem
-        self.log = home / "driver.txt"
+        self.folder, self.log = home / "sweeps" / self.file.stem, home / "driver.txt"
+        self.uri = self.env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
         self.process: subprocess.Popen[bytes]
 
     def start(self, *arguments: str) -> None:
         """Start a driver in a new process group, as a shell does."""
         env = {**os.environ, **self.env, "CUTSLOTS_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(self.file), "--data", str(self.data), *arguments]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(self.file), "--data", str(self.data), *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -71,52 +72,41 @@ class DriverProcess:
         self.process.kill()
         self.process.wait()
 
-    def wait_for_processes(self) -> None:
-        """Wait until all its processes have ended."""
-        self.wait(lambda: not self.processes(), "an end of all of its processes")
-
     def wait(self, condition: Callable[[], T | None], what: str) -> T:
         """Wait until `condition` is true and return its value; fails if the driver ends before."""
-        until = time.monotonic() + PATIENCE
-        lived = self.process.poll() is None
+        deadline, lived = time.monotonic() + PATIENCE, self.process.poll() is None
         while True:
             ended = lived and self.process.poll() is not None
-            found = condition()
-            if found:
-                return found
+            if value := condition():
+                return value
             assert not ended, f"{what}: the driver ended\n{self.output()}"
-            assert time.monotonic() < until, (
-                f"{what}: not so after {PATIENCE:.0f} s\n{self.output()}"
-            )
+            assert time.monotonic() < deadline, f"{what}: not in time\n{self.output()}"
             time.sleep(0.02)
 
-    def output(self, lines: int = 60) -> str:
+    def wait_for_processes(self) -> None:
+        """Wait until all its processes have ended."""
+        self.wait(lambda: not self.processes(), "the end of all its processes")
+
+    def output(self) -> str:
         """The end of all output, for the report of a failed test."""
         texts = [self.log, self.folder / "ray.txt", *self.home.glob("runs/*/log.txt")]
-        shown = {
-            path: path.read_text(errors="replace").splitlines()[-lines:]
-            for path in texts
-            if path.exists()
-        }
-        return "\n".join(f"--- {path}\n" + "\n".join(found) for path, found in shown.items())
+        ends = {path: path.read_text(errors="replace")[-6000:] for path in texts if path.exists()}
+        return "\n".join(f"--- {path}\n{end}" for path, end in ends.items())
 
     def processes(self) -> list[psutil.Process]:
         """The living processes of this sweep and of its Ray: they inherit the environment."""
-        return [
-            each for each in psutil.process_iter() if each.pid != os.getpid() and self._mine(each)
-        ]
-
-    def _mine(self, process: psutil.Process) -> bool:
-        try:
-            return (
-                process.environ().get("CUTSLOTS_HOME") == str(self.home)
-                and process.status() != psutil.STATUS_ZOMBIE
-            )
-        except psutil.Error:
-            return False
+        living = []
+        for process in psutil.process_iter():
+            try:
+                home = process.environ().get("CUTSLOTS_HOME")
+                if home == str(self.home) and process.status() != psutil.STATUS_ZOMBIE:
+                    living.append(process)
+            except psutil.Error:
+                pass
+        return [process for process in living if process.pid != os.getpid()]
 
     def kill_rest(self) -> None:
-        """Kill all processes that are left."""
+        """Kill all remaining processes."""
         for process in self.processes():
             process.kill()
         if hasattr(self, "process"):
@@ -126,45 +116,50 @@ class DriverProcess:
 
     def runs(self) -> list[Path]:
         """The folders of the trials' runs that have begun, oldest first."""
-        begun = {
-            path.parent: opening(path.parent) for path in self.home.glob("runs/*/journal.jsonl")
-        }
-        return sorted(
-            (run for run, opened in begun.items() if opened),
-            key=lambda run: (begun[run] or {})["time"],
-        )
+        paths = self.home.glob("runs/*/journal.jsonl")
+        openings = {path.parent: opening(path.parent) for path in paths}
+        times = {run: opened["time"] for run, opened in openings.items() if opened}
+        return sorted(times, key=lambda run: times[run])
 
     def run_of(self, label: str) -> Path:
-        """The folder of the run of the trial of that name, as soon as it has begun."""
+        """The folder of the run of a trial, as soon as it has begun."""
 
         def labels() -> dict[str, Path]:
-            return {
-                event["values"].get("label"): run
-                for run in self.runs()
-                for event in events(run)
-                if event["kind"] == "tags"
-            }
+            tags = [(e["values"], run) for run in self.runs() for e in events(run) if "values" in e]
+            return {values["label"]: run for values, run in tags if "label" in values}
 
         return self.wait(lambda: labels().get(label), f"trial {label!r}")
 
     def trainer(self, run: Path) -> psutil.Process:
-        """The process that trains in `run`, which holds its journal open."""
-        return next(each for each in self.processes() if _opened(each, run / "journal.jsonl"))
+        """The process that trains in `run`, which has its journal open."""
+
+        def trains(process: psutil.Process) -> bool:
+            try:
+                return any(Path(file.path).parent == run for file in process.open_files())
+            except psutil.Error:
+                return False
+
+        return next(filter(trains, self.processes()))
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes of Ray Train's workers."""
+        return [p for p in self.processes() if "RayTrainWorker" in " ".join(p.cmdline())]
 
     def finished(self) -> list[Path]:
         """The folders of the finished runs."""
         return [run for run in self.runs() if status(run) == "FINISHED"]
 
-    def between_checkpoints(self, step: int, end: int = 200) -> Path | None:
+    def between_checkpoints(self, step: int = 40, end: int = 200) -> Path | None:
         """A run with steps after its last checkpoint, at `step` or later, and not near its end."""
+        steps = {run: (newest_step(run), last_step(run)) for run in self.runs()}
         return next(
-            (run for run in self.runs() if end - 20 > last_step(run) > newest_step(run) >= step),
-            None,
+            (run for run, (saved, last) in steps.items() if end - 20 > last > saved >= step), None
         )
 
-    def workers(self) -> list[psutil.Process]:
-        """The processes of Ray Train's workers."""
-        return [each for each in self.processes() if "RayTrainWorker" in " ".join(each.cmdline())]
+    def start_past_checkpoints(self, *arguments: str, end: int = 200) -> Path:
+        """Start a driver and wait for a run between its checkpoints, which is returned."""
+        self.start(*arguments)
+        return self.wait(lambda: self.between_checkpoints(end=end), "a run past its checkpoints")
 
     def study(self) -> list[optuna.trial.FrozenTrial]:
         """The trials in the study's file."""
@@ -173,40 +168,23 @@ class DriverProcess:
 
     def records(self) -> list[dict[str, Any]]:
         """The sweep's table, by number of the trial."""
-        found = json.loads((self.folder / "trials.json").read_text())
-        return sorted(found, key=lambda each: each["number"])
+        records = json.loads((self.folder / "trials.json").read_text())
+        return sorted(records, key=lambda record: record["number"])
 
     # MLflow
 
-    @property
-    def uri(self) -> str:
-        """The tracking store."""
-        return self.env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
-
     def parent(self) -> FoundRun:
         """The sweep's own run, of which there is one."""
-        (found,) = find_runs(
+        (run,) = find_runs(
             f"tags.sweep = '{self.folder.name}' and tags.kind = 'sweep'", tracking_uri=self.uri
         )
-        return found
+        return run
 
     def children(self) -> list[FoundRun]:
         """The trials' runs in MLflow, by number of the trial."""
-        found = children(self.parent().run_id, self.uri)
-        return sorted(found, key=lambda run: int(run.tags[f"sweep.{self.folder.name}"]))
+        runs = children(self.parent().run_id, self.uri)
+        return sorted(runs, key=lambda run: int(run.tags[f"sweep.{self.folder.name}"]))
 
-
-def _opened(process: psutil.Process, path: Path) -> bool:
-    try:
-        return any(Path(each.path) == path for each in process.open_files())
-    except psutil.Error:
-        return False
-
-
-def in_shared_memory() -> set[str]:
-    """Names of Ray and torch in shared memory."""
-    return {
-        name
-        for name in os.listdir("/dev/shm")
-        if name.startswith(("plasma", "ray", "torch", "sem.", "psm_"))
-    }
+    def states(self) -> list[tuple[str, str]]:
+        """The status and the tag `state` of the sweep's run and of its trials' runs."""
+        return [(run.status, run.tags["state"]) for run in (self.parent(), *self.children())]

@@ -14,29 +14,17 @@ from cutslots.files import home
 from cutslots.runs.lookup import runs_dir
 from cutslots.sweep import Baseline, Sweep, choice, loguniform
 from cutslots.sweep.cli import find_or_make, main, parse
-from cutslots.sweep.run import COMPLETE
-from cutslots.sweep.study import PlannedTrial, Study
+from cutslots.sweep.driver import COMPLETE
+from cutslots.sweep.study import Study
 from cutslots.tracking import events
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
     path.stem for path in (ROOT / "sweeps").glob("*.py") if "SWEEP = " in path.read_text()
 )
-TINY = (
-    "model.image_size=16",
-    "train.steps=4",
-    "train.eval_every=2",
-    "train.eval_images=8",
-    "batch_size=4",
-)
+TRAIN = ("train.steps=4", "train.eval_every=2", "train.eval_images=8", "batch_size=4")
+TINY = ("model.image_size=16", *TRAIN)
 CPU = ("--gpus-per-trial", "0")
-
-
-def following(study: Study) -> PlannedTrial:
-    """The next trial, which must exist."""
-    planned = study.next()
-    assert planned is not None
-    return planned
 
 
 @pytest.fixture
@@ -64,34 +52,35 @@ def scenes() -> Path:
     return out
 
 
+@pytest.fixture
+def study(sweep: Sweep) -> Study:
+    """The study of the sweep, with one finished and one failed trial."""
+    study = Study(sweep, home() / "sweeps" / "ask")
+    for state in ("finished", "failed"):
+        trial = study.next()
+        assert trial is not None
+        study.end(trial.number, state, {"ari_fg": 0.5})
+    return study
+
+
 def test_dry_run_starts_and_writes_nothing(sweep, capsys):
     assert main(sweep, arguments=["--dry-run", *CPU]) == 0
     output = capsys.readouterr().out
     for part in ("model.cut.gamma", "3 | 4", "known", "cut.gamma=0.2", "3 trials by tpe"):
         assert part in output
-    for part in (
-        "5 trials in all",
-        "0.1 to 1.0, logarithmic",
-        "data: not prepared",
-        "nowhere",
-        "1 CPU",
-    ):
+    for part in ("5 trials in all", "0.1 to 1.0, logarithmic", "not prepared", "nowhere", "1 CPU"):
         assert part in output
     assert not home().exists() or not list(home().iterdir())
 
 
-def test_dry_run_shows_progress(sweep, capsys):
-    folder = home() / "sweeps" / "ask"
-    study = Study(sweep, folder)
-    study.end(following(study).number, "finished", {"ari_fg": 0.5})
-    study.end(following(study).number, "failed", {})
-    before = (folder / "study.log").read_bytes()
+def test_dry_run_shows_progress(sweep, study, capsys):
+    before = (home() / "sweeps/ask/study.log").read_bytes()
     more = ["--trials", "9", "--workers-per-trial", "2", "--gpus-per-trial", "1"]
     assert main(sweep, arguments=["--dry-run", *more]) == 0
     output = capsys.readouterr().out
     for part in ("1 finished, 1 failed", "11 trials in all", "2 workers with 2 CPU, 1 GPU"):
         assert part in output
-    assert (folder / "study.log").read_bytes() == before
+    assert (home() / "sweeps/ask/study.log").read_bytes() == before
     storage = "mysql://me:secret@nowhere/study"
     assert main(sweep, arguments=["--dry-run", *CPU, "--storage", storage]) == 0
     output = capsys.readouterr().out
@@ -106,8 +95,6 @@ def test_options_of_all_trials_apply_to_baselines(sweep, capsys):
     assert "7 steps" in captured.out
     assert f"slot-attention-small {' '.join(TINY)} train.steps=7," in captured.out
     assert "cut.beta=2 does not apply to baseline" in captured.err
-    assert main(sweep, arguments=["--dry-run", "--set", "train.steps=many"]) == 2
-    assert "does not apply" not in capsys.readouterr().err
 
 
 def test_seeds_are_words_or_repeated_options():
@@ -121,37 +108,33 @@ def test_seeds_are_words_or_repeated_options():
 @pytest.mark.parametrize("name", FILES)
 def test_every_sweep_file_is_valid(name):
     """Checks the whole space and all baselines."""
-    command = [sys.executable, f"sweeps/{name}.py", "--dry-run", *CPU]
     for smoke in ((), ("--smoke",)):
-        done = subprocess.run(
-            [*command, *smoke], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
+        command = [sys.executable, f"sweeps/{name}.py", "--dry-run", *CPU, *smoke]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert "trials in all" in done.stdout
     text = (ROOT / "sweeps" / f"{name}.py").read_text()
-    assert 20 <= len(text.splitlines()) <= 55
-    for part in ("Cost:", "Expected", f"python sweeps/{name}.py"):
-        assert part in text
+    assert all(part in text for part in ("Cost:", "Expected", f"python sweeps/{name}.py"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--set", "cut.gama=1"], "cut.gamma"),
+        (["--set", "train.steps=many"], "train.steps"),
         (["--trials", "-1"], "trials must be at least 0, got -1"),
         (["--seeds", "1", "1"], "seeds"),
         (["--retries", "-1"], "--retries"),
-        (["--concurrent", "0"], "--concurrent"),
         (["--gpus-per-trial", "1.5"], "--gpus-per-trial"),
         (["--workers-per-trial", "2", "--gpus-per-trial", "0.5"], "--gpus-per-trial"),
-        (["--workers-per-trial", "0"], "--workers-per-trial"),
         (["--cpus-per-trial", "0", *CPU], "--cpus-per-trial"),
+        (["--workers-per-trial", "3", *CPU], "--workers-per-trial must divide"),
         (["--name", "a/b"], "a/b"),
         (["--data", "nowhere"], "nowhere"),
         (["--trails", "2"], "--trials"),
         (["--debug-trial", "7"], "--debug-trial 7"),
-        (["--debug-trial", "somebody"], "somebody"),
-        (["--workers-per-trial", "3", *CPU], "--workers-per-trial must divide"),
+        (["--debug-trial", "knwon"], "known"),
+        (["--only", "aks"], "ask"),
     ],
 )
 def test_errors_are_one_line_with_status_2(sweep, scenes, arguments, message, capsys):
@@ -167,25 +150,19 @@ def test_file_with_several_sweeps(sweep, capsys):
     assert capsys.readouterr().out.count("trials in all") == 2
     assert main(*both, arguments=["--dry-run", *CPU, "--only", "more"]) == 0
     assert capsys.readouterr().out.startswith("sweep more:")
-    assert main(*both, arguments=["--only", "mroe"]) == 2
-    assert "more" in capsys.readouterr().err
     for option in ("--name", "--data", "--debug-trial", "--storage"):
         assert main(*both, arguments=[option, "0"]) == 2
         assert option in capsys.readouterr().err
 
 
-def test_sweep_is_resumed_only_on_request(sweep, scenes, capsys):
-    study = Study(sweep, home() / "sweeps" / "ask")
-    study.end(following(study).number, "finished", {"ari_fg": 0.5})
+def test_sweep_is_resumed_only_on_request_and_prints_its_table_when_finished(
+    sweep, scenes, study, capsys
+):
     assert main(sweep, arguments=CPU) == 2
     errors = capsys.readouterr().err
     assert all(part in errors for part in ("1 finished", "--resume", "--name"))
-
-
-def test_finished_sweep_prints_its_table(sweep, scenes, capsys):
-    study = Study(sweep, home() / "sweeps" / "ask")
-    while planned := study.next():
-        study.end(planned.number, "finished", {"ari_fg": 0.5})
+    while trial := study.next():
+        study.end(trial.number, "finished", {"ari_fg": 0.5})
     study.optuna.set_user_attr(COMPLETE, True)
     (home() / "sweeps" / "ask" / "table.md").write_text("# Sweep ask\n\n| the table |\n")
     assert main(sweep, arguments=CPU) == 0
@@ -198,33 +175,34 @@ def test_finished_sweep_prints_its_table(sweep, scenes, capsys):
         ("cut.gamma=0.7, num_slots=3", 0.7, "min_cut_slots"),
         ("known", 0.2, "min_cut_slots"),
         ("baseline", None, "slot_attention"),
-        ("2", "trial", "min_cut_slots"),
+        ("2", None, "min_cut_slots"),
     ],
 )
-def test_debug_trial_runs_in_this_process(sweep, scenes, reference, gamma, model, monkeypatch):
-    study = Study(sweep, home() / "sweeps" / "ask")
-    planned = [following(study) for _ in range(3)][2]
+def test_debug_trial_runs_in_this_process(sweep, scenes, study, reference, gamma, model):
+    if reference == "2":
+        trial = study.next()
+        assert trial is not None
+        gamma = trial.config.model.cut.gamma
     before = study.counts()
-    monkeypatch.delitem(sys.modules, "cutslots.sweep.ray_backend", raising=False)
+    sys.modules.pop("cutslots.sweep.ray_backend", None)
     assert main(sweep, arguments=["--debug-trial", reference]) == 0
     assert "cutslots.sweep.ray_backend" not in sys.modules
     (run_dir,) = runs_dir().glob("debug-*")
     config = json.loads((run_dir / "config.json").read_text())
     assert config["model_name"] == model
-    if gamma is not None:
-        expected = planned.config.model.cut.gamma if gamma == "trial" else gamma
-        assert config["model"]["cut"]["gamma"] == expected
+    assert gamma is None or config["model"]["cut"]["gamma"] == gamma
     statuses = [event["status"] for event in events(run_dir) if event["kind"] == "status"]
     assert statuses[-1] == "FINISHED"
-    assert Study(sweep, home() / "sweeps" / "ask").counts() == before
-    assert main(sweep, arguments=["--debug-trial", run_dir.name]) == 0
-    assert len(list(runs_dir().glob("debug-*"))) == 2, "a second run starts from the beginning"
+    assert study.counts() == before
+    if reference == "known":
+        assert main(sweep, arguments=["--debug-trial", reference]) == 0
+        assert len(list(runs_dir().glob("debug-*"))) == 2, "a second run starts again"
 
 
 def test_dataset_with_other_options_is_refused(sweep, scenes):
     assert find_or_make(sweep, None) == scenes
     other = replace(sweep, dataset_options={**sweep.dataset_options, "style": "textured"})
-    with pytest.raises(InputError, match="style is plain.* textured.*--data"):
+    with pytest.raises(InputError, match="'style': 'plain'.*'textured'.*--data"):
         find_or_make(other, None)
     assert find_or_make(other, str(scenes)) == scenes
 
@@ -240,8 +218,7 @@ def test_scenes_are_generated_and_other_datasets_requested(sweep):
         find_or_make(video, None, smoke=True)
 
 
-def test_smoke_test_of_a_grid_is_two_trials(tmp_path):
+def test_smoke_test_of_a_grid_is_two_trials():
     space = {"cut.gamma": choice(0.1, 0.5, 1.0), "num_slots": choice(3, 4)}
     sweep = Sweep("g", "scenes", "small", space, search="grid")
-    assert Study(sweep, tmp_path / "whole").total == 6
-    assert Study(sweep.smoke(), tmp_path / "smoke").total == 2
+    assert (sweep.total, sweep.smoke().total) == (6, 2)

@@ -5,43 +5,59 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from mlflow_stores import FAST, client, kill
+from mlflow_stores import client, kill
 
-from cutslots.tracking import RunLog
+from cutslots.tracking import RunLog, package_model, uploader
+from cutslots.train import config, export
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """Logs are delivered at once."""
+    monkeypatch.setattr(uploader, "PAUSES", (0.2, 0.5))
+    monkeypatch.setattr(uploader, "GATHER_SECONDS", 0.05)
 
 
 @pytest.fixture
-def home(
-    copy_database: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def home(copy_database, tmp_path, monkeypatch):
     """A home folder with an empty database."""
     monkeypatch.setenv("CUTSLOTS_HOME", str(copy_database(tmp_path / "home")))
     return tmp_path / "home"
 
 
 @pytest.fixture
-def store(home: Path) -> Any:
+def store(home):
     """MLflow's client of the database in `home`."""
     return client(home)
 
 
 @pytest.fixture
-def open_log(home: Path, tmp_path: Path) -> Callable[..., RunLog]:
-    """Opens a log that is delivered at once; the folder names the run."""
+def open_log(home, tmp_path, monkeypatch):
+    """Opens a log, of the store `uri` if given; the folder names the run."""
 
-    def open_log(name: str = "run", **options: Any) -> RunLog:
-        return RunLog(tmp_path / name, **{"experiment": "e", "run_name": name, **FAST, **options})
+    def open_log(name="run", uri=None, **options):
+        with monkeypatch.context() as patch:
+            if uri:
+                patch.setenv("MLFLOW_TRACKING_URI", uri)
+            return RunLog(tmp_path / name, experiment="e", run_name=name, **options)
 
     return open_log
 
 
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """An exported model; `mlflow` beside it is the model as MLflow stores it."""
+    folder = tmp_path_factory.mktemp("exported") / "export"
+    settings = config.small()
+    export.save_model(settings.model.build().state_dict(), settings, folder)
+    package_model(folder, folder.with_name("mlflow"), size=32)
+    return folder
+
+
 @pytest.fixture
-def use_store() -> Iterator[Callable[[str], None]]:
+def use_store():
     """Sets the store of MLflow's own functions until the test ends; they keep it in os.environ."""
     import mlflow
 
@@ -52,7 +68,7 @@ def use_store() -> Iterator[Callable[[str], None]]:
 
 
 @pytest.fixture
-def start_server(tmp_path: Path, home: Path) -> Iterator[Callable[[], Any]]:
+def start_server(tmp_path, home):
     """Starts an MLflow server, always on the same port and store; `uri` of the process is its."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,14 +81,14 @@ def start_server(tmp_path: Path, home: Path) -> Iterator[Callable[[], Any]]:
     command += f" --artifacts-destination {folder}/artifacts"
     # The processes for jobs take longer to start than the server.
     env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    processes: list[Any] = []
+    processes = []
 
-    def start() -> Any:
+    def start():
         with open(folder / "log", "ab") as log:
-            process: Any = subprocess.Popen(
+            process = subprocess.Popen(
                 command.split(), stdout=log, stderr=log, cwd=folder, env=env, start_new_session=True
             )
-        process.uri = f"http://127.0.0.1:{port}"
+        process.uri = f"http://127.0.0.1:{port}"  # pyright: ignore
         processes.append(process)
         return process
 

@@ -3,42 +3,24 @@
 import math
 import sqlite3
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from mlflow_stores import client, kill, wait_for_server
 
-from cutslots.tracking import (
-    Registered,
-    RunLog,
-    children,
-    finished_run,
-    package_model,
-    ready,
-    register,
-    tag_runs,
-)
-from cutslots.train import config, export
+from cutslots.tracking import children, fetch_model, ready, register
 
 
 @pytest.mark.slow
-def test_server_dies_and_returns(
-    start_server: Callable[[], Any],
-    tmp_path: Path,
-    open_log: Callable[..., RunLog],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_server_dies_and_returns(start_server, tmp_path, open_log, capfd):
     first = start_server()
     uri = first.uri
     wait_for_server(uri)
-    messages: list[str] = []
-    log = open_log(tracking_uri=uri, say=messages.append)
+    messages = []
+    log = open_log(uri=uri, say=messages.append)
     worst, step = 0.0, 0
 
-    def train_until(condition: Callable[[], Any], seconds: float) -> None:
+    def train_until(condition, seconds):
         nonlocal worst, step
         end = time.monotonic() + seconds
         while not condition():
@@ -80,43 +62,28 @@ def test_server_dies_and_returns(
 
 
 @pytest.mark.slow
-def test_sweep_on_a_server(
-    start_server: Callable[[], Any],
-    tmp_path: Path,
-    make_run: Callable[..., str],
-    use_store: Callable[[str], None],
-) -> None:
+def test_sweep_on_a_server(start_server, tmp_path, make_run, exported, use_store, monkeypatch):
     import mlflow.pyfunc
 
-    settings = config.small()
-    export.save_model(settings.model.build().state_dict(), settings, tmp_path / "export")
-    folder = package_model(tmp_path / "export", tmp_path / "packaged", size=32)
     uri = start_server().uri
+    use_store(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     wait_for_server(uri)
-    ready(uri)
-    parent = make_run(tmp_path / "sweep", tracking_uri=uri)
-    for number in range(3):
+    ready()
+    parent = make_run(tmp_path / "sweep")
+    for number in range(2):
         make_run(
             tmp_path / f"trial {number}",
-            tags={"signature": f"s{number}", "state": "finished"},
             metrics={"best/ari_fg": number / 10},
-            artifacts={"model": folder},
+            artifacts={"model": exported.with_name("mlflow")},
             parent=parent,
-            tracking_uri=uri,
         )
-    trials = children(parent, uri)
-    assert [run.name for run in trials] == ["trial 2", "trial 1", "trial 0"]
-    assert trials[0].metrics == {"best/ari_fg": 0.2}
-    assert finished_run("s1", uri) == trials[1]
-    ranks = {run.run_id: {"rank": rank} for rank, run in enumerate(trials, 1)}
-    assert tag_runs(ranks | {"0" * 32: {"rank": 4}}, uri) == 1
-    assert [run.tags["rank"] for run in children(parent, uri)] == ["1", "2", "3"]
-    for trial, value, expected in ((1, 0.1, (1, True)), (2, 0.0, (2, False)), (0, 0.2, (3, True))):
-        run_id = trials[trial].run_id
-        registered = register("cutslots-e", run_id, "ari_fg", value, tracking_uri=uri)
-        assert registered == Registered(*expected)
-    use_store(uri)
-    masks = mlflow.pyfunc.load_model("models:/cutslots-e@champion").predict(
-        np.zeros((2, 32, 32, 3), np.uint8)
-    )
-    assert masks.shape == (2, 32, 32)
+    trials = children(parent)
+    assert [run.name for run in trials] == ["trial 1", "trial 0"]
+    assert trials[0].metrics == {"best/ari_fg": 0.1}
+    for trial, expected in ((trials[1], (1, True)), (trials[0], (2, True))):
+        value = trial.metrics["best/ari_fg"]
+        assert register("cutslots-e", trial.run_id, "ari_fg", value) == expected
+    assert (fetch_model("models:/cutslots-e@champion") / "fetched.json").is_file()
+    loaded = mlflow.pyfunc.load_model("models:/cutslots-e@champion")
+    assert loaded.predict(np.zeros((2, 32, 32, 3), np.uint8)).shape == (2, 32, 32)

@@ -28,10 +28,10 @@ def other_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clips_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small MOVi-A: 5 training and 4 validation clips of 5 frames, 32 x 32."""
     sys.path.append(str(Path(__file__).parents[1] / "data"))
-    from movi_files import write_folder
+    from raw_files import write_movi
 
     root = tmp_path_factory.mktemp("clips")
-    write_folder(root / "raw")
+    write_movi(root / "raw")
     prepare("movi_a", root / "raw", root / "prepared", sources.load("movi_a").Options(size=32))
     return root / "prepared"
 

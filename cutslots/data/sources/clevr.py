@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from cutslots.data import tfrecord
-from cutslots.data.preprocess import Preprocessing, bilinear_without_antialias
+from cutslots.data.images import Preprocessing, bilinear_without_antialias
 from cutslots.data.record import Ranges, Scene
 from cutslots.data.source import Source, naming
 from cutslots.errors import InputError, listed
@@ -43,7 +42,6 @@ WORDS = {
     "material": ("none", "rubber", "metal"),
     "color": ("none", "gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"),
 }
-Features = dict[str, tfrecord.Feature]
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,12 @@ class Options(Preprocessing):
         None, "keep scenes of at most so many objects; 6 is CLEVR6", low=1, high=10
     )
 
+    def check(self) -> None:
+        """Raise InputError for a crop with a protocol that has its own."""
+        if self.protocol == "slot-attention" and self.crop != Preprocessing.crop:
+            problem = "crop must be unset with protocol slot-attention, which has its own"
+            raise InputError(f"{problem}, got {self.crop}. Leave crop out.")
+
     def window(self, height: int, width: int) -> tuple[slice, slice]:
         """The rows and columns that the protocol's crop keeps."""
         if self.protocol == "slot-attention":
@@ -67,10 +71,10 @@ class Options(Preprocessing):
 
     def resize(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The cropped image and mask at `size`; masks by nearest neighbor in both protocols."""
-        if self.protocol == "benchmark":
-            return super().resize(image, mask)
-        small = Image.fromarray(mask).resize((self.size, self.size), Image.Resampling.NEAREST)
-        return bilinear_without_antialias(image, self.size), np.asarray(small)
+        small, small_mask = super().resize(image, mask)
+        if self.protocol == "slot-attention":
+            small = bilinear_without_antialias(image, self.size)
+        return small, small_mask
 
 
 class Item(NamedTuple):
@@ -80,6 +84,9 @@ class Item(NamedTuple):
     number: int
     payload: bytes
 
+    def __str__(self) -> str:
+        return f"{self.file}, record {self.number}"
+
 
 class Clevr(Source):
     """CLEVR with masks (DeepMind): one TFRecord file of 100,000 scenes of up to 10 objects."""
@@ -87,13 +94,8 @@ class Clevr(Source):
     Options = Options
 
     def find(self) -> None:
-        """Find the one raw file."""
-        assert self.raw is not None, "NEEDS_RAW"
-        if self.options.protocol == "slot-attention" and self.options.crop != Preprocessing.crop:
-            problem = "crop must be unset with protocol slot-attention, which has its own"
-            raise InputError(f"{problem}, got {self.options.crop}. Leave crop out.")
         self.file = self.raw
-        if not self.raw.is_file:
+        if self.raw.kind != "file":
             files = [file for file, _ in self.raw.files()]
             tables = [file for file in files if file.name.endswith(".tfrecords")]
             if len(tables) != 1:
@@ -112,50 +114,40 @@ class Clevr(Source):
         return SLOT_ATTENTION_SCENES if limited else None
 
     def describe(self, splits: Ranges) -> dict[str, Any]:
-        """Name and size of the raw file, and its fingerprint."""
         size = self.file.filesystem.size(self.file.path)
         fingerprint = tfrecord.fingerprint(self.file)
         return {"files": {self.file.name: size}, "fingerprint": fingerprint}
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
         """One pass over the file, up to the last record that is needed."""
+        most = self.options.max_objects
         limits = {name: self.limit(name) or math.inf for name in splits}
         # With a maximum of objects, the finished scenes are found by counting from the start.
-        kept = dict(done) if self.options.max_objects is None else dict.fromkeys(splits, 0)
+        kept = dict(done) if most is None else dict.fromkeys(splits, 0)
         firsts = {name: start + kept[name] for name, (start, _) in splits.items()}
+        ends = {name: math.inf if stop is None else stop for name, (_, stop) in splits.items()}
         for number, payload in tfrecord.records(self.file, start=min(firsts.values())):
             self.num_records = number + 1
-            ranges = (
-                (name, range(start, stop or number + 1)) for name, (start, stop) in splits.items()
-            )
-            name = next((name for name, numbers in ranges if number in numbers), None)
-            if (
-                payload is not None
-                and name
-                and number >= firsts[name]
-                and kept[name] < limits[name]
-            ):
-                item = Item(str(self.file), number, payload)
-                if self.options.max_objects is None or _count(item) <= self.options.max_objects:
-                    kept[name] += 1
-                    if kept[name] > done[name]:
-                        yield name, item
-            if all(
-                kept[name] >= limits[name] or (stop is not None and number + 1 >= stop)
-                for name, (_, stop) in splits.items()
-            ):
+            for name in splits:
+                wanted = firsts[name] <= number < ends[name] and kept[name] < limits[name]
+                if wanted and payload is not None:
+                    item = Item(str(self.file), number, payload)
+                    if most is None or _count(item) <= most:
+                        kept[name] += 1
+                        if kept[name] > done[name]:
+                            yield name, item
+            if all(kept[name] >= limits[name] or number + 1 >= ends[name] for name in splits):
                 self.num_records = max(number + 1, *(stop or 0 for _, stop in splits.values()))
                 return
 
     @staticmethod
     def decode(item: Item, options: Any) -> Scene:
-        """The scene of a record."""
-        with naming(f"{item.file}, record {item.number}"):
-            features = tfrecord.example(item.payload)
+        with naming(item):
+            example = tfrecord.Example(item.payload)
             window = options.window(HEIGHT, WIDTH)
-            image = _elements(features, "image", HEIGHT, WIDTH, 3)[window]
-            masks = _elements(features, "mask", ENTITIES, HEIGHT, WIDTH)[:, *window]
-            objects = _objects(features)
+            image = example.single_bytes("image", HEIGHT, WIDTH, 3)[window]
+            masks = example.single_bytes("mask", ENTITIES, HEIGHT, WIDTH)[:, *window]
+            objects = _objects(example)
             ids = _instance_ids(np.ascontiguousarray(masks))
             if ids.max() > len(objects):
                 described = f"the record describes {len(objects)} objects"
@@ -166,9 +158,8 @@ class Clevr(Source):
 
 def _count(item: Item) -> int:
     """The number of objects of a record; decodes nothing else."""
-    with naming(f"{item.file}, record {item.number}"):
-        visible = _floats(tfrecord.example(item.payload), "visibility") > 0.5
-        return int(visible[1:].sum())
+    with naming(item):
+        return int((_floats(tfrecord.Example(item.payload), "visibility") > 0.5)[1:].sum())
 
 
 def _instance_ids(masks: np.ndarray) -> np.ndarray:
@@ -191,41 +182,25 @@ def _instance_ids(masks: np.ndarray) -> np.ndarray:
     return ids
 
 
-def _feature(features: Features, name: str, kind: str) -> tfrecord.Feature:
-    return tfrecord.feature(features, name, kind, "CLEVR with masks")
-
-
-def _elements(features: Features, name: str, *shape: int) -> np.ndarray:
-    """The uint8 array of a feature with one string for every element."""
-    payload = _feature(features, name, "bytes").payload
-    with naming(f"feature {name!r}"):
-        return tfrecord.one_byte_elements(payload, math.prod(shape)).reshape(shape)
-
-
-def _floats(features: Features, name: str, *shape: int) -> np.ndarray:
-    """The float32 array of a feature, by default (11,)."""
-    shape = shape or (ENTITIES,)
-    values = _feature(features, name, "float").floats()
-    if len(values) != math.prod(shape):
-        count = math.prod(shape)
+def _floats(example: tfrecord.Example, name: str, *shape: int) -> np.ndarray:
+    """The float32 array of a feature with a row of this shape for every entity."""
+    values, count = example.floats(name), ENTITIES * math.prod(shape)
+    if len(values) != count:
         raise InputError(f"feature {name!r} must have {count} elements, got {len(values)}.")
-    if not np.isfinite(values).all():
-        raise InputError(f"feature {name!r} has a value that is not finite.")
-    return values.reshape(shape)
+    return values.reshape(ENTITIES, *shape)
 
 
-def _objects(features: Features) -> tuple[dict[str, Any], ...]:
+def _objects(example: tfrecord.Example) -> tuple[dict[str, Any], ...]:
     """The objects up to the last visible one, codes as words; entity 0 is the background."""
-    visible = np.flatnonzero(_floats(features, "visibility") > 0.5)
+    visible = np.flatnonzero(_floats(example, "visibility") > 0.5)
     last = int(visible[-1]) if len(visible) else 0
-    codes = {name: _elements(features, name, ENTITIES) for name in WORDS}
+    codes = {name: example.single_bytes(name, ENTITIES) for name in WORDS}
     for name, words in WORDS.items():
         if codes[name].max() >= len(words):
             limit = f"the maximum is {len(words) - 1}"
             raise InputError(f"feature {name!r} has code {codes[name].max()}; {limit}.")
-    position = np.stack([_floats(features, axis) for axis in "xyz"], axis=1)
-    pixel = _floats(features, "pixel_coords", ENTITIES, 3)
-    rotation = _floats(features, "rotation")
+    position = np.stack([_floats(example, axis) for axis in "xyz"], axis=1)
+    pixel, rotation = _floats(example, "pixel_coords", 3), _floats(example, "rotation")
     return tuple(
         {
             **{name: words[codes[name][entity]] for name, words in WORDS.items()},

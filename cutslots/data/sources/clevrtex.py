@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cutslots.data import images
+from cutslots.data.images import Preprocessing
 from cutslots.data.locate import Location
-from cutslots.data.preprocess import Preprocessing
 from cutslots.data.record import Ranges, Scene
 from cutslots.data.source import Source, naming
 from cutslots.errors import InputError, listed
@@ -44,10 +44,12 @@ class Options(Preprocessing):
 
 
 class Item(NamedTuple):
-    """The number of a scene and its files: image, ids and metadata."""
+    """A scene and its files."""
 
-    number: int
-    files: tuple[Location, Location, Location]
+    name: str
+    image: Location
+    ids: Location
+    metadata: Location
 
 
 class ClevrTex(Source):
@@ -56,10 +58,8 @@ class ClevrTex(Source):
     Options = Options
 
     def find(self) -> None:
-        """Find all files of the variant, three for every number."""
-        assert self.raw is not None, "NEEDS_RAW"
         raw, variant = self.raw, self.options.variant
-        if raw.is_file:
+        if raw.kind == "file":
             raise InputError(f"raw {raw} is a file. Give the folder of the unpacked archives.")
         files: dict[str, dict[str, Location]] = defaultdict(dict)  # by variant and name
         for file, _ in raw.files(recursive=True):
@@ -74,10 +74,9 @@ class ClevrTex(Source):
             raise InputError(f"raw {raw} {problem} Give another variant or folder.")
         self.num_records = 1 + max(int(match[2]) for name in own if (match := NAME.match(name)))
         stems = [f"CLEVRTEX_{variant}_{number:06d}" for number in range(self.num_records)]
-        names = [[f"{stem}{kind}" for kind in KINDS] for stem in stems]
-        if missing := [name for triple in names for name in triple if name not in own]:
+        if missing := [stem + kind for stem in stems for kind in KINDS if stem + kind not in own]:
             raise InputError(f"raw {raw} lacks {listed(missing, 5)}. Unpack the archives again.")
-        self.files = [(own[image], own[ids], own[text]) for image, ids, text in names]
+        self.items = [Item._make([s.lower(), *(own[s + kind] for kind in KINDS)]) for s in stems]
 
     def splits(self) -> Ranges:
         """The benchmark's tenths: test, val, and the rest is train; outd is only for testing."""
@@ -92,37 +91,34 @@ class ClevrTex(Source):
 
     def describe(self, splits: Ranges) -> dict[str, Any]:
         """The number of images, and a fingerprint of the metadata of the first and the last."""
-        files = [triple[2] for triple in (self.files[0], self.files[-1])]
-        texts = [file.read() for file in files]
-        for file, text in zip(files, texts, strict=True):
-            with naming(file):
+        digest = hashlib.sha256()
+        for item in (self.items[0], self.items[-1]):
+            text = item.metadata.read()
+            with naming(item.metadata):
                 _objects(text, self.options.variant)  # damaged, its fingerprint would change later
-        fingerprint = hashlib.sha256(b"".join(texts)).hexdigest()[:8]
-        return {"images": self.num_records, "fingerprint": fingerprint}
+            digest.update(text)
+        return {"images": self.num_records, "fingerprint": digest.hexdigest()[:8]}
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
         """The files of every scene; `decode` reads them."""
-        for name, number in self.indices(splits, done):
-            yield name, Item(number, self.files[number])
+        for name, number in super().records(splits, done):
+            yield name, self.items[number]
 
     @staticmethod
     def decode(item: Item, options: Any) -> Scene:
-        """The scene of three files."""
-        image_file, ids_file, metadata_file = item.files
-        with naming(image_file):
-            image = images.rgb(image_file.read())
-        with naming(metadata_file):
-            objects = _objects(metadata_file.read(), options.variant)
-        with naming(ids_file):
-            ids = images.ids(ids_file.read())
+        with naming(item.image):
+            image = images.rgb(item.image.read())
+        with naming(item.metadata):
+            objects = _objects(item.metadata.read(), options.variant)
+        with naming(item.ids):
+            ids = images.ids(item.ids.read())
             if ids.shape != image.shape[:2]:
                 raise InputError(f"the size is {ids.shape}, that of its image {image.shape[:2]}.")
             if ids.max() > len(objects):
-                described = f"{metadata_file.name} describes {len(objects)} objects"
+                described = f"{item.metadata.name} describes {len(objects)} objects"
                 raise InputError(f"it has id {ids.max()}, but {described}.")
-        name = f"clevrtex_{options.variant}_{item.number:06d}"
         image, ids = options.apply(image, ids)
-        return Scene(name, image, ids, objects)
+        return Scene(item.name, image, ids, objects)
 
 
 def _objects(text: bytes, variant: str) -> tuple[dict[str, Any], ...]:

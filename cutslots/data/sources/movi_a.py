@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cutslots.data import images, tfrecord
+from cutslots.data.images import Preprocessing
 from cutslots.data.locate import Location
-from cutslots.data.preprocess import Preprocessing
 from cutslots.data.record import Ranges, Scene
 from cutslots.data.source import Source, naming
 from cutslots.errors import InputError, listed
@@ -58,30 +58,29 @@ class MoviA(Source):
     """MOVi-A (Kubric): clips of 24 frames of up to 10 falling objects, from TensorFlow Datasets."""
 
     def find(self) -> None:
-        """Find the folder with dataset_info.json, and read the names of its files and labels."""
-        assert self.raw is not None, "NEEDS_RAW"
         raw = self.raw
-        if raw.is_file:
+        if raw.kind == "file":
             raise InputError(f"raw {raw} is a file. Give the folder with {INFO} in it.")
-        folders = [file.parent for file, _ in raw.files(recursive=True) if file.name == INFO]
+        paths = [file.path for file, _ in raw.files(recursive=True) if file.name == INFO]
+        folders = [Location(raw.filesystem, path.rpartition("/")[0]) for path in paths]
         if len(folders) != 1:
             names = listed(list(map(str, folders))) or "none"
+            problem = f"raw {raw} must contain one folder with {INFO}, got {names}"
             remedy = "Give the one that TensorFlow Datasets wrote, such as 128x128/1.0.0."
-            raise InputError(
-                f"raw {raw} must contain one folder with {INFO}, got {names}. {remedy}"
-            )
+            raise InputError(f"{problem}. {remedy}")
         folder = folders[0]
         self.sizes = {file.name: size for file, size in folder.files()}
         with naming(folder / INFO):
-            self.files = _files(folder, self._text(folder / INFO))
+            self.files = _files(folder)
         self.labels = {}
         for name in LABELS:
-            with naming(file := folder / f"instances-{name}_label.labels.txt"):
-                self.labels[name] = self._text(file).split()
+            file = folder / f"instances-{name}_label.labels.txt"
+            if file.name not in self.sizes:
+                raise InputError(f"{file} is missing. Fetch it again.")
+            self.labels[name] = file.read().decode().split()
         self.num_records = sum(file.count for file in self.files)
 
     def splits(self) -> Ranges:
-        """The published splits."""
         ranges: Ranges = {}
         for file in self.files:
             start, _ = ranges.get(file.split, (file.start, None))
@@ -100,23 +99,31 @@ class MoviA(Source):
         }
 
     def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, Item]]:
-        """The records of every range, file by file."""
         for name, (start, stop) in splits.items():
             begin = start + done[name]
             for file in (file for file in self.files if file.overlaps(begin, stop)):
+                first = max(begin - file.start, 0)
                 end = file.count if stop is None else min(stop - file.start, file.count)
-                for number, payload in _clips(file, max(begin - file.start, 0), end):
-                    id = f"movi_a_{file.split}_{file.first + number:06d}"
-                    yield name, Item(f"{file.location}, record {number}", id, payload, self.labels)
+                count = 0
+                for number, payload in tfrecord.records(file.location, first):
+                    count = number + 1
+                    if payload is not None and number < end:
+                        id = f"movi_a_{file.split}_{file.first + number:06d}"
+                        record = f"{file.location}, record {number}"
+                        yield name, Item(record, id, payload, self.labels)
+                    if count > end or count == end < file.count:
+                        break
+                if count != end:
+                    problem = f"does not contain the {file.count} records listed in {INFO}"
+                    raise InputError(f"{file.location} {problem}. Fetch the file again.")
 
     @staticmethod
     def decode(item: Item, options: Preprocessing) -> Scene:
-        """The clip of a record."""
         with naming(item.name):
-            features = tfrecord.example(item.payload)
-            objects = _objects(features, item.labels)
-            video = _frames(features, "video", images.rgb)
-            ids = _frames(features, "segmentations", images.ids)
+            example = tfrecord.Example(item.payload)
+            objects = _objects(example, item.labels)
+            video = _frames(example, "video", images.rgb)
+            ids = _frames(example, "segmentations", images.ids)
             if ids.shape != video.shape[:3]:
                 raise InputError(f"segmentations must be {video.shape[:3]}, got {ids.shape}.")
             if ids.max() > len(objects):
@@ -124,32 +131,12 @@ class MoviA(Source):
                 raise InputError(f"segmentations has id {ids.max()}, but {described}.")
         return Scene(item.id, *options.apply(video, ids), objects)
 
-    def _text(self, file: Location) -> str:
-        if file.name not in self.sizes:
-            raise InputError("it is missing. Fetch it again: TensorFlow Datasets writes it.")
-        return file.read().decode()
 
-
-def _clips(file: File, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """The records `start` to `stop` - 1; at the end of the file their number is checked."""
-    number = -1
-    for number, payload in tfrecord.records(file.location, start):
-        if number >= stop:
-            break
-        if payload is not None:
-            yield number, payload
-        if number + 1 == stop < file.count:
-            return
-    if number + 1 != file.count:
-        problem = f"does not contain the {file.count} records listed in {INFO}"
-        raise InputError(f"{file.location} {problem}. Fetch the file again.")
-
-
-def _files(folder: Location, text: str) -> list[File]:
+def _files(folder: Location) -> list[File]:
     """The files that `dataset_info.json` names, in its order."""
     files, total = [], 0
     try:
-        info = json.loads(text)
+        info = json.loads((folder / INFO).read())
         for split in info["splits"]:
             name, lengths, first = split["name"], list(map(int, split["shardLengths"])), 0
             template = split.get("filepathTemplate") or FILE_NAME
@@ -170,16 +157,12 @@ def _files(folder: Location, text: str) -> list[File]:
     return files
 
 
-def _feature(features: dict[str, tfrecord.Feature], name: str, kind: str) -> tfrecord.Feature:
-    return tfrecord.feature(features, name, kind, "MOVi-A")
-
-
 def _frames(
-    features: dict[str, tfrecord.Feature], name: str, decoder: Callable[[memoryview], np.ndarray]
+    example: tfrecord.Example, name: str, decoder: Callable[[memoryview], np.ndarray]
 ) -> np.ndarray:
     """The frames of a feature: uint8 (T, h, w) and channels."""
     frames = []
-    for time, data in enumerate(_feature(features, name, "bytes").bytes()):
+    for time, data in enumerate(example.bytes(name)):
         with naming(f"{name}, frame {time}"):
             frames.append(decoder(data))
             if frames[-1].shape != frames[0].shape:
@@ -189,21 +172,17 @@ def _frames(
     return np.stack(frames)
 
 
-def _objects(
-    features: dict[str, tfrecord.Feature], labels: dict[str, list[str]]
-) -> tuple[dict[str, Any], ...]:
+def _objects(example: tfrecord.Example, labels: dict[str, list[str]]) -> tuple[dict[str, Any], ...]:
     """What is constant over a clip, for every instance."""
     columns: dict[str, list[Any]] = {}
     for name, words in labels.items():
-        codes = _feature(features, f"instances/{name}_label", "int64").ints()
+        codes = example.ints(f"instances/{name}_label")
         if len(codes) and not 0 <= codes.min() <= codes.max() < len(words):
             limit = f"must have codes below {len(words)}"
             raise InputError(f"instances/{name}_label {limit}, got {codes.tolist()}.")
         columns[name] = [words[code] for code in codes]
     for name in NUMBERS:
-        values = _feature(features, f"instances/{name}", "float").floats()
-        if not np.isfinite(values).all():
-            raise InputError(f"instances/{name} has a value that is not finite.")
+        values = example.floats(f"instances/{name}")
         columns[name] = [round(float(value), 4) for value in values]
     counts = {name: len(column) for name, column in columns.items()}
     if len(set(counts.values())) != 1:

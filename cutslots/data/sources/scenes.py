@@ -6,7 +6,6 @@ three for every scene. A scene is a pure function of (seed, index, options).
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +55,12 @@ class Options:
     min_objects: int = option(2, "fewest objects in a scene", low=1, high=10)
     max_objects: int = option(3, "most objects in a scene", low=1, high=10)
 
+    def check(self) -> None:
+        """Raise InputError for an empty range of objects."""
+        if self.min_objects > self.max_objects:
+            maximum = f"max_objects {self.max_objects}"
+            raise InputError(f"min_objects must be at most {maximum}, got {self.min_objects}.")
+
 
 class Scenes(Source):
     """Built-in scenes of cubes, spheres and cylinders in the style of CLEVR; needs no raw data."""
@@ -64,14 +69,9 @@ class Scenes(Source):
     Options = Options
 
     def find(self) -> None:
-        """Check the options."""
-        low, high = self.options.min_objects, self.options.max_objects
-        if low > high:
-            raise InputError(f"min_objects must be at most max_objects {high}, got {low}.")
         self.num_records = self.options.count
 
     def splits(self) -> Ranges:
-        """The first tenth is test and the second val."""
         tenth, count = self.num_records // 10, self.num_records
         return {"test": (0, tenth), "val": (tenth, 2 * tenth), "train": (2 * tenth, count)}
 
@@ -79,13 +79,8 @@ class Scenes(Source):
         """The version of the renderer in place of files."""
         return {"renderer": RENDERER}
 
-    def records(self, splits: Ranges, done: dict[str, int]) -> Iterator[tuple[str, int]]:
-        """The numbers of the scenes."""
-        return self.indices(splits, done)
-
     @staticmethod
     def decode(item: int, options: Any) -> Scene:
-        """Render the scene with this number."""
         return render(item, options)
 
 
@@ -95,48 +90,60 @@ def render(index: int, options: Options) -> Scene:
     style = options.style if options.style != "mixed" else STYLES[rng.integers(len(STYLES))]
     bodies, mask = _arrange(rng, options)
     ground, bodies, looks = _dress(rng, style, bodies)
+    # The lamp is high, on the left and on the viewer's side.
+    around, height = math.radians(rng.uniform(195, 255)), math.radians(rng.uniform(48, 60))
+    flat = math.cos(height)
+    lamp = np.array([flat * math.cos(around), flat * math.sin(around), math.sin(height)])
+    # Four rays a pixel.
     fine = raycast.rays(2 * options.size)
-    color = raycast.shade(fine, *raycast.trace(fine, bodies), bodies, ground, _lamp(rng))
+    color = raycast.shade(fine, *raycast.trace(fine, bodies), bodies, ground, lamp)
     quarter = color[:, ::2] + color[:, 1::2]
     image = np.rint((quarter[..., ::2] + quarter[..., 1::2]) * (255 / 4)).astype(np.uint8)
     image = np.ascontiguousarray(image.transpose(1, 2, 0))
-    pairs = zip(bodies, looks, strict=True)
-    objects = tuple(_describe(body, look, options.size) for body, look in pairs)
-    return Scene(f"{style}_{index:06d}", image, mask, objects)
+    objects = []
+    for body, look in zip(bodies, looks, strict=True):
+        across, down, depth = raycast.project(body.center)
+        pixel = ((across + 1) * options.size / 2, (down + 1) * options.size / 2)
+        objects.append(
+            {
+                "shape": body.shape,
+                "size": round(body.radius, 4),
+                **look,
+                "position": [round(value, 4) for value in body.center],
+                "rotation": round(math.degrees(body.rotation), 2),
+                "pixel_coords": [*(round(value, 2) for value in pixel), round(depth, 4)],
+            }
+        )
+    return Scene(f"{style}_{index:06d}", image, mask, tuple(objects))
 
 
 def _arrange(rng: np.random.Generator, options: Options) -> tuple[list[Body], np.ndarray]:
     """Bodies of which no two touch and each is visible, and their mask."""
     number = int(rng.integers(options.min_objects, options.max_objects + 1))
     shrink = min(1.0, 2 / math.sqrt(number))
+    bare = Texture("uniform", np.zeros((2, 3)))
     for _ in range(TRIES):
-        bodies = _scatter(rng, number, shrink)
-        if bodies is None:
+        bodies: list[Body] = []
+        for _ in range(30 * number):
+            radius = float(rng.uniform(*RADIUS)) * shrink
+            shape = raycast.SHAPES[rng.integers(len(raycast.SHAPES))]
+            at = rng.uniform(-REGION, REGION, 2).tolist()
+            x, y = raycast.unproject(*at, height=0.8 * radius)
+            body = Body(shape, x, y, radius, float(rng.uniform(0, 2 * math.pi)), bare)
+            if all(
+                math.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP * shrink**3
+                for other in bodies
+            ):
+                bodies.append(body)
+            if len(bodies) == number:
+                break
+        else:
             continue
         mask, _ = raycast.trace(raycast.rays(options.size), bodies)
         areas = np.bincount(mask.reshape(-1), minlength=number + 1)[1:]
         if areas.min() >= VISIBLE * shrink**2 * mask.size:
             return bodies, mask
     raise InputError(f"{number} objects did not fit in {TRIES} tries. Use a smaller max_objects.")
-
-
-def _scatter(rng: np.random.Generator, number: int, shrink: float) -> list[Body] | None:
-    """Bodies at random positions whose footprints do not overlap; None if one did not fit."""
-    bodies: list[Body] = []
-    bare = Texture("uniform", np.zeros((2, 3)))
-    for _ in range(30 * number):
-        radius = float(rng.uniform(*RADIUS)) * shrink
-        shape = raycast.SHAPES[rng.integers(len(raycast.SHAPES))]
-        x, y = raycast.unproject(*rng.uniform(-REGION, REGION, 2).tolist(), height=0.8 * radius)
-        body = Body(shape, x, y, radius, float(rng.uniform(0, 2 * math.pi)), bare)
-        if all(
-            math.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP * shrink**3
-            for other in bodies
-        ):
-            bodies.append(body)
-        if len(bodies) == number:
-            return bodies
-    return None
 
 
 def _dress(
@@ -154,14 +161,12 @@ def _dress(
     else:
         ground = _texture(rng)
         textures = [replace(ground, phase=tuple(rng.uniform(0, 8, 3).tolist())) for _ in bodies]
-    if style == "camouflage":
-        materials = ["rubber"] * len(bodies)
-    else:
+    materials = ["rubber"] * len(bodies)
+    if style != "camouflage":
         materials = rng.choice(list(MATERIALS), len(bodies)).tolist()
     dressed, looks = [], []
-    for number, (body, texture, material) in enumerate(
-        zip(bodies, textures, materials, strict=True)
-    ):
+    for number, body in enumerate(bodies):
+        texture, material = textures[number], materials[number]
         shine, gloss = MATERIALS[material]
         dressed.append(replace(body, texture=texture, shine=shine, gloss=gloss))
         if colors:
@@ -178,30 +183,9 @@ def _texture(rng: np.random.Generator) -> Texture:
     colors = rng.uniform(0.08, 0.95, (2, 3))
     while np.abs(colors[0] - colors[1]).sum() < 0.8:
         colors = rng.uniform(0.08, 0.95, (2, 3))
-    slowest, fastest = {"noise": (4.0, 7.0)}.get(kind, (2.5, 4.5))
     direction = rng.normal(size=3)
     direction /= np.linalg.norm(direction)
     lattice = rng.random((8, 8, 8), np.float32) if kind == "noise" else None
     phase = tuple(rng.uniform(0, 8, 3).tolist())
-    frequency = float(rng.uniform(slowest, fastest))
+    frequency = float(rng.uniform(*((4.0, 7.0) if kind == "noise" else (2.5, 4.5))))
     return Texture(kind, colors, frequency, phase, tuple(direction.tolist()), lattice)
-
-
-def _lamp(rng: np.random.Generator) -> np.ndarray:
-    """Unit vector towards the lamp: high, on the left and on the viewer's side."""
-    around, height = math.radians(rng.uniform(195, 255)), math.radians(rng.uniform(48, 60))
-    flat = math.cos(height)
-    return np.array([flat * math.cos(around), flat * math.sin(around), math.sin(height)])
-
-
-def _describe(body: Body, look: dict[str, Any], size: int) -> dict[str, Any]:
-    across, down, depth = raycast.project(body.center)
-    pixel = ((across + 1) * size / 2, (down + 1) * size / 2)
-    return {
-        "shape": body.shape,
-        "size": round(body.radius, 4),
-        **look,
-        "position": [round(value, 4) for value in body.center],
-        "rotation": round(math.degrees(body.rotation), 2),
-        "pixel_coords": [*(round(value, 2) for value in pixel), round(depth, 4)],
-    }
