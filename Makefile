@@ -24,7 +24,7 @@ $(VENV)/installed: pyproject.toml
 demo: $(VENV)/installed ## a real small sweep on built-in scenes with MLflow; the best model scored on held-out scenes, its masks drawn
 	$(BIN)/python sweeps/demo.py --resume
 	$(BIN)/cutslots evaluate models:/cutslots-scenes@champion --data scenes --figure $${CUTSLOTS_HOME:-cutslots-home}/demo.png
-	$(BIN)/cutslots best --dataset scenes --limit 10
+	$(BIN)/cutslots best --dataset scenes --metric miou --limit 10
 	@echo "masks beside images: $${CUTSLOTS_HOME:-cutslots-home}/demo.png"
 	@echo "all of it in MLflow: $(BIN)/cutslots ui"
 
