@@ -102,7 +102,7 @@ def build(
     torch.manual_seed(0)
     cut = replace(run.model.cut, solver=variant.solver)
     model = replace(run.model, cut=cut).build().to(device)
-    if model.detail is not None:  # the steps after the phase of constant colors, which take longest
+    if model.detail is not None:  # measure steps with the decoder, not the first ones of one color
         model.detail.step = model.detail.wait + model.detail.length
     dtype: torch.dtype = getattr(torch, variant.precision)
     torch.backends.cudnn.benchmark = variant.search

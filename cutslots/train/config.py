@@ -79,8 +79,8 @@ class RunConfig:
 _RESUMABLE = ("steps", "log_every", "eval_every", "eval_images", "checkpoint_every", "keep_last")
 RESUMABLE = tuple(f"train.{name}" for name in _RESUMABLE)
 
-# Options added after the first recorded runs, and what these did: a run's hash leaves out an option
-# of this value, so it stays valid.
+# Options added after the first recorded runs, with the values that these runs had in effect. The
+# hash omits an option that has this value, so the hashes of old runs stay valid.
 HASH_EXEMPT: dict[str, Any] = {
     "model.cut.reach": None,
     "model.cut.terminal_slack": True,
