@@ -118,6 +118,13 @@ def command(
         digest = run_hash(config, manifest.digest)
         run_dir = new_run_dir(name or f"{source}-{preset or 'small'}-{digest}", "--name")
     best = finished(run_dir, config, manifest.digest)
+    color = getattr(config.model, "color", None)
+    if color and config.train.steps < (needed := color.steps + color.ramp):
+        click.echo(
+            f"train.steps ({config.train.steps:,}) is less than color.steps + color.ramp "
+            f"({needed:,}): the slots will lack detail. Train longer, or set both to 0.",
+            err=True,
+        )
     if best:
         click.echo(
             f"run {run_dir.name} is already finished: {run_dir}. --name or --seed starts another."

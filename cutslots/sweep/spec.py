@@ -248,12 +248,15 @@ class Sweep:
         """A sweep that takes minutes: a small preset, 30 steps, one seed, at most three trials."""
         same = self.smoke_preset == self.preset
         own = [(name, b) for name, b in self.baselines.items() if b.preset is None][:1]
+        # With its own color.steps, a smoke of `small` would end before the decoder runs.
+        color = getattr(preset(self.smoke_preset).model, "color", None)
+        short = ("color.steps=10", "color.ramp=10") if color and color.steps else ()
         kept = [text for text in self.overrides if same and not text.startswith("train.")]
         return replace(
             self,
             name=f"{self.name}-smoke",
             preset=self.smoke_preset,
-            overrides=(*kept, *(f"train.{option}" for option in SMOKE)),
+            overrides=(*kept, *(f"train.{option}" for option in SMOKE), *short),
             baselines={name: baseline if same else Baseline() for name, baseline in own},
             seeds=self.seeds[:1],
             search="random" if self.search == "grid" else self.search,

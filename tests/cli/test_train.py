@@ -69,6 +69,14 @@ def test_ctrl_c_keeps_a_checkpoint_and_prints_how_to_resume(plain):
     assert main([*shlex.split(resume), "--steps", str(state["step"] + 1)]) == 0
 
 
+def test_training_that_ends_before_the_decoder_is_announced(plain, capsys):
+    few = ["--set", "color.steps=3", "--set", "color.ramp=2", "--set", "batch_size=4"]
+    for steps, told in (("4", True), ("5", False)):
+        assert main([*TRAIN, *few, "--steps", steps, "--name", steps]) == 0
+        message = f"train.steps ({steps}) is less than color.steps + color.ramp (5)"
+        assert (message in capsys.readouterr().err) == told
+
+
 def test_best_metric_is_printed(plain, capsys):
     config = options.override(preset("small"), "best_metric=miou")
     best = {"ari_fg": 0.75, "miou": 0.5, "mse": 12.0, "step": 500.0}

@@ -222,3 +222,5 @@ def test_smoke_test_of_a_grid_is_two_trials():
     space = {"cut.gamma": choice(0.1, 0.5, 1.0), "num_slots": choice(3, 4)}
     sweep = Sweep("g", "scenes", "small", space, search="grid")
     assert (sweep.total, sweep.smoke().total) == (6, 2)
+    color = sweep.smoke().base.model.color
+    assert color.steps + color.ramp < sweep.smoke().base.train.steps, "the decoder must run"
