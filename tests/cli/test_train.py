@@ -71,10 +71,10 @@ def test_ctrl_c_keeps_a_checkpoint_and_prints_how_to_resume(plain):
 
 def test_training_that_ends_before_the_decoder_is_announced(plain, capsys):
     few = ["--set", "color.steps=3", "--set", "color.ramp=2", "--set", "batch_size=4"]
-    for steps, told in (("4", True), ("5", False)):
+    for steps, printed in (("4", True), ("5", False)):
         assert main([*TRAIN, *few, "--steps", steps, "--name", steps]) == 0
         message = f"train.steps ({steps}) is less than color.steps + color.ramp (5)"
-        assert (message in capsys.readouterr().err) == told
+        assert (message in capsys.readouterr().err) == printed
 
 
 def test_best_metric_is_printed(plain, capsys):
