@@ -67,17 +67,26 @@ def _writing(path: Path) -> Iterator[Path]:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint without executing anything in the file; InputError if that fails."""
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist.")
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"{path} is not a readable checkpoint ({reason}).") from None
+    """Read a checkpoint of a run; InputError if it is not one."""
+    state = read(path, device)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path} is not a cutslots checkpoint of format {FORMAT}.")
     return state
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> Any:
+    """The content of a file that torch wrote, without executing anything in it.
+
+    Raises:
+        InputError: the file does not exist, or torch cannot read it (its error is the cause).
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist.")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many types for a damaged file
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"{path} is not a readable checkpoint ({reason}).") from error
 
 
 def newest(folder: Path) -> dict[str, Any] | None:

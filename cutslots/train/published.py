@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cutslots.errors import InputError, listed
 from cutslots.models.min_cut_slots import MinCutSlots
+from cutslots.train import checkpoint
 from cutslots.train.config import preset
 
 PRESET = "published-clevrtex"
@@ -127,17 +128,18 @@ def read_published(path: Path) -> tuple[Mapping[str, Any], int]:
         InputError: the file cannot be read, or not without executing code.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+        content = checkpoint.read(path)
+    except InputError as error:
+        cause = error.__cause__
+        if not isinstance(cause, pickle.UnpicklingError):
+            raise
+        reason = str(cause).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise InputError(
-            f"{path} has more than tensors, and reading that may execute code: {reason or error} "
+            f"{path} has more than tensors, and reading that may execute code: {reason or cause} "
             "If you trust the file, keep its weights only, where the published code is installed: "
             f"python -c \"import torch; file = torch.load('{path}', 'cpu', weights_only=False); "
             "torch.save(file['state_dict'], 'weights.pt')\". Then import weights.pt."
         ) from None
-    except Exception as error:  # torch raises many types for a damaged file
-        raise InputError(f"{path} is not a readable checkpoint ({error}).") from None
     content = content if isinstance(content, Mapping) else {}
     step = content.get("global_step", 0)
     state_dict = content.get("state_dict", content)

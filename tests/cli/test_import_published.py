@@ -72,6 +72,8 @@ def test_refused_files_are_reported_with_the_remedy(state, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:5000])
     assert main(["import-published", str(path), "published"]) == 2
     assert "not a readable checkpoint" in capsys.readouterr().err
+    assert main(["import-published", "absent.ckpt", "published"]) == 2
+    assert "absent.ckpt does not exist" in capsys.readouterr().err
     torch.save(state, path)
     assert main(["import-published", str(path), "../published"]) == 2
     assert "without /" in capsys.readouterr().err
