@@ -8,7 +8,7 @@ Searched: the smoothing of the cut (gamma_edge), how sharply masks are combined,
 rate. The small model and Slot Attention, with the same encoder and decoder, run first and are not
 stopped early.
 
-Cost: about six minutes on 2 cores.
+Cost: about four minutes on 2 cores.
 Expected: the best trial has an mIoU above 0.8 and an ARI above 0.8 on 200 validation scenes, Slot
 Attention about 0.3 and 0.1 with a higher ARI-FG: it shares the ground among its slots, which ARI-FG
 does not see (results/LOG.md).
